@@ -1,0 +1,47 @@
+# Two commands are enough on a fresh machine with Python 3.11 to 3.13:  make demo  and  make test
+#
+# Linux without a GPU? PyPI's torch brings gigabytes of CUDA packages along; the small build is taken with
+#     PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
+# Another interpreter:  make demo PYTHON=python3.12         Some tests only:  make test PYTEST_ARGS="-k jacobian"
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_OUTPUT ?= demo_output
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format clean
+
+help: ## Explain every target
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## Make .venv with the pinned, tested versions (every other target does this first, once)
+
+# The stamp is written last: a broken download is repeated, a finished one never.
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit("Python %d.%d found, 3.11 to 3.13 needed: name one, as in  make demo PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[demo,test,dev]'
+	@touch $@
+
+demo: $(STAMP) ## Register the built-in example pair in 3D and 2D: a table and pictures in demo_output/
+	$(BIN)/python -m monai_nodeo.demo --output $(DEMO_OUTPUT)
+
+test: $(STAMP) ## Run the whole test suite
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP) ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## Format the code and repair what can be repaired
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove the environment, caches and the demo's output
+	rm -rf $(VENV) $(DEMO_OUTPUT) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

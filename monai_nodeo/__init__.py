@@ -1,0 +1,13 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Registration of one image pair by a neural ordinary differential equation, as MONAI components.
+
+Import from the modules: ``from monai_nodeo.transforms import RegisterPair``. The package itself imports nothing, so
+that asking for its version is instant.
+"""
+
+from __future__ import annotations
+
+__all__ = ["__version__"]
+
+__version__ = "0.1.0"

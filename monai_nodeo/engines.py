@@ -1,0 +1,89 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The optimisation of one pair as a MONAI / ignite trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.engines import Trainer
+from monai.engines.utils import IterationEvents
+from torch import Tensor, nn
+
+from monai_nodeo.fields import identity_grid, make_warp, phi_to_ddf
+from monai_nodeo.integration import ODESolver
+
+__all__ = ["PairTrainer"]
+
+
+class PairTrainer(Trainer):
+    """Optimises a velocity model for one pair of images: one iteration is one step of the optimiser.
+
+    ``engine.state.output`` holds the loss terms of the iteration and its ``"ddf"``, ``engine.state.history`` the
+    terms of all iterations; all are tensors on the device, so that the loop never waits for it.
+    A trainer is for one pair: make a new one, with a new network and optimiser, for the next.
+
+    Args:
+        fixed: (1, C, *spatial), on the device to compute on.
+        moving: (1, C, *spatial), on the fixed grid.
+        network: velocity model, ``forward(phi, t)``.
+        optimizer: optimiser of the network's parameters.
+        loss_function: gives the dict of loss terms, see :py:class:`monai_nodeo.losses.RegistrationLoss`.
+        solver: integrates the velocity.
+        iterations: optimiser steps.
+        handlers: objects with ``attach(engine)``, for this trainer only.
+
+    Raises:
+        ValueError: when the images differ in shape.
+    """
+
+    def __init__(
+        self,
+        fixed: Tensor,
+        moving: Tensor,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_function: nn.Module,
+        solver: ODESolver,
+        iterations: int,
+        handlers: Sequence[Any] = (),
+    ) -> None:
+        if fixed.shape[2:] != moving.shape[2:]:
+            raise ValueError(
+                f"fixed {tuple(fixed.shape)} and moving {tuple(moving.shape)} differ in shape; "
+                "resample the moving image to the fixed grid first."
+            )
+        super().__init__(
+            device=fixed.device,
+            max_epochs=1,
+            data_loader=[{"fixed": fixed, "moving": moving}],
+            epoch_length=iterations,
+            decollate=False,
+            handlers=handlers,
+        )
+        self.network = network
+        self.optimizer = optimizer
+        self.loss_function = loss_function
+        self.solver = solver
+        self.identity = identity_grid(fixed.shape[2:], fixed.device, fixed.dtype)
+        self.warp = make_warp()
+        self.state.history = []
+
+    def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.optimizer.zero_grad(set_to_none=True)
+        trajectory = self.solver(self.network, self.identity)
+        ddf = phi_to_ddf(trajectory[-1], self.identity)
+        self.fire_event(IterationEvents.FORWARD_COMPLETED)
+        terms = self.loss_function(
+            self.warp(batchdata["moving"], ddf), batchdata["fixed"], ddf, velocity=trajectory.diff(dim=0)
+        )
+        self.fire_event(IterationEvents.LOSS_COMPLETED)
+        terms["loss"].backward()
+        self.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        self.optimizer.step()
+        self.fire_event(IterationEvents.MODEL_COMPLETED)
+        figures = {name: value.detach() for name, value in terms.items()}
+        self.state.history.append(figures)
+        return {**figures, "ddf": ddf.detach()}

@@ -1,0 +1,91 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of one registered pair, as plain dicts for JSON. How good a field is by itself: see `metrics`."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from monai.config import NdarrayOrTensor
+from monai.metrics import compute_dice, compute_hausdorff_distance
+from monai.transforms.utils import generate_spatial_bounding_box
+from monai.utils import convert_to_tensor
+from torch import Tensor
+
+__all__ = ["label_metrics"]
+
+
+def label_metrics(label: NdarrayOrTensor, fixed_label: NdarrayOrTensor, spacing: Sequence[float]) -> dict[str, Any]:
+    """Dice and 95th percentile of the Hausdorff distance for every label of the fixed image.
+
+    The labels are those greater than 0 in ``fixed_label``; what else ``label`` holds is not scored. One that ``label``
+    lacks has Dice 0, which counts in the mean, and no distance (None): ``hd95_mm_mean`` is over the labels that both
+    maps hold. HD95 is MONAI's: between the voxels on the two surfaces, the larger of the two directed 95th
+    percentiles.
+
+    Args:
+        label: label map to judge on the fixed grid, whole numbers of any dtype, (*spatial) or (1, *spatial).
+        fixed_label: label map of the fixed image, same shape.
+        spacing: voxel size in mm for each of the D tensor axes.
+
+    Returns:
+        ``{"dice": {label: value}, "dice_mean", "hd95_mm": {label: value}, "hd95_mm_mean"}``: int labels in ascending
+        order, floats or None. A mean of nothing is None.
+
+    Raises:
+        ValueError: when the shapes differ or do not fit the spacing.
+
+    Example:
+        >>> fixed = torch.zeros(9, 11, dtype=torch.uint8)
+        >>> fixed[2:6, 3:7] = 1
+        >>> label_metrics(fixed.roll(2, 0), fixed, spacing=(1.5, 1.0))
+        {'dice': {1: 0.5}, 'dice_mean': 0.5, 'hd95_mm': {1: 3.0}, 'hd95_mm_mean': 3.0}
+    """
+    dims = len(spacing)
+    judged, truth = _spatial(label, dims), _spatial(fixed_label, dims)
+    if judged.shape != truth.shape or truth.ndim != dims:
+        raise ValueError(
+            f"label {tuple(label.shape)}, fixed_label {tuple(fixed_label.shape)} and spacing {tuple(spacing)} differ; "
+            "expected two maps (*spatial) or (1, *spatial) on one grid, and a spacing for each axis."
+        )
+    dice: dict[int, float | None] = {}
+    hd95: dict[int, float | None] = {}
+    # One label at a time in its own box: a one-hot of 35 labels of a brain takes a gigabyte.
+    for value in torch.unique(truth[truth > 0]).tolist():
+        masks = torch.stack([judged == value, truth == value])
+        start, stop = generate_spatial_bounding_box(masks, select_fn=Tensor.bool)
+        box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        dice[int(value)], hd95[int(value)] = _mask_metrics(masks[0][box], masks[1][box], spacing)
+    return {"dice": dice, "dice_mean": _mean(dice.values()), "hd95_mm": hd95, "hd95_mm_mean": _mean(hd95.values())}
+
+
+def _spatial(label: NdarrayOrTensor, dims: int) -> Tensor:
+    tensor = convert_to_tensor(label, track_meta=False, device="cpu")
+    return tensor[0] if tensor.ndim == dims + 1 and tensor.shape[0] == 1 else tensor
+
+
+def _mask_metrics(judged: Tensor, truth: Tensor, spacing: Sequence[float]) -> tuple[float | None, float | None]:
+    """Dice and HD95 in mm of two boolean masks (*spatial), the second one not empty."""
+    y_pred, y = judged[None, None], truth[None, None]
+    dice = _plain(compute_dice(y_pred, y))
+    if not judged.any():  # MONAI would warn and call the distance infinite
+        return dice, None
+    with warnings.catch_warnings():
+        # MONAI 1.6.1 passes this deprecated argument to itself.
+        warnings.filterwarnings("ignore", ".*get_mask_edges:always_return_as_numpy", FutureWarning)
+        distance = compute_hausdorff_distance(y_pred, y, include_background=True, percentile=95, spacing=list(spacing))
+    return dice, _plain(distance)
+
+
+def _plain(value: Tensor) -> float | None:
+    number = float(value.squeeze())
+    return number if math.isfinite(number) else None
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return math.fsum(defined) / len(defined) if defined else None

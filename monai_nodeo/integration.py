@@ -1,0 +1,132 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The flow of a velocity model, by torchdiffeq."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.utils import look_up_option
+from torch import Tensor, nn
+from torchdiffeq import odeint, odeint_adjoint
+from torchdiffeq._impl.odeint import SOLVERS
+from torchdiffeq._impl.solvers import FixedGridODESolver
+
+__all__ = ["ODESolver"]
+
+# Aliases and wrappers that need another library are left out.
+METHODS = tuple(name for name in SOLVERS if name not in ("fixed_adams", "scipy_solver"))
+
+
+class _TimeFirst(nn.Module):
+    """torchdiffeq calls ``func(t, y)``; MONAI networks take the state first."""
+
+    def __init__(self, velocity: nn.Module) -> None:
+        super().__init__()
+        self.velocity = velocity
+
+    def forward(self, t: Tensor, phi: Tensor, perturb: Any = None) -> Tensor:
+        return self.velocity(phi, t)
+
+    def callback_step(self, *_: Any) -> None:
+        """Nothing to do: the solver classes ask for it."""
+
+
+def _is_fixed_grid(method: str) -> bool:
+    return issubclass(SOLVERS[method], FixedGridODESolver)
+
+
+def _valid_options(method: str) -> list[str]:
+    """Names that the solver's constructors take, less those that this module sets itself."""
+    names = {
+        name
+        for cls in SOLVERS[method].__mro__
+        if "__init__" in vars(cls)
+        for name, p in inspect.signature(cls.__init__).parameters.items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+    owned = {"self", "func", "y0", "rtol", "atol", "dtype", "norm"}
+    if _is_fixed_grid(method):
+        owned |= {"step_size", "grid_constructor"}
+    return sorted(names - owned)
+
+
+class ODESolver:
+    """Solves ``d phi / dt = v(phi, t)`` from t = 0 to t = 1.
+
+    Fixed-grid methods take ``num_steps`` equal steps and never wait for the device; adaptive methods choose their own
+    steps from ``rtol`` and ``atol``.
+
+    Args:
+        method: a torchdiffeq method, among them ``"euler"``, ``"midpoint"``, ``"rk4"`` (fixed grid) and ``"dopri5"``
+            (adaptive).
+        num_steps: steps of a fixed-grid method.
+        adjoint: solve backwards for the gradient (``odeint_adjoint``): memory does not grow with the number of steps,
+            but the result is not the exact gradient of the discrete solution.
+        rtol: relative tolerance of an adaptive method.
+        atol: absolute tolerance of an adaptive method, in the units of phi.
+        options: further options of the torchdiffeq solver.
+
+    Raises:
+        ValueError: for an unknown method or option (the valid ones are listed), or fewer than one step.
+
+    Example:
+        >>> solver = ODESolver("rk4", num_steps=4)
+        >>> trajectory = solver(network, identity_grid((160, 192, 144)))  # (2, 1, 3, 160, 192, 144)
+    """
+
+    def __init__(
+        self,
+        method: str = "euler",
+        num_steps: int = 1,
+        adjoint: bool = False,
+        rtol: float = 1e-3,
+        atol: float = 1e-4,
+        **options: Any,
+    ) -> None:
+        self.method: str = look_up_option(method, METHODS)
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+        valid = _valid_options(self.method)
+        for name in options:
+            look_up_option(name, valid)
+        self.num_steps = num_steps
+        self.adjoint = adjoint
+        self.rtol = rtol
+        self.atol = atol
+        self.options = options
+
+    def _time_grid(self, _func: Callable, _y0: Tensor, t: Tensor) -> Tensor:
+        """Equal steps over the whole interval; requested times in between are interpolated."""
+        return torch.linspace(float(t[0]), float(t[-1]), self.num_steps + 1, dtype=t.dtype, device=t.device)
+
+    def __call__(self, velocity: nn.Module, phi0: Tensor, times: Sequence[float] = (0.0, 1.0)) -> Tensor:
+        """Integrate.
+
+        Args:
+            velocity: model with ``forward(phi, t) -> velocity``, all (B, D, *spatial).
+            phi0: positions at ``times[0]``, (B, D, *spatial).
+            times: increasing, at least two.
+
+        Returns:
+            trajectory, (T, B, D, *spatial): phi at each of the times, the first is ``phi0``.
+
+        Raises:
+            ValueError: when the times do not increase.
+        """
+        if len(times) < 2 or any(b <= a for a, b in zip(times, times[1:])):
+            raise ValueError(f"times must be at least two and increase, got {tuple(times)}.")
+        func = _TimeFirst(velocity)
+        t = torch.tensor(times, dtype=phi0.dtype)
+        options = dict(self.options)
+        if _is_fixed_grid(self.method):
+            options["grid_constructor"] = self._time_grid
+            if not self.adjoint:
+                # odeint() would move the times to the device and compare them there: one wait of the host a step.
+                solver = SOLVERS[self.method](func, phi0, rtol=self.rtol, atol=self.atol, **options)
+                return solver.integrate(t)
+        solve = odeint_adjoint if self.adjoint else odeint
+        return solve(func, phi0, t.to(phi0.device), rtol=self.rtol, atol=self.atol, method=self.method, options=options)

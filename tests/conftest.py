@@ -1,0 +1,41 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+DATA_VARIABLE = "MONAI_NODEO_DATA"
+DATA_BESIDE_CHECKOUT = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="no CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """Start every test from the same state of torch's generators, and leave the caller's as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture(scope="session")
+def oasis() -> Path:
+    """Folder of the OASIS data (``oasis2d/``, ``oasis3d/``, ``pairs2d.json``)."""
+    folder = Path(os.environ.get(DATA_VARIABLE, DATA_BESIDE_CHECKOUT))
+    if not (folder / "pairs2d.json").is_file():
+        pytest.skip(f"no pairs2d.json in {folder}: set {DATA_VARIABLE} to the folder of the OASIS data")
+    return folder

@@ -1,0 +1,158 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import socket
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from monai_nodeo.examples import ExamplePair, _exponential, example_pair, write_pair
+from monai_nodeo.fields import jacobian_determinant, warp
+
+COARSE = {2: 2.0, 3: 4.0}
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def pair(request) -> ExamplePair:
+    return example_pair(request.param, COARSE[request.param])
+
+
+def warped(image, ddf, mode="bilinear"):
+    return warp(torch.from_numpy(image)[None, None].float(), torch.from_numpy(ddf)[None], mode)[0, 0].numpy()
+
+
+def test_all_parts_lie_on_one_grid(pair):
+    dims = pair.fixed.ndim
+    assert len(set(pair.fixed.shape)) == dims  # unequal sides
+    assert pair.moving.shape == pair.fixed_label.shape == pair.moving_label.shape == pair.fixed.shape
+    assert pair.ddf.shape == (dims, *pair.fixed.shape)
+    assert pair.spacing == (COARSE[dims],) * dims
+    for image in (pair.fixed, pair.moving):
+        assert image.dtype == np.float32
+        assert image.min() == 0
+        assert 0.8 < image.max() <= 1
+    for label in (pair.fixed_label, pair.moving_label):
+        assert label.dtype == np.uint8
+        assert np.unique(label).tolist() == [0, 1, 2]
+
+
+def test_deformation_is_smooth_and_of_a_realistic_size(pair):
+    head = pair.fixed_label > 0
+    millimetres = np.linalg.norm(pair.ddf, axis=0) * pair.spacing[0]
+    assert 3 < millimetres[head].mean() < 4
+    assert millimetres.max() < 12
+    assert jacobian_determinant(torch.from_numpy(pair.ddf)[None]).min() > 0.2
+
+
+def test_nothing_leaves_the_image(pair):
+    for axis in range(pair.fixed.ndim):
+        for end in (0, -1):
+            assert np.abs(pair.ddf.take(end, axis=axis + 1)).max() < 1e-6
+    # The template's lower end is cut at the neck, all other sides are empty.
+    assert pair.moving[0].max() == pair.moving[-1].max() == pair.moving[:, 0].max() == pair.moving[:, -1].max() == 0
+
+
+def test_true_displacement_undoes_the_deformation(pair):
+    """The contrast differs, so the labels say it: little overlap before, nearly all after."""
+    before, after = [], []
+    for label in (1, 2):
+        fixed = (pair.fixed_label == label).astype(np.float32)
+        moving = (pair.moving_label == label).astype(np.float32)
+        brought_back = warped(moving, pair.ddf) > 0.5
+        for dice, other in ((before, moving), (after, brought_back)):
+            dice.append(2 * (fixed * other).sum() / (fixed.sum() + other.sum()))
+    assert max(before) < 0.85
+    assert min(after) > 0.86
+    head = pair.fixed_label > 0
+    correlation = [np.corrcoef(pair.fixed[head], m[head])[0, 1] for m in (pair.moving, warped(pair.moving, pair.ddf))]
+    assert correlation[0] < 0.8 < 0.9 < correlation[1]
+
+
+def test_contrast_differs(pair):
+    head = pair.fixed_label > 0
+    brought_back = warped(pair.moving, pair.ddf)
+    assert np.abs(brought_back - pair.fixed)[head].mean() > 0.05
+
+
+def test_seed_decides():
+    first, again, other = (example_pair(2, 3.0, seed) for seed in (1, 1, 2))
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(first.fixed, other.fixed)
+    assert np.abs(first.ddf - other.ddf).max() > 1
+
+
+@pytest.mark.parametrize("shape", [(29, 33), (21, 25, 31)])
+def test_exponential_of_the_negative_velocity_is_the_inverse(shape):
+    # Zero at the border, as the velocities of the example are.
+    bump = np.prod(np.meshgrid(*[np.sin(np.linspace(0, np.pi, n)) ** 2 for n in shape], indexing="ij"), axis=0)
+    velocity = np.stack([(2 + i) * bump for i in range(len(shape))])
+    there, back = _exponential(velocity), _exponential(-velocity)
+    positions = np.indices(shape) + there
+    returned = there + np.stack([ndimage.map_coordinates(b, positions, order=3, mode="nearest") for b in back])
+    assert np.abs(there).max() > 2
+    assert np.abs(returned).max() < 0.01
+
+
+def test_exponential_of_a_linear_velocity():
+    """dx/dt = a (x - c) scales by exp(a)."""
+    centre, rate = 20.0, -0.3
+    velocity = rate * (np.indices((41, 41)) - centre)
+    expected = (np.exp(rate) - 1) / rate * velocity
+    inner = (slice(None), slice(2, -2), slice(2, -2))  # the spline is bent at the border
+    np.testing.assert_allclose(_exponential(velocity)[inner], expected[inner], atol=1e-3)
+
+
+def test_affine_places_the_slice_and_the_head_in_template_space():
+    """The anterior commissure, the origin of MNI space, lies inside the image; both dimensions show the same head."""
+    volume, plane = example_pair(3, 4.0), example_pair(2, 1.0)
+    for pair in (volume, plane):
+        origin = np.linalg.inv(pair.affine) @ [0, 0, 8 if pair is plane else 0, 1]
+        inside = origin[: pair.fixed.ndim]
+        assert (inside > 0.3 * np.array(pair.fixed.shape)).all()
+        assert (inside < 0.7 * np.array(pair.fixed.shape)).all()
+    assert plane.affine[2, 3] == 8  # mm above the commissures
+    at = np.linalg.inv(volume.affine) @ [0, 0, 8, 1]
+    level = volume.fixed[:, :, round(at[2])]
+    # One grey value every 4 mm of the slice: the same picture up to its blur.
+    coarse = plane.fixed[: level.shape[0] * 4 : 4, : level.shape[1] * 4 : 4][: level.shape[0], : level.shape[1]]
+    level = level[: coarse.shape[0], : coarse.shape[1]]
+    assert np.corrcoef(level.ravel(), coarse.ravel())[0, 1] > 0.9
+
+
+def test_needs_no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    example_pair(2, 4.0)
+
+
+def test_absent_nilearn_is_explained(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nilearn.datasets", None)
+    with pytest.raises(ImportError, match=r"pip install 'monai-nodeo\[demo\]'"):
+        example_pair(2)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [((4,), "expected 2 or 3"), ((2, 0.5), "at least")])
+def test_impossible_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        example_pair(*arguments)
+
+
+def test_written_files_hold_the_pair(pair, tmp_path):
+    row = write_pair(pair, tmp_path / "new" / "folder")
+    assert set(row) == {"fixed", "moving", "fixed_label", "moving_label"}
+    for name, path in row.items():
+        image = nib.load(path)
+        assert image.ndim == 3
+        np.testing.assert_array_equal(np.squeeze(image.get_fdata()), getattr(pair, name))
+        np.testing.assert_allclose(image.affine, pair.affine)
+        assert image.get_data_dtype() == getattr(pair, name).dtype
+        assert image.header.get_xyzt_units()[0] == "mm"

@@ -1,0 +1,474 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from monai.config import NdarrayOrTensor
+from monai.data import MetaTensor
+from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.spatial.transform import Rotation
+
+from monai_nodeo.transform_io import (
+    ImageGrid,
+    atomic_path,
+    read_displacement,
+    write_displacement,
+    write_image,
+    write_labels,
+)
+
+LARGEST_SHIFT = 2.0  # voxels
+
+
+def make_affine(angles: tuple[float, float, float], zooms: tuple[float, float, float]) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", angles).as_matrix() @ np.diag(zooms)
+    affine[:3, 3] = 12.5, -30.25, 41.75
+    return affine
+
+
+OBLIQUE = make_affine((0.3, -0.2, 0.4), (1.2, 0.9, 2.5))
+OBLIQUE_FLIPPED = make_affine((-0.5, 0.35, 2.8), (-0.7, 1.3, 1.9))
+CORONAL = np.array([[-1.0, 0, 0, 80], [0, 0, 1, -0.5], [0, -1, 0, 96], [0, 0, 0, 1]])
+IN_PLANE = make_affine((0.0, 0.0, 0.4), (-1.2, 0.9, 2.5))
+
+VOLUMES = [
+    pytest.param(ImageGrid(affine, (23, 27, 31)), id=f"volume-{name}")
+    for name, affine in [("oblique", OBLIQUE), ("flipped", OBLIQUE_FLIPPED), ("coronal", CORONAL)]
+]
+SLICES = [
+    pytest.param(ImageGrid(affine, (29, 37, 1)), id=f"slice-{name}")
+    for name, affine in [("oblique", OBLIQUE), ("flipped", OBLIQUE_FLIPPED), ("coronal", CORONAL)]
+]
+PLANES = [pytest.param(ImageGrid(IN_PLANE, (29, 37)), id="plane")]
+GRIDS = VOLUMES + SLICES + PLANES
+
+
+def load(path: Path) -> nib.Nifti1Image:
+    return nib.Nifti1Image.from_filename(path)
+
+
+def smooth_noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    noise = gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 3.0)
+    return noise / np.abs(noise).max()
+
+
+def make_ddf(grid: ImageGrid) -> np.ndarray:
+    axes = range(grid.spatial_dims)
+    return LARGEST_SHIFT * np.stack([smooth_noise(grid.spatial_shape, seed) for seed in axes]).astype(np.float32)
+
+
+def make_moving(grid: ImageGrid) -> np.ndarray:
+    return 500 * (1 + smooth_noise(grid.spatial_shape, 99))
+
+
+def voxels(grid: ImageGrid) -> np.ndarray:
+    return np.indices(grid.spatial_shape, dtype=float)
+
+
+def warp(moving: np.ndarray, grid: ImageGrid, ddf: np.ndarray) -> np.ndarray:
+    return map_coordinates(moving, voxels(grid) + ddf, order=1)
+
+
+def interior(array: np.ndarray) -> np.ndarray:
+    margin = int(LARGEST_SHIFT) + 1
+    return array[(slice(margin, -margin),) * array.ndim]
+
+
+def to_lps(grid: ImageGrid, index: np.ndarray) -> np.ndarray:
+    """ITK's physical point of a voxel position (D,), in as many coordinates as the stored image has."""
+    position = np.append(index, np.zeros(3 - len(index)))
+    ras = grid.affine[:3, :3] @ position + grid.affine[:3, 3]
+    return (ras * (-1, -1, 1))[: len(grid.shape)]
+
+
+def itk_transform(path: Path, grid: ImageGrid, fixed: sitk.Image) -> sitk.DisplacementFieldTransform:
+    if grid.shape[2:] == (1,):
+        # ITK drops the third axis of a one-slice vector file; see write_displacement.
+        values = load(path).get_fdata()[:, :, :, 0]
+        field = sitk.GetImageFromArray(values.transpose(2, 1, 0, 3), isVector=True)
+        field.CopyInformation(fixed)
+    else:
+        field = sitk.ReadImage(path, sitk.sitkVectorFloat64)
+    return sitk.DisplacementFieldTransform(field)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_simpleitk_applies_our_field_and_gets_our_image(grid: ImageGrid, tmp_path: Path) -> None:
+    ddf, moving = make_ddf(grid), make_moving(grid)
+    write_displacement(tmp_path / "displacement.nii.gz", ddf, grid)
+    write_image(tmp_path / "moving.nii.gz", moving, grid)
+    image = sitk.ReadImage(tmp_path / "moving.nii.gz", sitk.sitkFloat64)
+    transform = itk_transform(tmp_path / "displacement.nii.gz", grid, image)
+
+    theirs = sitk.GetArrayFromImage(sitk.Resample(image, image, transform, sitk.sitkLinear)).T.reshape(moving.shape)
+
+    difference = np.abs(interior(theirs - warp(moving, grid, ddf))).max() / np.ptp(moving)
+    unregistered = np.abs(interior(moving - warp(moving, grid, ddf))).max() / np.ptp(moving)
+    assert unregistered > 0.1
+    assert difference < 1e-5
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_simpleitk_moves_points_as_the_ddf_says(grid: ImageGrid, tmp_path: Path) -> None:
+    ddf = make_ddf(grid)
+    write_displacement(tmp_path / "displacement.nii.gz", ddf, grid)
+    write_image(tmp_path / "fixed.nii.gz", make_moving(grid), grid)
+    transform = itk_transform(tmp_path / "displacement.nii.gz", grid, sitk.ReadImage(tmp_path / "fixed.nii.gz"))
+    indices = np.random.default_rng(5).integers(1, np.array(grid.spatial_shape) - 1, (50, grid.spatial_dims))
+    for index in indices:
+        moved = transform.TransformPoint(to_lps(grid, index))
+        np.testing.assert_allclose(moved, to_lps(grid, index + ddf[(slice(None), *index)]), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("grid", VOLUMES)
+def test_nitransforms_applies_our_field_and_gets_our_image(grid: ImageGrid, tmp_path: Path) -> None:
+    from nitransforms.nonlinear import DenseFieldTransform
+    from nitransforms.resampling import apply
+
+    ddf, moving = make_ddf(grid), make_moving(grid)
+    write_displacement(tmp_path / "displacement.nii.gz", ddf, grid)
+    write_image(tmp_path / "moving.nii.gz", moving, grid)
+    transform = DenseFieldTransform.from_filename(tmp_path / "displacement.nii.gz", fmt="itk")
+
+    expected = np.einsum("ij,j...->...i", grid.affine[:3, :3], voxels(grid) + ddf) + grid.affine[:3, 3]
+    mapped = transform.map(transform.reference.ndcoords).reshape(expected.shape)
+    np.testing.assert_allclose(mapped, expected, rtol=0, atol=1e-4)
+    theirs = apply(transform, tmp_path / "moving.nii.gz", order=1).get_fdata()
+    assert np.abs(interior(theirs - warp(moving, grid, ddf))).max() < 1e-5 * np.ptp(moving)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_displacement_survives_the_round_trip(grid: ImageGrid, tmp_path: Path) -> None:
+    ddf = make_ddf(grid)
+    write_displacement(tmp_path / "displacement.nii", ddf, grid)
+    back, its_grid = read_displacement(tmp_path / "displacement.nii")
+    assert back.dtype == np.float32
+    np.testing.assert_allclose(back, ddf, rtol=0, atol=1e-6)
+    assert its_grid.shape == grid.shape
+    np.testing.assert_allclose(its_grid.affine, grid.affine, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_header_is_that_of_an_itk_field(grid: ImageGrid, tmp_path: Path) -> None:
+    write_displacement(tmp_path / "displacement.nii.gz", make_ddf(grid), grid)
+    header = load(tmp_path / "displacement.nii.gz").header
+    volume = (*grid.shape, 1)[:3]
+    assert header["dim"].tolist()[:6] == [5, *volume, 1, len(grid.shape)]
+    assert int(header["intent_code"]) == 1007
+    assert header.get_data_dtype() == np.float32
+    assert header.get_xyzt_units()[0] == "mm"
+    np.testing.assert_allclose(header.get_sform(), grid.affine, atol=1e-5)
+    np.testing.assert_allclose(header.get_qform(), grid.affine, atol=1e-4)
+    assert min(int(header["sform_code"]), int(header["qform_code"])) > 0
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_layout_is_the_one_that_itk_itself_writes(grid: ImageGrid, tmp_path: Path) -> None:
+    write_displacement(tmp_path / "ours.nii.gz", make_ddf(grid), grid)
+    write_image(tmp_path / "fixed.nii.gz", make_moving(grid), grid)
+    fixed = sitk.ReadImage(tmp_path / "fixed.nii.gz")
+    field = itk_transform(tmp_path / "ours.nii.gz", grid, fixed).GetDisplacementField()
+    sitk.WriteImage(field, tmp_path / "itks.nii.gz")
+
+    ours, itks = load(tmp_path / "ours.nii.gz"), load(tmp_path / "itks.nii.gz")
+    assert ours.shape == itks.shape
+    np.testing.assert_array_equal(ours.get_fdata(), itks.get_fdata())
+    back, its_grid = read_displacement(tmp_path / "itks.nii.gz")
+    np.testing.assert_allclose(back, make_ddf(grid), rtol=0, atol=2e-6)
+    assert its_grid.shape == grid.shape
+
+
+def test_translation_is_known_by_hand(tmp_path: Path) -> None:
+    grid = ImageGrid(np.diag([2.0, 3.0, 4.0, 1.0]), (9, 11, 13))
+    ddf = np.broadcast_to(np.array([1.0, 10.0, 100.0]).reshape(3, 1, 1, 1), (3, 9, 11, 13))
+    write_displacement(tmp_path / "displacement.nii.gz", ddf, grid)
+    lps = load(tmp_path / "displacement.nii.gz").get_fdata()
+    assert (lps == [-2.0, -30.0, 400.0]).all()
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        pytest.param(torch.from_numpy, id="tensor"),
+        pytest.param(lambda ddf: torch.from_numpy(ddf).requires_grad_(), id="with gradient"),
+        pytest.param(lambda ddf: MetaTensor(torch.from_numpy(ddf)), id="MetaTensor"),
+        pytest.param(np.float64, id="double"),
+    ],
+)
+def test_takes_arrays_of_every_kind(convert: Callable[[np.ndarray], NdarrayOrTensor], tmp_path: Path) -> None:
+    grid = ImageGrid(OBLIQUE, (9, 11, 13))
+    ddf = make_ddf(grid)
+    write_displacement(tmp_path / "displacement.nii.gz", convert(ddf), grid)
+    np.testing.assert_allclose(read_displacement(tmp_path / "displacement.nii.gz")[0], ddf, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(9, 11, 13), (9, 11, 1), (9, 11)])
+def test_image_keeps_grid_and_values(shape: tuple[int, ...], tmp_path: Path) -> None:
+    source = nib.Nifti1Image(np.zeros(shape, np.int16), IN_PLANE)
+    source.set_sform(IN_PLANE, 4)
+    source.set_qform(IN_PLANE, 1)
+    source.header.set_xyzt_units("mm", "sec")
+    source.header.set_slope_inter(0.5, 3)
+    source.header["cal_max"] = 7
+    nib.save(source, tmp_path / "fixed.nii.gz")
+    grid = ImageGrid.from_file(tmp_path / "fixed.nii.gz")
+    values = np.random.default_rng(0).standard_normal(grid.spatial_shape)
+
+    write_image(tmp_path / "image.nii.gz", values, grid)
+
+    image = load(tmp_path / "image.nii.gz")
+    assert image.shape == shape
+    assert image.get_data_dtype() == np.float32
+    np.testing.assert_array_equal(image.get_fdata().reshape(values.shape), values.astype(np.float32))
+    np.testing.assert_array_equal(image.affine, load(tmp_path / "fixed.nii.gz").affine)
+    assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (4, 1)
+    assert image.header.get_xyzt_units()[0] == "mm"
+    np.testing.assert_allclose(np.array(image.header.get_zooms()), (1.2, 0.9, 2.5)[: len(shape)], rtol=1e-6)
+    assert float(image.header["cal_max"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [(0, 255, np.uint8), (0, 256, np.int16), (-1, 3, np.int16), (0, 14175, np.int16), (0, 40000, np.int32)],
+)
+@pytest.mark.parametrize("given", [np.float32, np.int64, np.int32])
+def test_labels_take_the_smallest_common_type(low: int, high: int, dtype: type, given: type, tmp_path: Path) -> None:
+    grid = ImageGrid(OBLIQUE, (9, 11, 1))
+    labels: np.ndarray = np.full((9, 11), low).astype(given)
+    labels[3, 4] = high
+    write_labels(tmp_path / "labels.nii.gz", labels, grid)
+    image = load(tmp_path / "labels.nii.gz")
+    assert image.get_data_dtype() == dtype
+    np.testing.assert_array_equal(np.asanyarray(image.dataobj)[..., 0], labels)
+
+
+@pytest.mark.parametrize(
+    ("codes", "kept"),
+    [((1, 1), (1, 1)), ((4, 1), (4, 1)), ((2, 0), (2, 2)), ((0, 1), (1, 1)), ((0, 0), (2, 2))],
+)
+def test_xform_codes_are_kept_and_never_unknown(codes: tuple[int, int], kept: tuple[int, int], tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.zeros((9, 11, 13), np.float32), None)
+    image.set_sform(OBLIQUE, codes[0])
+    image.set_qform(OBLIQUE, codes[1])
+    nib.save(image, tmp_path / "fixed.nii.gz")
+    grid = ImageGrid.from_file(tmp_path / "fixed.nii.gz")
+    assert (grid.sform_code, grid.qform_code) == kept
+    np.testing.assert_array_equal(grid.affine, load(tmp_path / "fixed.nii.gz").affine)
+
+
+def test_qform_of_another_space_is_not_written(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.zeros((9, 11, 13), np.float32), None)
+    image.set_sform(OBLIQUE, 4)
+    image.set_qform(CORONAL, 1)
+    nib.save(image, tmp_path / "fixed.nii.gz")
+    write_image(tmp_path / "out.nii.gz", np.zeros((9, 11, 13)), ImageGrid.from_file(tmp_path / "fixed.nii.gz"))
+    header = load(tmp_path / "out.nii.gz").header
+    np.testing.assert_allclose(header.get_qform(), OBLIQUE, atol=1e-4)
+    assert int(header["qform_code"]) == 4
+
+
+def test_grid_of_another_format(tmp_path: Path) -> None:
+    nib.save(nib.MGHImage(np.zeros((9, 11, 13), np.float32), OBLIQUE), tmp_path / "fixed.mgz")
+    grid = ImageGrid.from_file(tmp_path / "fixed.mgz")
+    assert grid.shape == (9, 11, 13)
+    np.testing.assert_allclose(grid.affine, OBLIQUE, atol=1e-4)
+
+
+SHEARED = OBLIQUE @ np.array([[1, 0.1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("affine", "shape", "message"),
+    [
+        (np.eye(4), (9, 11, 13, 2), "stored shape"),
+        (np.eye(4), (9,), "stored shape"),
+        (np.eye(4), (9, 0, 11), "stored shape"),
+        (np.eye(3), (9, 11), "4 x 4"),
+        (np.full((4, 4), np.nan), (9, 11, 13), "4 x 4"),
+        (np.diag([1.0, 0, 1, 1]), (9, 11, 13), "voxel size of 0"),
+        (SHEARED, (9, 11, 13), "right angles"),
+        (CORONAL, (9, 11), "x-y plane"),
+    ],
+)
+def test_grid_that_itk_cannot_hold_is_refused(affine: np.ndarray, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageGrid(affine, shape)
+
+
+def test_grid_is_refused_without_a_known_space() -> None:
+    with pytest.raises(ValueError, match="expected 1 or more"):
+        ImageGrid(OBLIQUE, (9, 11, 13), 0, 0)
+
+
+def test_grid_does_not_change_with_the_callers_array() -> None:
+    affine = OBLIQUE.copy()
+    grid = ImageGrid(affine, (9, 11, 13))
+    affine[:] = 0
+    np.testing.assert_array_equal(grid.affine, OBLIQUE)
+    with pytest.raises(ValueError, match="read-only"):
+        grid.affine[0, 0] = 1
+
+
+def test_unit_other_than_mm_is_refused_by_name(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.zeros((9, 11, 13), np.float32), OBLIQUE)
+    image.header.set_xyzt_units("micron")
+    nib.save(image, tmp_path / "tissue.nii.gz")
+    with pytest.raises(ValueError, match=r"tissue\.nii\.gz.*micron.*expected 'mm'"):
+        ImageGrid.from_file(tmp_path / "tissue.nii.gz")
+
+
+@pytest.mark.parametrize("reader", [ImageGrid.from_file, read_displacement])
+def test_missing_or_foreign_file_is_named(reader: Callable[[Path], object], tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"absent\.nii\.gz"):
+        reader(tmp_path / "absent.nii.gz")
+    (tmp_path / "text.nii.gz").write_text("not an image")
+    with pytest.raises(ValueError, match=r"text\.nii\.gz"):
+        reader(tmp_path / "text.nii.gz")
+
+
+VOLUME = ImageGrid(OBLIQUE, (9, 11, 13))
+SLICE = ImageGrid(OBLIQUE, (9, 11, 1))
+
+
+@pytest.mark.parametrize(
+    ("grid", "shape"),
+    [(VOLUME, (9, 11, 13)), (VOLUME, (3, 11, 9, 13)), (VOLUME, (1, 3, 9, 11, 13)), (SLICE, (3, 9, 11, 1))],
+)
+def test_displacement_off_the_grid_is_refused(grid: ImageGrid, shape: tuple[int, ...], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"field\.nii\.gz: ddf has shape .* expected"):
+        write_displacement(tmp_path / "field.nii.gz", np.zeros(shape), grid)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_values_that_are_no_numbers_are_refused(value: float, tmp_path: Path) -> None:
+    values = np.zeros((9, 11))
+    values[2, 3] = value
+    for write, array in [(write_image, values), (write_labels, values), (write_displacement, np.stack([values] * 2))]:
+        with pytest.raises(ValueError, match=r"out\.nii\.gz.*NaN, infinite"):
+            write(tmp_path / "out.nii.gz", array, SLICE)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("value", "message"), [(0.5, "fractions"), (2**40, "int32")])
+def test_labels_that_are_none_are_refused(value: float, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"out\.nii\.gz.*{message}"):
+        write_labels(tmp_path / "out.nii.gz", np.full((9, 11), value), SLICE)
+
+
+def test_other_file_names_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"out\.img.*\.nii\.gz"):
+        write_image(tmp_path / "out.img", np.zeros((9, 11)), SLICE)
+    with pytest.raises(FileNotFoundError, match="make it first"):
+        write_image(tmp_path / "absent" / "out.nii", np.zeros((9, 11)), SLICE)
+
+
+@pytest.mark.parametrize(
+    ("shape", "intent", "message"),
+    [
+        ((9, 11, 13), "vector", r"shape is \(9, 11, 13\)"),
+        ((9, 11, 13, 3), "vector", "shape is"),
+        ((9, 11, 13, 2, 3), "vector", "shape is"),
+        ((9, 11, 13, 1, 2), "vector", "2 components"),
+        ((9, 11, 13, 1, 4), "vector", "4 components"),
+        ((9, 11, 13, 1, 3), "none", "intent code is 0, expected 1007"),
+    ],
+)
+def test_file_that_is_no_field_is_refused(shape: tuple[int, ...], intent: str, message: str, tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.zeros(shape, np.float32), OBLIQUE)
+    image.header.set_intent(intent)
+    nib.save(image, tmp_path / "field.nii.gz")
+    with pytest.raises(ValueError, match=rf"field\.nii\.gz is no ITK displacement field: .*{message}"):
+        read_displacement(tmp_path / "field.nii.gz")
+
+
+def test_field_of_another_format_is_refused(tmp_path: Path) -> None:
+    nib.save(nib.MGHImage(np.zeros((9, 11, 13), np.float32), OBLIQUE), tmp_path / "field.mgz")
+    with pytest.raises(ValueError, match="its type is MGHImage, expected NIfTI"):
+        read_displacement(tmp_path / "field.mgz")
+
+
+def test_truncated_field_is_refused(tmp_path: Path) -> None:
+    for name in ("field.nii", "field.nii.gz"):
+        path = tmp_path / name
+        write_displacement(path, make_ddf(VOLUME), VOLUME)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(ValueError, match=f"{name}.*damaged"):
+            read_displacement(path)
+
+
+@pytest.mark.parametrize(("direction", "message"), [(np.array([0, 0, 1.0]), "leaves the slice"), (np.nan, "NaN")])
+def test_field_that_no_2d_ddf_holds_is_refused(direction: np.ndarray, message: str, tmp_path: Path) -> None:
+    field = np.zeros((9, 11, 1, 1, 3), np.float32)
+    field[4, 5, 0, 0] = direction
+    image = nib.Nifti1Image(field, OBLIQUE)
+    image.header.set_intent("vector")
+    nib.save(image, tmp_path / "field.nii.gz")
+    with pytest.raises(ValueError, match=rf"field\.nii\.gz.*{message}"):
+        read_displacement(tmp_path / "field.nii.gz")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("older", [None, "older"])
+def test_failed_write_leaves_the_folder_as_it_was(
+    error: type[BaseException], older: str | None, tmp_path: Path
+) -> None:
+    target = tmp_path / "result.nii.gz"
+    if older:
+        target.write_text(older)
+
+    def write_half() -> None:
+        with atomic_path(target) as partial:
+            partial.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert [file.read_text() for file in tmp_path.iterdir()] == ([older] if older else [])
+
+
+def test_file_appears_whole_and_with_the_usual_permissions(tmp_path: Path) -> None:
+    target = tmp_path / "result.nii.gz"
+    target.write_text("older")
+    with atomic_path(str(target)) as partial:
+        assert partial.name.endswith(".nii.gz")
+        partial.write_text("newer")
+        assert target.read_text() == "older"
+        # What a killed run would leave here is no *.nii.gz of this folder.
+        assert list(tmp_path.glob("*.nii.gz")) == [target]
+    assert target.read_text() == "newer"
+    assert list(tmp_path.iterdir()) == [target]
+    (tmp_path / "plain").touch()
+    assert stat.S_IMODE(os.stat(target).st_mode) == stat.S_IMODE(os.stat(tmp_path / "plain").st_mode)
+
+
+def test_failed_save_keeps_the_older_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "image.nii.gz"
+    write_image(path, np.ones((9, 11)), SLICE)
+    before = path.read_bytes()
+
+    def full_disk(image: nib.Nifti1Image, partial: Path) -> None:
+        partial.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(nib, "save", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        write_image(path, np.zeros((9, 11)), SLICE)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_same_data_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a.nii.gz", "b.nii.gz"):
+        write_displacement(tmp_path / name, make_ddf(VOLUME), VOLUME)
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
