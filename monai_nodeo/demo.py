@@ -18,9 +18,9 @@ from torch import Tensor
 
 from monai_nodeo.evaluation import label_metrics
 from monai_nodeo.examples import ExamplePair, example_pair, write_pair
-from monai_nodeo.fields import jacobian_determinant, warp
+from monai_nodeo.fields import jacobian_determinant
 from monai_nodeo.transform_io import ImageGrid, write_displacement, write_image
-from monai_nodeo.transforms import RegisterPair
+from monai_nodeo.transforms import RegisterPair, WarpWithDDF
 from monai_nodeo.visualize import plot_history, plot_registration
 
 __all__ = ["Figures", "assess", "main", "register_example"]
@@ -111,6 +111,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="use coarser images: seconds, and less accurate")
     options = parser.parse_args(arguments)
 
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"cannot make the folder {options.output} ({error.strerror}); name another one with --output.")
+
     spacing = _QUICK_SPACING if options.quick else _SPACING
     rows = [row for dims in (2, 3) for row in register_example(dims, spacing[dims], options.output / f"{dims}d")]
     print("", _HEADER, *rows, sep="\n")
@@ -133,7 +138,7 @@ def _row(name: str, figures: Figures, seconds: float | None = None) -> str:
 
 def _warped(image: np.ndarray, ddf: Tensor, mode: str = "bilinear") -> Tensor:
     """An image of the moving grid on the fixed one, (*spatial)."""
-    return warp(torch.from_numpy(image)[None, None].float(), ddf[None], mode)[0, 0]
+    return WarpWithDDF(mode)(torch.from_numpy(image)[None], ddf)[0]
 
 
 if __name__ == "__main__":

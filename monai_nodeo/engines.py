@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from monai.engines import Trainer
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
-from monai_nodeo.fields import identity_grid, make_warp, phi_to_ddf
+from monai_nodeo.fields import identity_grid, phi_to_ddf, sample
 from monai_nodeo.integration import ODESolver
 
 __all__ = ["PairTrainer"]
@@ -68,17 +69,17 @@ class PairTrainer(Trainer):
         self.loss_function = loss_function
         self.solver = solver
         self.identity = identity_grid(fixed.shape[2:], fixed.device, fixed.dtype)
-        self.warp = make_warp()
         self.state.history = []
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
+        self.state.output = None  # a field less in memory at the peak
         trajectory = self.solver(self.network, self.identity)
-        ddf = phi_to_ddf(trajectory[-1], self.identity)
+        states = trajectory.unbind()  # one gradient buffer for all, where indexing would make one for each use
+        velocity = torch.stack([after - before for before, after in pairwise(states)])
+        ddf = phi_to_ddf(states[-1], self.identity)
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
-        terms = self.loss_function(
-            self.warp(batchdata["moving"], ddf), batchdata["fixed"], ddf, velocity=trajectory.diff(dim=0)
-        )
+        terms = self.loss_function(sample(batchdata["moving"], states[-1]), batchdata["fixed"], ddf, velocity)
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         terms["loss"].backward()
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)

@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Handlers of the per-pair trainer. MONAI's own (``StatsHandler``, ``TensorBoardStatsHandler``) attach to it as well."""
+"""Handlers of the per-pair trainer; MONAI's own (``StatsHandler``, ``TensorBoardStatsHandler``) attach as well."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ class BestField:
             similarity times folding over the last 50 iterations.
     """
 
-    def __init__(
-        self, window: int | None = 50, score: Callable[[Mapping[str, Tensor]], Tensor] = _total_loss
-    ) -> None:
+    def __init__(self, window: int | None = 50, score: Callable[[Mapping[str, Tensor]], Tensor] = _total_loss) -> None:
         self.window = window
         self.score = score
 

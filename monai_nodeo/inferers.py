@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 
 from monai_nodeo.engines import PairTrainer
 from monai_nodeo.handlers import BestField, ProgressBar
+from monai_nodeo.host_memory import keep_freed_memory
 from monai_nodeo.integration import ODESolver
 from monai_nodeo.losses import FoldingLoss, LocalNCCLoss, RegistrationLoss, SmoothnessLoss, VelocityMagnitudeLoss
 from monai_nodeo.networks import VelocityModel
 
-__all__ = ["PairInferer", "Registration"]
+__all__ = ["PairInferer", "Registration", "prepare_pair"]
 
 
 class Registration(NamedTuple):
@@ -100,7 +102,8 @@ class PairInferer(Inferer):
             self.iterations,
             [make() for make in self.handlers],
         )
-        trainer.run()
+        with keep_freed_memory() if fixed.device.type == "cpu" else nullcontext():
+            trainer.run()
         best = getattr(trainer.state, "best_ddf", None)
         ddf = trainer.state.output["ddf"] if best is None else best
         history = {
@@ -135,7 +138,7 @@ class PairInferer(Inferer):
         with torch.enable_grad():
             self.registrations = [
                 self._register(f.detach()[None].float(), m.detach()[None].float(), network)
-                for f, m in zip(fixed, moving)
+                for f, m in zip(fixed, moving, strict=True)
             ]
         return torch.stack([r.ddf for r in self.registrations])
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -117,7 +118,7 @@ class ODESolver:
         Raises:
             ValueError: when the times do not increase.
         """
-        if len(times) < 2 or any(b <= a for a, b in zip(times, times[1:])):
+        if len(times) < 2 or any(b <= a for a, b in pairwise(times)):
             raise ValueError(f"times must be at least two and increase, got {tuple(times)}.")
         func = _TimeFirst(velocity)
         t = torch.tensor(times, dtype=phi0.dtype)

@@ -17,7 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["AveragingSmoothing", "GaussianSmoothing", "SeparableSmoothing", "apply_along_axes", "interpolation_matrix", "kernel_matrix"]
+__all__ = [
+    "AveragingSmoothing",
+    "GaussianSmoothing",
+    "SeparableSmoothing",
+    "apply_along_axes",
+    "interpolation_matrix",
+    "kernel_matrix",
+]
 
 
 @lru_cache(maxsize=64)

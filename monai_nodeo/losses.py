@@ -20,7 +20,7 @@ from monai_nodeo.layers import apply_along_axes, kernel_matrix
 __all__ = ["FoldingLoss", "LocalNCCLoss", "RegistrationLoss", "SmoothnessLoss", "VelocityMagnitudeLoss"]
 
 # Voxels that a loss works on at a time on a CPU, see _slabs().
-_SLAB_VOXELS = 2**16
+_SLAB_VOXELS = 2**17
 
 
 def _reduce(values: Tensor, reduction: str) -> Tensor:
@@ -64,7 +64,7 @@ class _SquaredCorrelationSum(torch.autograd.Function):
     def forward(ctx: Any, pred: Tensor, t: _LocalStatistics, matrices: list[Tensor], eps: float) -> Tensor:
         spatial = tuple(range(2, pred.ndim))
         voxels = math.prod(pred.shape[2:])
-        slabs = [(..., slice(*ends), *[slice(None)] * (pred.ndim - 3)) for ends in _slabs(pred)]
+        slabs: list[tuple[Any, ...]] = [(..., slice(*ends), *[slice(None)] * (pred.ndim - 3)) for ends in _slabs(pred)]
         first, inner = matrices[0], [None, *matrices[1:]]
         mean = pred.mean(dim=spatial, keepdim=True)
         # window means of the values, of their squares and of their product with the target
@@ -74,7 +74,7 @@ class _SquaredCorrelationSum(torch.autograd.Function):
             values = pred[slab] - mean
             squares = values.square()
             power += squares.sum(dim=spatial, keepdim=True)
-            for row, x in zip(sums, (values, squares, values * t.values[slab])):
+            for row, x in zip(sums, (values, squares, values * t.values[slab]), strict=True):
                 row[slab] = apply_along_axes(x, inner)
         sums = apply_along_axes(sums.flatten(0, 1), [first, *[None] * (len(spatial) - 1)]).view_as(sums)
         floor = power * (eps / voxels)
@@ -92,21 +92,22 @@ class _SquaredCorrelationSum(torch.autograd.Function):
                 by_variance = cc.div_(variance).neg_()
                 by_floor += by_variance.sum(dim=spatial, keepdim=True)
                 by_mean = (by_cov * t.mean[slab]).addcmul_(by_variance, local_mean, value=2)
-                for row, x in zip(sums, (by_cov, by_variance, by_mean)):
+                for row, x in zip(sums, (by_cov, by_variance, by_mean), strict=True):
                     row[slab] = apply_along_axes(x, [None, *[m.t() for m in matrices[1:]]])
         if ctx.needs_input_grad[0]:
             sums = apply_along_axes(sums.flatten(0, 1), [first.t(), *[None] * (len(spatial) - 1)]).view_as(sums)
             by_floor *= eps / voxels
-            gradient = sums[0]
+            gradient = torch.empty_like(pred)
             for slab in slabs:
                 by_cov, by_variance, by_mean = (row[slab] for row in sums)
                 by_variance.add_(by_floor).mul_(2)
-                by_cov.mul_(t.values[slab]).addcmul_(by_variance, pred[slab] - mean).sub_(by_mean)
+                by_cov.mul_(t.values[slab]).addcmul_(by_variance, pred[slab] - mean)
+                torch.sub(by_cov, by_mean, out=gradient[slab])
             ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad, None, None, None
 
@@ -188,7 +189,7 @@ def _slabs(field: Tensor) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, planes)
 
 
-def _shifted(spatial_dims: int, axis: int | None = None) -> tuple:
+def _shifted(spatial_dims: int, axis: int | None = None) -> tuple[Any, ...]:
     """Index of all cells' lower corners, or of their neighbours along ``axis``."""
     return (..., *[slice(1, None) if a == axis else slice(0, -1) for a in range(spatial_dims)])
 
@@ -232,7 +233,7 @@ class _FoldingSum(torch.autograd.Function):
             total += lack.square().sum()
             lack *= -2
             target = gradient[:, :, start : stop + 1]
-            for cofactor, neighbour in zip(cofactors, neighbours):
+            for cofactor, neighbour in zip(cofactors, neighbours, strict=True):
                 cofactor *= lack
                 target[neighbour] += cofactor
                 target[corner] -= cofactor
@@ -240,7 +241,7 @@ class _FoldingSum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad, None
 
@@ -290,7 +291,7 @@ class _RoughnessSum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (gradient,) = ctx.saved_tensors
         return gradient * grad
 
@@ -315,7 +316,8 @@ class VelocityMagnitudeLoss(_Loss):
         Args:
             velocity: (T, B, D, *spatial).
         """
-        return velocity.square().mean() * velocity.shape[2]
+        # The norm's gradient takes one field of memory; that of square() and mean() takes four.
+        return torch.linalg.vector_norm(velocity).square() * (velocity.shape[2] / velocity.numel())
 
 
 class RegistrationLoss(nn.Module):

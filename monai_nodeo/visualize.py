@@ -249,21 +249,15 @@ def _frame(ax: Axes) -> None:
 
 
 def _name_sides(ax: Axes, sides: str) -> None:
-    """Letters at the left and right edge of a panel, readable on any grey."""
-    outline = [withStroke(linewidth=1.5, foreground="black")]
-    style: dict[str, Any] = {
-        "transform": ax.transAxes,
-        "va": "center",
-        "color": "white",
-        "fontsize": 7,
-        "path_effects": outline,
-    }
-    ax.text(0.03, 0.5, sides[0], ha="left", **style)
-    ax.text(0.97, 0.5, sides[1], ha="right", **style)
+    """Letters in the upper corners of a panel, readable on any grey."""
+    outline = [withStroke(linewidth=1, foreground="black")]
+    look: dict[str, Any] = {"color": "white", "fontsize": 9, "path_effects": outline}
+    ax.text(0.03, 0.97, sides[0], transform=ax.transAxes, ha="left", va="top", **look)
+    ax.text(0.97, 0.97, sides[1], transform=ax.transAxes, ha="right", va="top", **look)
 
 
 def _add_colour_bar(figure: Figure, mesh: QuadMesh, panels: NDArray) -> None:
-    bar = figure.colorbar(mesh, ax=list(panels), extend="both", shrink=0.8, aspect=25, ticks=[0.25, 0.5, 1, 2, 4])
+    bar = figure.colorbar(mesh, ax=list(panels), extend="both", shrink=0.7, aspect=30, ticks=[0.25, 0.5, 1, 2, 4])
     bar.ax.set_yticklabels(["¼", "½", "1", "2", "4"], fontsize=7)
     bar.ax.minorticks_off()
     bar.set_label("Jacobian determinant (red: folded)", fontsize=7)
