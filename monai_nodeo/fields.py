@@ -11,13 +11,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from monai.networks.blocks import Warp
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["ddf_to_phi", "identity_grid", "jacobian_determinant", "make_warp", "phi_to_ddf", "sample", "warp"]
+__all__ = [
+    "ddf_to_phi",
+    "identity_grid",
+    "jacobian_determinant",
+    "lower_corner",
+    "make_warp",
+    "phi_to_ddf",
+    "sample",
+    "warp",
+]
 
 
 def identity_grid(
@@ -112,6 +122,11 @@ def sample(image: Tensor, phi: Tensor) -> Tensor:
     return F.grid_sample(image, phi.movedim(1, -1).flip(-1), padding_mode="border", align_corners=True)
 
 
+def lower_corner(spatial_dims: int, ahead: int | None = None) -> tuple[Any, ...]:
+    """Index of the lower corner of every cell of a grid (..., *spatial), or of its neighbour along axis ``ahead``."""
+    return (..., *[slice(1, None) if axis == ahead else slice(0, -1) for axis in range(spatial_dims)])
+
+
 def _determinant(g: list[list[Tensor]]) -> Tensor:
     """Determinant of a D x D matrix of tensors, D = 2 or 3."""
     if len(g) == 2:
@@ -138,10 +153,7 @@ def jacobian_determinant(ddf: Tensor) -> Tensor:
     dims = ddf.ndim - 2
     if dims not in (2, 3) or ddf.shape[1] != dims:
         raise ValueError(f"ddf must be (B, 2, H, W) or (B, 3, H, W, D), got {tuple(ddf.shape)}.")
-    base = ddf[(..., *[slice(0, -1)] * dims)]
-    columns = []
-    for axis in range(dims):
-        ahead = ddf[(..., *[slice(1, None) if a == axis else slice(0, -1) for a in range(dims)])]
-        columns.append((ahead - base).unbind(1))
+    base = ddf[lower_corner(dims)]
+    columns = [(ddf[lower_corner(dims, axis)] - base).unbind(1) for axis in range(dims)]
     jacobian = [[columns[a][i] + 1 if a == i else columns[a][i] for a in range(dims)] for i in range(dims)]
     return _determinant(jacobian)

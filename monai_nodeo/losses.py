@@ -14,7 +14,7 @@ from monai.utils import LossReduction
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
-from monai_nodeo.fields import jacobian_determinant
+from monai_nodeo.fields import jacobian_determinant, lower_corner
 from monai_nodeo.layers import apply_along_axes, kernel_matrix
 
 __all__ = ["FoldingLoss", "LocalNCCLoss", "RegistrationLoss", "SmoothnessLoss", "VelocityMagnitudeLoss"]
@@ -189,11 +189,6 @@ def _slabs(field: Tensor) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, planes)
 
 
-def _shifted(spatial_dims: int, axis: int | None = None) -> tuple[Any, ...]:
-    """Index of all cells' lower corners, or of their neighbours along ``axis``."""
-    return (..., *[slice(1, None) if a == axis else slice(0, -1) for a in range(spatial_dims)])
-
-
 def _cofactors(columns: list[Tensor]) -> list[Tensor]:
     """Derivatives of the determinant by the columns of a matrix; each column (B, D, *cells)."""
     if len(columns) == 2:
@@ -218,8 +213,8 @@ class _FoldingSum(torch.autograd.Function):
         dims = ddf.ndim - 2
         total = ddf.new_zeros(())
         gradient = torch.zeros_like(ddf)
-        corner = _shifted(dims)
-        neighbours = [_shifted(dims, axis) for axis in range(dims)]
+        corner = lower_corner(dims)
+        neighbours = [lower_corner(dims, axis) for axis in range(dims)]
         for start, stop in _slabs(ddf[:, :, 1:]):
             part = ddf[:, :, start : stop + 1]
             columns = [part[n] - part[corner] for n in neighbours]

@@ -114,12 +114,9 @@ class NODEONet(VelocityModel):
         )
         self.smoothing = AveragingSmoothing(spatial_dims, 15) if smoothing is None else smoothing
         # Interpolation and smoothing are linear and separable: one matrix an axis takes the lattice to the smooth grid.
-        for axis, (size, kernel) in enumerate(
-            zip(self.image_size, self.smoothing.matrices(self.image_size), strict=True)
-        ):
-            self.register_buffer(
-                f"to_grid_{axis}", kernel @ interpolation_matrix(self.lattice_size[axis], size), persistent=False
-            )
+        for axis, kernel in enumerate(self.smoothing.matrices(self.image_size)):
+            interpolation = interpolation_matrix(self.lattice_size[axis], self.image_size[axis])
+            self.register_buffer(f"to_grid_{axis}", kernel @ interpolation, persistent=False)
 
     def forward(self, phi: Tensor, t: Tensor | None = None) -> Tensor:
         """See :py:meth:`VelocityModel.forward`; the published model does not depend on time."""
