@@ -22,8 +22,8 @@ __all__ = ["PairTrainer"]
 class PairTrainer(Trainer):
     """Optimises a velocity model for one pair of images: one iteration is one step of the optimiser.
 
-    ``engine.state.output`` holds the loss terms of the iteration and its ``"ddf"``, ``engine.state.history`` the
-    terms of all iterations; all are tensors on the device, so that the loop never waits for it.
+    ``engine.state.output`` holds the loss terms of the iteration and its ``"ddf"``, ``engine.state.history`` for each
+    term a tensor (iterations,); all are on the device, so that the loop never waits for it.
     A trainer is for one pair: make a new one, with a new network and optimiser, for the next.
 
     Args:
@@ -69,22 +69,30 @@ class PairTrainer(Trainer):
         self.loss_function = loss_function
         self.solver = solver
         self.identity = identity_grid(fixed.shape[2:], fixed.device, fixed.dtype)
-        self.state.history = []
+        self.state.history = {}
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
         self.state.output = None  # a field less in memory at the peak
         trajectory = self.solver(self.network, self.identity)
         states = trajectory.unbind()  # one gradient buffer for all, where indexing would make one for each use
-        velocity = torch.stack([after - before for before, after in pairwise(states)])
+        velocities = [after - before for before, after in pairwise(states)]
         ddf = phi_to_ddf(states[-1], self.identity)
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
-        terms = self.loss_function(sample(batchdata["moving"], states[-1]), batchdata["fixed"], ddf, velocity)
+        terms = self.loss_function(sample(batchdata["moving"], states[-1]), batchdata["fixed"], ddf, velocities)
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         terms["loss"].backward()
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self.optimizer.step()
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         figures = {name: value.detach() for name, value in terms.items()}
-        self.state.history.append(figures)
+        self._record(figures)
         return {**figures, "ddf": ddf.detach()}
+
+    def _record(self, figures: dict[str, Tensor]) -> None:
+        # Made once and filled in: small tensors that stay would keep the freed large ones between them apart.
+        if not self.state.history:
+            length = self.state.epoch_length
+            self.state.history = {name: value.new_full((length,), torch.nan) for name, value in figures.items()}
+        for name, value in figures.items():
+            self.state.history[name][self.state.iteration - 1] = value

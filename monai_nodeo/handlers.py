@@ -92,6 +92,6 @@ class ProgressBar:
         now = time.monotonic()
         if not self._bar.disable and now - self._looked >= self.interval:
             self._looked = now
-            terms = engine.state.history[-1]
-            self._bar.set_postfix({name: f"{value.item():.3g}" for name, value in terms.items()}, refresh=False)
+            terms = {name: f"{engine.state.output[name].item():.3g}" for name in engine.state.history}
+            self._bar.set_postfix(terms, refresh=False)
         self._bar.update()

@@ -13,7 +13,7 @@ __all__ = ["keep_freed_memory"]
 # malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _DEFAULTS = {_M_TRIM_THRESHOLD: 128 * 1024, _M_TOP_PAD: 128 * 1024, _M_MMAP_MAX: 65536}
-_KEEP = {_M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 64 * 2**20, _M_MMAP_MAX: 0}
+_KEEP = {_M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 8 * 2**20, _M_MMAP_MAX: 0}
 
 
 @contextmanager

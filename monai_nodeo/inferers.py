@@ -106,10 +106,7 @@ class PairInferer(Inferer):
             trainer.run()
         best = getattr(trainer.state, "best_ddf", None)
         ddf = trainer.state.output["ddf"] if best is None else best
-        history = {
-            name: torch.stack([figures[name] for figures in trainer.state.history]).cpu()
-            for name in trainer.state.history[0]
-        }
+        history = {name: values[: trainer.state.iteration].cpu() for name, values in trainer.state.history.items()}
         return Registration(ddf[0], history, trainer.state.iteration, time.perf_counter() - started)
 
     def __call__(self, inputs: Tensor, network: VelocityModel, *args: Any, **kwargs: Any) -> Tensor:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -306,13 +306,9 @@ class VelocityMagnitudeLoss(_Loss):
     """Mean over the voxels of the squared length of the velocity (Wu et al., CVPR 2022)."""
 
     def forward(self, velocity: Tensor) -> Tensor:
-        """Penalise velocities d phi / dt, (..., D, *spatial) with D the number of spatial axes.
-
-        Args:
-            velocity: (T, B, D, *spatial).
-        """
+        """Penalise a velocity d phi / dt, (B, D, *spatial)."""
         # The norm's gradient takes one field of memory; that of square() and mean() takes four.
-        return torch.linalg.vector_norm(velocity).square() * (velocity.shape[2] / velocity.numel())
+        return torch.linalg.vector_norm(velocity).square() * (velocity.shape[1] / velocity.numel())
 
 
 class RegistrationLoss(nn.Module):
@@ -321,7 +317,7 @@ class RegistrationLoss(nn.Module):
     Args:
         similarity: loss of (warped, fixed), for instance :py:class:`LocalNCCLoss` or any MONAI image loss.
         ddf_terms: name -> (weight, loss of the ddf in voxels), for instance MONAI's ``BendingEnergyLoss``.
-        velocity_terms: name -> (weight, loss of the velocity along the trajectory).
+        velocity_terms: name -> (weight, loss of a velocity), averaged along the trajectory.
 
     Raises:
         ValueError: when a name is taken twice.
@@ -342,23 +338,23 @@ class RegistrationLoss(nn.Module):
             if names.count(name) > 1:
                 raise ValueError(f"the name {name!r} of a loss term is taken twice; the names are {names}.")
 
-    def forward(self, warped: Tensor, fixed: Tensor, ddf: Tensor, velocity: Tensor) -> dict[str, Tensor]:
+    def forward(self, warped: Tensor, fixed: Tensor, ddf: Tensor, velocities: Sequence[Tensor]) -> dict[str, Tensor]:
         """Every term, unweighted, and their weighted sum under ``"loss"``.
 
         Args:
             warped: moving image on the fixed grid, (B, C, *spatial).
             fixed: fixed image, (B, C, *spatial).
             ddf: displacement in voxels, (B, D, *spatial).
-            velocity: d phi / dt along the trajectory, (T, B, D, *spatial).
+            velocities: d phi / dt along the trajectory, each (B, D, *spatial); a term is averaged over them.
 
         Returns:
             name -> scalar tensor; a term of weight 0 is left out.
         """
         terms = {"similarity": self.similarity(warped, fixed)}
         total = terms["similarity"]
-        for losses, field in ((self.ddf_terms, ddf), (self.velocity_terms, velocity)):
+        for losses, fields in ((self.ddf_terms, [ddf]), (self.velocity_terms, velocities)):
             for name, (weight, loss) in losses.items():
                 if weight:
-                    terms[name] = loss(field)
+                    terms[name] = torch.stack([loss(field) for field in fields]).mean()
                     total = total + weight * terms[name]
         return {"loss": total, **terms}
