@@ -23,7 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from monai_nodeo.pair_transforms import IMAGE_KEYS, LABEL_KEYS, PairError, root_cause
 
-__all__ = ["DataListError", "FailedRow", "PairDataset", "RowError", "load_datalist", "single_pair"]
+__all__ = ["DataListError", "FailedRow", "PairDataset", "RowError", "load_datalist", "requested_pairs", "single_pair"]
 
 _KEYS = (*IMAGE_KEYS, *LABEL_KEYS, "id")
 _ERROR = "error"  # where a bad row holds its RowError
@@ -107,6 +107,28 @@ def single_pair(
     return _make_rows([entry | {"id": id}], Path())
 
 
+def requested_pairs(datalist: PathLike | None, dataset_dir: PathLike | None, **pair: Any) -> list[dict[str, Any]]:
+    """Rows of a data list, or of the one pair that was named instead: what a command line asks for.
+
+    Args:
+        datalist: see `load_datalist`.
+        dataset_dir: see `load_datalist`.
+        pair: see `single_pair`; all None when a data list is given.
+
+    Raises:
+        DataListError: when neither or both are given, or only one image.
+    """
+    given = sorted(key for key, value in pair.items() if value is not None)
+    if datalist is not None and given:
+        raise DataListError(f"datalist {datalist} and {', '.join(given)} were both given; give a list or one pair.")
+    if datalist is not None:
+        return load_datalist(datalist, dataset_dir)
+    missing = [key for key in IMAGE_KEYS if pair.get(key) is None]
+    if missing:
+        raise DataListError(f"no {' and no '.join(missing)} image was given; give fixed and moving, or a datalist.")
+    return single_pair(**pair)
+
+
 class PairDataset(IterableDataset):
     """Rows through a transform, one after the other; a row that fails is reported and the others go on.
 
@@ -116,12 +138,12 @@ class PairDataset(IterableDataset):
     and would stop before failures that follow the last good row.
 
     Args:
-        rows: as from `load_datalist`; any dicts whose "error", if there is one, is an exception.
+        data: as from `load_datalist`; any dicts whose "error", if there is one, is an exception.
         transform: makes an item of a row; what it raises fails the row.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], transform: Callable[[dict[str, Any]], Any]) -> None:
-        self.rows = rows
+    def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable[[dict[str, Any]], Any]) -> None:
+        self.data = data
         self.transform = transform
         self.failures: list[FailedRow] = []
 
@@ -129,7 +151,7 @@ class PairDataset(IterableDataset):
         if get_worker_info() is not None:
             raise RuntimeError("PairDataset lists its failures in the main process; give the loader num_workers=0.")
         self.failures.clear()
-        for number, row in enumerate(self.rows, start=1):
+        for number, row in enumerate(self.data, start=1):
             named = {"id": f"row_{number}", **row}
             try:
                 if _ERROR in named:

@@ -71,16 +71,21 @@ class PairTrainer(Trainer):
         self.identity = identity_grid(fixed.shape[2:], fixed.device, fixed.dtype)
         self.state.history = {}
 
+    def _flow(self, moving: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Warped image, ddf and velocities; the trajectory itself is not needed once they are there."""
+        # unbind() makes one gradient buffer for all times, where indexing would make one for each use
+        states = self.solver(self.network, self.identity).unbind()
+        velocities = [after - before for before, after in pairwise(states)]
+        return sample(moving, states[-1]), phi_to_ddf(states[-1], self.identity), velocities
+
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
         self.state.output = None  # a field less in memory at the peak
-        trajectory = self.solver(self.network, self.identity)
-        states = trajectory.unbind()  # one gradient buffer for all, where indexing would make one for each use
-        velocities = [after - before for before, after in pairwise(states)]
-        ddf = phi_to_ddf(states[-1], self.identity)
+        warped, ddf, velocities = self._flow(batchdata["moving"])
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
-        terms = self.loss_function(sample(batchdata["moving"], states[-1]), batchdata["fixed"], ddf, velocities)
+        terms = self.loss_function(warped, batchdata["fixed"], ddf, velocities)
         self.fire_event(IterationEvents.LOSS_COMPLETED)
+        del warped, velocities  # the backward pass frees what it has used
         terms["loss"].backward()
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self.optimizer.step()

@@ -26,6 +26,8 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 from nibabel.spatialimages import SpatialImage
 from torch import Tensor
 
+from monai_nodeo.transform_io import ImageGrid
+
 __all__ = [
     "IMAGE_KEYS",
     "LABEL_KEYS",
@@ -113,6 +115,7 @@ class LoadPaird(Transform):
         for key in (*IMAGE_KEYS, *LABEL_KEYS):
             if key in row:
                 row[key] = self._load(key, row[key])
+        _check_writable_grid(data["fixed"])
         for key in IMAGE_KEYS:
             _check_contrast(key, row[key])
         for image_key, label_key in zip(IMAGE_KEYS, LABEL_KEYS, strict=True):
@@ -199,6 +202,14 @@ def _check_keys(row: Mapping[str, Any]) -> None:
         raise PairError(
             f"{given[0]} {row[given[0]]}: labels came without {missing}; give both label maps, or none to do without."
         )
+
+
+def _check_writable_grid(path: PathLike) -> None:
+    """The results are written on the fixed grid: better to know now whether it can be."""
+    try:
+        ImageGrid.from_file(path)
+    except ValueError as error:
+        raise PairError(f"fixed {error}") from error
 
 
 def _open(name: str, path: Any) -> SpatialImage:

@@ -1,0 +1,74 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What the expressions of a bundle config need: the config itself, and errors that a user can read."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from monai_nodeo.outputs import PairsFailedError
+
+__all__ = ["check_ids", "checked", "running_config"]
+
+# Read by MONAI itself, so nothing in the config has to refer to them.
+_ROOTS = {"imports", "initialize", "run", "finalize", "bundle_root", "$schema", ConfigParser.meta_key}
+_REFERENCE = re.compile(r"[@%](?:::|#)?(\w+)")
+
+
+def checked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function; an error of the input ends the process with the message alone, status 1.
+
+    MONAI would bury it under "Failed to evaluate ..." and a hundred lines of its own calls.
+
+    Raises:
+        SystemExit: with the message of a ``ValueError``, ``OSError`` or ``PairsFailedError`` of the function.
+    """
+    try:
+        return function(*args, **kwargs)
+    except (ValueError, OSError, PairsFailedError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def running_config() -> dict[str, Any]:
+    """The config that is being evaluated: all files and overrides merged, expressions as they were written.
+
+    For use in an expression of a bundle config, ``"$monai_nodeo.config.running_config()"``. MONAI gives expressions no
+    way to their parser, so it is looked up among the callers.
+
+    Raises:
+        RuntimeError: when no config is being evaluated.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        parser = frame.f_locals.get("self")
+        if isinstance(parser, ConfigParser):
+            return {key: deepcopy(value) for key, value in parser.get().items() if key != ConfigParser.meta_key}
+        frame = frame.f_back
+    raise RuntimeError("no bundle config is being evaluated; call running_config() in an expression of a config.")
+
+
+def check_ids() -> None:
+    """Refuse ids that nothing in the running config refers to: a mistyped override would be accepted in silence.
+
+    Raises:
+        ValueError: names the unknown ids and the nearest valid ones.
+    """
+    config = running_config()
+    used = set(_REFERENCE.findall(json.dumps(config, default=str))) | _ROOTS
+    unknown = [id for id in config if id not in used]
+    if not unknown:
+        return
+    valid = sorted(used & set(config))
+    hints = []
+    for id in unknown:
+        nearest = difflib.get_close_matches(id, valid, n=1, cutoff=0.5)
+        hints.append(f"{id!r}" + (f" (did you mean {nearest[0]!r}?)" if nearest else ""))
+    raise ValueError(f"unknown config id {', '.join(hints)}; valid are {', '.join(valid)}.")

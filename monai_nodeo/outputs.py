@@ -1,0 +1,270 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The result folder: files and figures of each pair, and one table of all pairs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import platform
+import resource
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.config import PathLike
+from monai.data import MetaTensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from monai_nodeo.datalist import PairDataset
+from monai_nodeo.evaluation import label_metrics
+from monai_nodeo.fields import jacobian_determinant, warp
+from monai_nodeo.inferers import PairInferer, Registration
+from monai_nodeo.metrics import folding_fraction, mean_displacement, sd_log_jacobian
+from monai_nodeo.transform_io import ImageGrid, atomic_path, write_displacement, write_image, write_labels
+
+__all__ = ["PairsFailedError", "SavePair", "make_output_dir", "run"]
+
+TABLE = "metrics.csv"
+_PACKAGES = ("monai-nodeo", "monai", "torch", "torchdiffeq", "pytorch-ignite", "nibabel", "numpy")
+_COLUMNS = (
+    "id",
+    "status",
+    "reason",
+    "fixed",
+    "moving",
+    "similarity_before",
+    "similarity_after",
+    "dice_mean_before",
+    "dice_mean_after",
+    "hd95_mm_mean_before",
+    "hd95_mm_mean_after",
+    "folding_percent",
+    "sd_log_jacobian",
+    "displacement_mm_mean",
+    "iterations",
+    "seconds_optimisation",
+    "seconds_total",
+    "peak_memory_mb",
+    "device",
+)
+
+logger = logging.getLogger(__name__)
+
+
+class PairsFailedError(RuntimeError):
+    """Some pairs were not registered; the table says which and why."""
+
+
+def make_output_dir(output_dir: PathLike) -> Path:
+    """Make the folder for the results, and find out that it can be written to before anything is computed.
+
+    Raises:
+        OSError: names the folder and what to do.
+    """
+    folder = Path(str(output_dir)).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"output_dir {folder} cannot be written to ({error.strerror}); give another folder with --output_dir."
+        ) from error
+    return folder
+
+
+class SavePair:
+    """Evaluator handler that writes each registered pair to ``output_dir/<id>/`` and keeps ``metrics.csv`` complete.
+
+    The evaluator's batch holds "fixed", "moving", "fixed_input" and "moving_input" (scaled, as the inferer saw them),
+    "id", perhaps labels; its output "pred" (the ddf), "warped" and, with labels, "warped_label". Written are
+    warped, displacement, jacobian and warped_label as NIfTI on the fixed grid, metrics.json and history.csv.
+
+    Args:
+        output_dir: folder of the results.
+        inferer: the inferer of the evaluator; its latest registration has the loss curves and the time.
+        dataset: tells the rows that failed.
+        config: the config of the run, kept with the figures.
+    """
+
+    def __init__(
+        self,
+        output_dir: PathLike,
+        inferer: PairInferer,
+        dataset: PairDataset,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.output_dir = Path(str(output_dir)).expanduser().absolute()
+        self.inferer = inferer
+        self.dataset = dataset
+        self.config = dict(config or {})
+        self._results: dict[str, dict[str, Any]] = {}
+        self._started = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, lambda _: self._results.clear())
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, lambda _: self._write_table())
+
+    def _start(self, engine: Engine) -> None:
+        self._started = time.perf_counter()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def __call__(self, engine: Engine) -> None:
+        for item, output, registration in zip(
+            engine.state.batch, engine.state.output, self.inferer.registrations, strict=True
+        ):
+            self._save(item, output, registration)
+
+    def _save(self, item: Mapping[str, Any], output: Mapping[str, Any], registration: Registration) -> None:
+        folder = self.output_dir / item["id"]
+        folder.mkdir(exist_ok=True)
+        grid = _grid(item["fixed"])
+        ddf = _plain(output["pred"])
+        # The figures are written last: a folder with metrics.json is complete.
+        (folder / "metrics.json").unlink(missing_ok=True)
+        write_image(folder / "warped.nii.gz", _plain(output["warped"])[0], grid)
+        write_displacement(folder / "displacement.nii.gz", ddf, grid)
+        determinant = jacobian_determinant(ddf[None])[None]
+        on_grid = F.pad(determinant, (0, 1) * grid.spatial_dims, mode="replicate")
+        write_image(folder / "jacobian.nii.gz", on_grid[0, 0], grid)
+        if "warped_label" in output:
+            write_labels(folder / "warped_label.nii.gz", _plain(output["warped_label"])[0], grid)
+        _write_history(folder / "history.csv", registration.history)
+        figures = {
+            "id": item["id"],
+            **{key: str(item[key].meta["filename_or_obj"]) for key in ("fixed", "moving")},
+            **pair_figures(item, output, self.inferer.loss_function.similarity),
+            "iterations": registration.iterations,
+            "seconds_optimisation": round(registration.seconds, 3),
+            "seconds_total": round(time.perf_counter() - self._started, 3),
+            "peak_memory_mb": _peak_memory_mb(ddf.device),
+            "device": _device_name(ddf.device),
+            "seed": self.inferer.seed,
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+            "config": self.config,
+        }
+        with atomic_path(folder / "metrics.json") as partial:
+            partial.write_text(json.dumps(figures, indent=2, default=str) + "\n")
+        self._results[item["id"]] = figures
+        self._write_table()
+        logger.info("%s: %s", item["id"], _summary(figures))
+
+    def _write_table(self) -> None:
+        """One row for each pair that is done or failed, in the order of the data list."""
+        failed = {
+            failure.id: {"id": failure.id, "status": "failed", "reason": failure.reason}
+            for failure in self.dataset.failures
+        }
+        done = {id: _table_row(figures) for id, figures in self._results.items()}
+        rows = [{**failed, **done}[row["id"]] for row in self.dataset.data if row["id"] in failed or row["id"] in done]
+        with atomic_path(self.output_dir / TABLE) as partial, partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, _COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def run(evaluator: Engine, dataset: PairDataset, output_dir: PathLike) -> None:
+    """Register everything, then say where the results are; ctrl-C ends it with what is finished.
+
+    Raises:
+        PairsFailedError: when a pair failed; the others are finished.
+        SystemExit: with status 130 after ctrl-C.
+    """
+    folder = Path(str(output_dir)).expanduser().absolute()
+    try:
+        evaluator.run()
+    except KeyboardInterrupt:
+        logger.error("interrupted: finished pairs and %s are in %s, nothing is half-written.", TABLE, folder)
+        raise SystemExit(130) from None
+    logger.info("results are in %s", folder)
+    if dataset.failures:
+        lines = [f"row {failure.row} ({failure.id}): {failure.reason}" for failure in dataset.failures]
+        raise PairsFailedError(
+            f"{len(lines)} of {len(dataset.data)} pairs failed, see {folder / TABLE}:\n" + "\n".join(lines)
+        )
+
+
+def pair_figures(item: Mapping[str, Any], output: Mapping[str, Any], similarity: nn.Module) -> dict[str, Any]:
+    """Figures of a pair before and after: similarity loss (lower is better), Dice and HD95 with labels, and the field.
+
+    Args:
+        item: "fixed", "fixed_input", "moving_input" and perhaps "fixed_label", "moving_label", (1, *spatial) each.
+        output: "pred", the ddf (D, *spatial), and perhaps "warped_label", (1, *spatial).
+        similarity: loss of two images (B, C, *spatial).
+    """
+    ddf = _plain(output["pred"])[None]
+    fixed, moving = (_plain(item[key]).to(ddf)[None] for key in ("fixed_input", "moving_input"))
+    spacing = _spacing(item["fixed"])
+    sides = {"before": (moving, "moving_label"), "after": (warp(moving, ddf), "warped_label")}
+    figures: dict[str, Any] = {}
+    for side, (image, label_key) in sides.items():
+        figures[side] = {"similarity": similarity(image, fixed).item()}
+        if "fixed_label" in item:
+            label = {**item, **output}[label_key]
+            figures[side] |= label_metrics(_plain(label), _plain(item["fixed_label"]), spacing)
+    return {
+        **figures,
+        "folding_percent": 100 * folding_fraction(ddf).item(),
+        "sd_log_jacobian": sd_log_jacobian(ddf).item(),
+        "displacement_mm_mean": mean_displacement(ddf, spacing).item(),
+    }
+
+
+def _plain(x: Tensor) -> Tensor:
+    return x.as_tensor() if isinstance(x, MetaTensor) else x
+
+
+def _grid(fixed: MetaTensor) -> ImageGrid:
+    return ImageGrid.from_file(fixed.meta["filename_or_obj"])
+
+
+def _spacing(fixed: MetaTensor) -> tuple[float, ...]:
+    return tuple(torch.linalg.vector_norm(fixed.affine[:3, : fixed.ndim - 1], dim=0).tolist())
+
+
+def _table_row(figures: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {**figures, "status": "done"}
+    for side in ("before", "after"):
+        flat |= {f"{name}_{side}": value for name, value in figures[side].items()}
+    return {column: flat.get(column, "") for column in _COLUMNS}
+
+
+def _summary(figures: Mapping[str, Any]) -> str:
+    names = {"similarity": "similarity loss", "dice_mean": "Dice", "hd95_mm_mean": "HD95 mm"}
+    changes = [
+        f"{name} {figures['before'][key]:.4f} -> {figures['after'][key]:.4f}"
+        for key, name in names.items()
+        if figures["after"].get(key) is not None and figures["before"].get(key) is not None
+    ]
+    return ", ".join([*changes, f"folding {figures['folding_percent']:.4f} %", f"{figures['seconds_optimisation']} s"])
+
+
+def _write_history(path: Path, history: Mapping[str, Tensor]) -> None:
+    columns: Sequence[Iterable[float]] = [values.tolist() for values in history.values()]
+    with atomic_path(path) as partial, partial.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["iteration", *history])
+        writer.writerows([i, *values] for i, values in enumerate(zip(*columns, strict=True), start=1))
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    """Most memory so far: allocated on a CUDA device for this pair, else resident of the whole process."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
+    unit = 1e6 if platform.system() == "Darwin" else 1e3  # bytes there, kilobytes elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"

@@ -1,0 +1,34 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Small image pairs with a known deformation, channel first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+
+def smooth_image(shape: Sequence[int], seed: int = 0, sigma: float = 2.0) -> Tensor:
+    """Blurred noise in [0, 1], (1, *shape)."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), sigma)
+    noise = (noise - noise.min()) / np.ptp(noise)
+    return torch.from_numpy(noise).float()[None]
+
+
+def smooth_ddf(shape: Sequence[int], seed: int = 0, largest: float = 2.0, sigma: float = 8.0) -> Tensor:
+    """Blurred noise whose longest vector has ``largest`` voxels, (D, *shape)."""
+    noise = np.random.default_rng(seed).normal(size=(len(shape), *shape))
+    ddf = np.stack([ndimage.gaussian_filter(component, sigma) for component in noise])
+    return torch.from_numpy(ddf * (largest / np.linalg.norm(ddf, axis=0).max())).float()
+
+
+def deformed_pair(shape: Sequence[int], seed: int = 0, largest: float = 2.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Fixed and moving image, (1, *shape), and the ddf that takes one to the other: ``fixed(x) = moving(x + ddf(x))``."""
+    moving, ddf = smooth_image(shape, seed), smooth_ddf(shape, seed + 1, largest)
+    # cubic, by scipy: independent of the samplers under test
+    fixed = ndimage.map_coordinates(moving[0].numpy(), np.indices(shape) + ddf.numpy(), order=3, mode="nearest")
+    return torch.from_numpy(fixed)[None], moving, ddf
