@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from copy import deepcopy
+from types import FrameType
 from typing import Any
 
 from monai.bundle import ConfigParser
@@ -46,7 +47,7 @@ def running_config() -> dict[str, Any]:
     Raises:
         RuntimeError: when no config is being evaluated.
     """
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         parser = frame.f_locals.get("self")
         if isinstance(parser, ConfigParser):

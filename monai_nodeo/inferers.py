@@ -63,7 +63,7 @@ class PairInferer(Inferer):
     def __init__(
         self,
         spatial_dims: int = 3,
-        loss_function: nn.Module | None = None,
+        loss_function: RegistrationLoss | None = None,
         solver: ODESolver | None = None,
         optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
         iterations: int = 300,

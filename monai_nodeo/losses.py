@@ -323,6 +323,8 @@ class RegistrationLoss(nn.Module):
         ValueError: when a name is taken twice.
     """
 
+    similarity: nn.Module
+
     def __init__(
         self,
         similarity: nn.Module,

@@ -78,7 +78,8 @@ class ImageGrid:
     def from_file(cls, path: PathLike) -> ImageGrid:
         """The grid of the image in a file that nibabel reads; only the header is read."""
         image = _load(path)
-        return _grid_of(path, image, image.shape)
+        shape = image.shape[:3] if set(image.shape[3:]) <= {1} else image.shape  # axes of length 1 hold nothing
+        return _grid_of(path, image, shape)
 
     @property
     def spatial_shape(self) -> tuple[int, ...]:

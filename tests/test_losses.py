@@ -28,7 +28,7 @@ from monai_nodeo.losses import FoldingLoss, LocalNCCLoss, RegistrationLoss, Smoo
 from monai_nodeo.networks import NODEONet
 
 SHAPES = [(11, 9), (9, 7, 5)]
-PLANES = [1, 2, 4, 100]  # of a slab: one each, a divisor or not of what there is, all
+PLANES = [1, 4, 100]  # of a slab: one, some with a remainder, all
 
 
 @pytest.fixture(params=PLANES, ids=lambda planes: f"planes{planes}")
@@ -308,11 +308,8 @@ def test_folding_of_linear_fields_is_analytic(shape):
     assert loss(linear_field(sheared, shape)).item() == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "axis"), [(shape, axis) for shape in SHAPES for axis in range(len(shape))])
 def test_folding_is_positive_for_a_fold(shape, axis):
-    if axis >= len(shape):
-        pytest.skip("no such axis in 2D")
     ddf = torch.zeros(1, len(shape), *shape)
     ddf[0, axis].select(axis, 2).fill_(1.5)  # passes its neighbour, det -0.5
     assert FoldingLoss(0.0)(ddf) > 0
@@ -463,6 +460,8 @@ def test_image_losses_drop_in(shape, similarity):
     assert (curve.diff() < 0).all()
 
 
+# MONAI's finite differences index with a list
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence for multidimensional indexing")
 @pytest.mark.parametrize("penalty", [BendingEnergyLoss, DiffusionLoss])
 @pytest.mark.parametrize("shape", [(33, 29), (17, 19, 15)])
 def test_field_losses_drop_in(shape, penalty):

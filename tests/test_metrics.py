@@ -1,0 +1,232 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor, decollate_batch
+from monai.handlers import IgniteMetricHandler
+from monai.metrics import CumulativeIterationMetric
+from torch import Tensor
+
+from monai_nodeo.metrics import (
+    FoldingFractionMetric,
+    MeanDisplacementMetric,
+    SDLogJacobianMetric,
+    folding_fraction,
+    mean_displacement,
+    sd_log_jacobian,
+)
+
+SHAPES = [(9, 13), (9, 11, 13)]
+METRICS: dict[type[CumulativeIterationMetric], Callable[[Tensor], Tensor]] = {
+    FoldingFractionMetric: folding_fraction,
+    SDLogJacobianMetric: sd_log_jacobian,
+    MeanDisplacementMetric: mean_displacement,
+}
+every_shape = pytest.mark.parametrize("shape", SHAPES)
+every_metric = pytest.mark.parametrize(("metric_class", "function"), METRICS.items())
+
+
+def noise(shape: tuple[int, ...], batch: int = 1, size: float = 0.4) -> Tensor:
+    return size * torch.randn(batch, len(shape), *shape, dtype=torch.float64)
+
+
+def voxels(shape: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(np.indices(shape)).double().unsqueeze(0)
+
+
+def determinants(ddf: Tensor) -> list[np.ndarray]:
+    """By numpy, forward differences, a flat array for each of the batch."""
+    dims = ddf.shape[1]
+    result = []
+    for field in ddf.numpy():
+        jacobian = np.zeros((*[n - 1 for n in field.shape[1:]], dims, dims))
+        for i in range(dims):
+            for a in range(dims):
+                cut = tuple(slice(None) if axis == a else slice(0, -1) for axis in range(dims))
+                jacobian[..., i, a] = np.diff(field[i], axis=a)[cut] + (i == a)
+        result.append(np.linalg.det(jacobian).ravel())
+    return result
+
+
+# Values
+
+
+@every_shape
+def test_folding_fraction_is_numpys(shape: tuple[int, ...]) -> None:
+    ddf = noise(shape, batch=3)
+
+    fraction = folding_fraction(ddf)
+
+    expected = [(d <= 0).mean() for d in determinants(ddf)]
+    assert 0 < min(expected)
+    np.testing.assert_allclose(fraction.numpy(), expected, rtol=1e-6)
+
+
+@every_shape
+def test_sd_log_jacobian_is_numpys(shape: tuple[int, ...]) -> None:
+    ddf = noise(shape, batch=3)
+
+    expected = [np.log(np.maximum(d, 1e-9)).std() for d in determinants(ddf)]
+
+    np.testing.assert_allclose(sd_log_jacobian(ddf).numpy(), expected, rtol=1e-9)
+
+
+@every_shape
+@pytest.mark.parametrize("spacing", [1.0, 0.7, (0.5, 1.25, 3.0), (2, 1, 1)])
+def test_mean_displacement_is_numpys(shape: tuple[int, ...], spacing: float | tuple[float, ...]) -> None:
+    ddf = noise(shape, batch=3)
+    spacing = spacing[: len(shape)] if isinstance(spacing, tuple) else spacing
+
+    size = np.broadcast_to(spacing, len(shape)).reshape(-1, *[1] * len(shape))
+    expected = [np.linalg.norm(field * size, axis=0).mean() for field in ddf.numpy()]
+
+    np.testing.assert_allclose(mean_displacement(ddf, spacing).numpy(), expected, rtol=1e-9)
+
+
+@every_shape
+@every_metric
+def test_identity_is_zero(
+    shape: tuple[int, ...], metric_class: type[CumulativeIterationMetric], function: Callable[[Tensor], Tensor]
+) -> None:
+    value = function(torch.zeros(2, len(shape), *shape))
+
+    assert value.shape == (2,)
+    assert not value.any()
+
+
+@every_shape
+def test_a_mirrored_axis_folds_everywhere(shape: tuple[int, ...]) -> None:
+    ddf = torch.zeros(1, len(shape), *shape, dtype=torch.float64)
+    ddf[:, 1] = -2 * voxels(shape)[:, 1]
+
+    assert folding_fraction(ddf) == 1
+
+
+@every_shape
+def test_a_collapsed_axis_counts_as_folded(shape: tuple[int, ...]) -> None:
+    ddf = torch.zeros(1, len(shape), *shape, dtype=torch.float64)
+    ddf[:, 0] = -voxels(shape)[:, 0]
+
+    assert folding_fraction(ddf) == 1
+    assert sd_log_jacobian(ddf) == 0
+
+
+@every_shape
+def test_one_folded_voxel_is_one_of_all(shape: tuple[int, ...]) -> None:
+    ddf = torch.zeros(1, len(shape), *shape, dtype=torch.float64)
+    ddf[(0, 0, *[n - 1 for n in shape])] = -9  # seen by no forward difference but its own axis' last column
+    ddf[(0, 0, 4, *[0] * (len(shape) - 1))] = -1.5  # the step from voxel 3 to 4 is -0.5
+
+    cells = np.prod([n - 1 for n in shape])
+    assert float(folding_fraction(ddf)) == pytest.approx(1 / cells)
+
+
+@every_shape
+def test_scaling_changes_no_volume_ratio(shape: tuple[int, ...]) -> None:
+    ddf = 0.3 * voxels(shape)
+
+    assert float(sd_log_jacobian(ddf)) == pytest.approx(0, abs=1e-12)
+    assert folding_fraction(ddf) == 0
+
+
+@every_shape
+def test_translation_has_its_length_in_the_unit_of_the_spacing(shape: tuple[int, ...]) -> None:
+    step = torch.tensor([3.0, -4.0, 12.0][: len(shape)])
+    ddf = step.view(1, -1, *[1] * len(shape)).expand(2, -1, *shape)
+
+    torch.testing.assert_close(mean_displacement(ddf), step.norm().expand(2))
+    torch.testing.assert_close(mean_displacement(ddf, 0.5), step.norm().expand(2) / 2)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [folding_fraction, sd_log_jacobian, lambda ddf: mean_displacement(ddf)],
+    ids=["folding", "sdlogj", "mean"],
+)
+def test_swapping_axes_changes_nothing(function: Callable[[Tensor], Tensor]) -> None:
+    ddf = noise((9, 11, 13), batch=2)
+
+    torch.testing.assert_close(function(ddf.permute(0, 1, 4, 2, 3)[:, [2, 0, 1]]), function(ddf))
+
+
+# As MONAI metrics
+
+
+@every_shape
+@every_metric
+def test_metric_accumulates_batches_and_resets(
+    shape: tuple[int, ...], metric_class: type[CumulativeIterationMetric], function: Callable[[Tensor], Tensor]
+) -> None:
+    metric = metric_class()
+    batches = [noise(shape, batch=2), noise(shape, batch=3)]
+
+    for batch in batches:
+        torch.testing.assert_close(metric(batch), function(batch).unsqueeze(1))
+
+    values = torch.cat([function(batch) for batch in batches])
+    torch.testing.assert_close(metric.aggregate().squeeze(), values.mean())
+    torch.testing.assert_close(metric.aggregate("none").squeeze(1), values)
+    torch.testing.assert_close(metric.aggregate("sum_batch").squeeze(), values.sum())
+
+    metric.reset()
+    metric(batches[0])
+    torch.testing.assert_close(metric.aggregate().squeeze(), values[:2].mean())
+
+
+@every_shape
+@every_metric
+def test_metric_takes_decollated_lists_and_meta_tensors(
+    shape: tuple[int, ...], metric_class: type[CumulativeIterationMetric], function: Callable[[Tensor], Tensor]
+) -> None:
+    batch = noise(shape, batch=3)
+    metric = metric_class()
+
+    metric(decollate_batch(MetaTensor(batch)))
+
+    torch.testing.assert_close(torch.as_tensor(metric.aggregate("none").squeeze(1)), function(batch))
+
+
+@every_metric
+def test_reduction_is_an_argument(
+    metric_class: type[CumulativeIterationMetric], function: Callable[[Tensor], Tensor]
+) -> None:
+    batch = noise((9, 13), batch=3)
+    metric = metric_class(reduction="sum")  # type: ignore[call-arg]
+
+    metric(batch)
+
+    torch.testing.assert_close(metric.aggregate().squeeze(), function(batch).sum())
+
+
+def test_spacing_is_an_argument() -> None:
+    batch = noise((9, 11, 13), batch=3)
+    metric = MeanDisplacementMetric(spacing=(0.5, 1.25, 3.0))
+
+    metric(batch)
+
+    expected = mean_displacement(batch, (0.5, 1.25, 3.0)).mean()
+    torch.testing.assert_close(metric.aggregate().squeeze(), expected)
+
+
+@every_shape
+@every_metric
+def test_metric_works_attached_to_an_engine(
+    shape: tuple[int, ...], metric_class: type[CumulativeIterationMetric], function: Callable[[Tensor], Tensor]
+) -> None:
+    batches = [noise(shape, batch=2), noise(shape, batch=1)]
+    engine = Engine(lambda _, batch: {"ddf": batch})
+    handler = IgniteMetricHandler(metric_fn=metric_class(), output_transform=lambda output: (output["ddf"], None))
+    handler.attach(engine, "figure")
+
+    # The second run starts anew.
+    for data in (batches[1:], batches):
+        state = engine.run(data)
+        values = torch.cat([function(batch) for batch in data])
+        assert state.metrics["figure"] == pytest.approx(float(values.mean()))
+        torch.testing.assert_close(state.metric_details["figure"].squeeze(1), values)
