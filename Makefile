@@ -1,7 +1,4 @@
 # Two commands are enough on a fresh machine with Python 3.11 to 3.13:  make demo  and  make test
-#
-# Linux without a GPU? PyPI's torch brings gigabytes of CUDA packages along; the small build is taken with
-#     PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
 # Another interpreter:  make demo PYTHON=python3.12         Some tests only:  make test PYTEST_ARGS="-k jacobian"
 
 PYTHON ?= python3

@@ -20,7 +20,7 @@ from monai_nodeo.layers import apply_along_axes, kernel_matrix
 __all__ = ["FoldingLoss", "LocalNCCLoss", "RegistrationLoss", "SmoothnessLoss", "VelocityMagnitudeLoss"]
 
 # Voxels that a loss works on at a time on a CPU, see _slabs().
-_SLAB_VOXELS = 2**17
+_SLAB_VOXELS = 2**19
 
 
 def _reduce(values: Tensor, reduction: str) -> Tensor:

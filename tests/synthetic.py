@@ -27,7 +27,7 @@ def smooth_ddf(shape: Sequence[int], seed: int = 0, largest: float = 2.0, sigma:
 
 
 def deformed_pair(shape: Sequence[int], seed: int = 0, largest: float = 2.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Fixed and moving image, (1, *shape), and the ddf that takes one to the other: ``fixed(x) = moving(x + ddf(x))``."""
+    """Fixed and moving image, (1, *shape), and the ddf (D, *shape) with ``fixed(x) = moving(x + ddf(x))``."""
     moving, ddf = smooth_image(shape, seed), smooth_ddf(shape, seed + 1, largest)
     # cubic, by scipy: independent of the samplers under test
     fixed = ndimage.map_coordinates(moving[0].numpy(), np.indices(shape) + ddf.numpy(), order=3, mode="nearest")

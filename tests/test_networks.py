@@ -138,10 +138,10 @@ def test_encoder_has_the_convolutions_asked_for(channels: int, num_convolutions:
 
     convolutions = [m for m in net.encoder if isinstance(m, torch.nn.Conv3d)]
 
-    assert len(convolutions) == num_convolutions
     assert [c.in_channels for c in convolutions] == [3] + [channels] * (num_convolutions - 1)
     assert {c.out_channels for c in convolutions} == {channels}
-    assert not isinstance(net.encoder[-1], torch.nn.ReLU)  # ReLU between the convolutions only
+    between = [torch.nn.ReLU, torch.nn.Conv3d] * (num_convolutions - 1)
+    assert [type(m) for m in net.encoder] == [torch.nn.Conv3d, *between]
     assert net(identity_grid(shape)).shape == (1, 3, *shape)
 
 

@@ -1,0 +1,192 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Events
+from monai.engines import Trainer
+from monai.engines.utils import IterationEvents
+from monai.handlers import StatsHandler
+from synthetic import deformed_pair
+from torch import Tensor, nn
+
+from monai_nodeo.engines import PairTrainer
+from monai_nodeo.fields import identity_grid, phi_to_ddf, warp
+from monai_nodeo.handlers import BestField, EarlyStop
+from monai_nodeo.inferers import PairInferer
+from monai_nodeo.integration import ODESolver
+from monai_nodeo.losses import RegistrationLoss, VelocityMagnitudeLoss
+from monai_nodeo.networks import NODEONet
+
+SHAPES = [(25, 21), (13, 17, 11)]
+TERMS = ["loss", "similarity", "folding", "smoothness", "magnitude"]
+
+
+class CountingAdam(torch.optim.Adam):
+    steps = 0
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        self.steps += 1
+        return super().step(*args, **kwargs)
+
+
+def trainer_of(
+    fixed: Tensor,
+    moving: Tensor,
+    iterations: int = 5,
+    handlers: tuple = (),
+    solver: ODESolver | None = None,
+    loss_function: nn.Module | None = None,
+) -> PairTrainer:
+    """A trainer of images (1, C, *spatial), on their device, with the inferer's own loss."""
+    dims = fixed.ndim - 2
+    network = NODEONet(dims, fixed.shape[2:]).to(fixed.device)
+    optimizer = CountingAdam(network.parameters(), lr=0.005, amsgrad=True)
+    loss_function = loss_function or PairInferer(dims).loss_function
+    solver = solver or ODESolver()
+    return PairTrainer(fixed, moving, network, optimizer, loss_function, solver, iterations, handlers)
+
+
+def batched_pair(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    fixed, moving, _ = deformed_pair(shape)
+    return fixed[None], moving[None]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_iteration_is_one_step_of_the_optimiser(shape):
+    trainer = trainer_of(*batched_pair(shape), iterations=7)
+    assert isinstance(trainer, Trainer)
+    before = [p.detach().clone() for p in trainer.network.parameters()]
+    fired = []
+    for event in (Events.ITERATION_COMPLETED, *IterationEvents):
+        trainer.add_event_handler(event, lambda _, event: fired.append(event), event)
+    trainer.run()
+    assert trainer.optimizer.steps == trainer.state.iteration == 7
+    for event in (
+        IterationEvents.FORWARD_COMPLETED,
+        IterationEvents.LOSS_COMPLETED,
+        IterationEvents.BACKWARD_COMPLETED,
+        IterationEvents.MODEL_COMPLETED,
+        Events.ITERATION_COMPLETED,
+    ):
+        assert fired.count(event) == 7
+    assert all((old != new).any() for old, new in zip(before, trainer.network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_output_and_history(shape):
+    fixed, moving = batched_pair(shape)
+    trainer = trainer_of(fixed, moving, iterations=4)
+    outputs = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: outputs.append(engine.state.output))
+    trainer.run()
+    assert list(trainer.state.history) == TERMS
+    for output in outputs:
+        assert list(output) == [*TERMS, "ddf"]
+        assert output["ddf"].shape == (1, len(shape), *shape)
+        assert not any(value.requires_grad for value in output.values())
+    for name, curve in trainer.state.history.items():
+        assert curve.shape == (4,)
+        assert torch.equal(curve, torch.stack([output[name] for output in outputs]))
+    assert (trainer.state.history["loss"].diff() < 0).all()
+    # the figures of an iteration belong to its own displacement
+    terms = trainer.loss_function(warp(moving, outputs[-1]["ddf"]), fixed, outputs[-1]["ddf"], [torch.zeros(1, 1)])
+    for name in ("similarity", "folding", "smoothness"):
+        torch.testing.assert_close(terms[name], outputs[-1][name], rtol=1e-3, atol=1e-7)
+
+
+def test_history_after_a_stop_holds_what_was_done():
+    trainer = trainer_of(*batched_pair(SHAPES[0]), iterations=6)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda engine: engine.terminate())
+    trainer.run()
+    assert trainer.state.iteration == trainer.optimizer.steps == 2
+    assert trainer.state.history["loss"].isfinite().tolist() == [True, True, False, False, False, False]
+
+
+def test_velocity_terms_see_the_displacement_over_unit_time():
+    fixed, moving = batched_pair(SHAPES[0])
+    loss = RegistrationLoss(nn.MSELoss(), velocity_terms={"magnitude": (1.0, VelocityMagnitudeLoss())})
+    trainer = trainer_of(fixed, moving, iterations=1, loss_function=loss)
+    with torch.no_grad():
+        velocity = trainer.network(trainer.identity)
+    trainer.run()
+    torch.testing.assert_close(trainer.state.output["magnitude"], VelocityMagnitudeLoss()(velocity), rtol=1e-3, atol=0)
+    expected = phi_to_ddf(identity_grid(SHAPES[0]) + velocity, trainer.identity)
+    torch.testing.assert_close(trainer.state.output["ddf"], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", [ODESolver("rk4", 2), ODESolver("midpoint", 3, adjoint=True), ODESolver("dopri5")])
+def test_any_solver_drops_in(solver):
+    trainer = trainer_of(*batched_pair(SHAPES[0]), solver=solver)
+    trainer.run()
+    assert (trainer.state.history["loss"].diff() < 0).all()
+
+
+def test_several_channels():
+    fixed, moving = batched_pair(SHAPES[0])
+    trainer = trainer_of(torch.cat([fixed, 1 - fixed], 1), torch.cat([moving, 1 - moving], 1))
+    trainer.run()
+    assert (trainer.state.history["loss"].diff() < 0).all()
+    assert trainer.state.output["ddf"].shape == (1, 2, *SHAPES[0])
+
+
+def test_handlers_of_monai_attach():
+    figures = []
+    stats = StatsHandler(
+        iteration_print_logger=lambda engine: figures.append(engine.state.output["loss"].item()),
+        epoch_print_logger=lambda engine: figures.append(engine.state.epoch),
+    )
+    trainer = trainer_of(*batched_pair(SHAPES[0]), iterations=3, handlers=(stats,))
+    trainer.run()
+    assert figures == [*trainer.state.history["loss"].tolist(), 1]
+
+
+@pytest.mark.parametrize(("fixed", "moving"), [((1, 1, 25, 21), (1, 1, 25, 20)), ((1, 1, 25, 21), (1, 1, 25, 21, 9))])
+def test_images_on_different_grids_are_refused(fixed, moving):
+    with pytest.raises(ValueError, match="differ in shape; resample the moving image"):
+        trainer_of(torch.zeros(fixed), torch.zeros(moving))
+
+
+# A tensor on the device "meta" has no values: whatever would make the host wait for a real device (item(), bool(),
+# a copy to the host, a shape that depends on values) raises there.
+
+
+class _Waits:
+    """A handler that looks at a value in some way."""
+
+    def __init__(self, look: Callable[[Tensor], Any]) -> None:
+        self.look = look
+
+    def attach(self, engine: Trainer) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: self.look(e.state.output["loss"]))
+
+
+def on_meta(shape: tuple[int, ...], **options: Any) -> PairTrainer:
+    return trainer_of(torch.zeros(1, 1, *shape, device="meta"), torch.zeros(1, 1, *shape, device="meta"), **options)
+
+
+@pytest.mark.parametrize(("method", "num_steps"), [("euler", 1), ("euler", 3), ("midpoint", 2), ("rk4", 2)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_step_waits_for_the_device(shape, method, num_steps):
+    trainer = on_meta(shape, solver=ODESolver(method, num_steps), handlers=(BestField(window=3),))
+    trainer.run()
+    assert trainer.optimizer.steps == trainer.state.iteration == 5
+    for tensor in (trainer.state.best_ddf, *trainer.state.output.values(), *trainer.state.history.values()):
+        assert tensor.device.type == "meta"
+    assert trainer.state.best_ddf.shape == (1, len(shape), *shape)
+
+
+@pytest.mark.parametrize("look", [Tensor.item, bool, Tensor.cpu, Tensor.numpy, float], ids=lambda f: f.__name__)
+def test_a_step_that_waits_for_the_device_would_be_noticed(look):
+    with pytest.raises((RuntimeError, NotImplementedError, TypeError), match="meta"):
+        on_meta(SHAPES[0], handlers=(_Waits(look),)).run()
+
+
+def test_early_stop_waits_only_when_it_looks():
+    on_meta(SHAPES[0], handlers=(EarlyStop(every=6),), iterations=5).run()
+    with pytest.raises(RuntimeError, match="meta"):
+        on_meta(SHAPES[0], handlers=(EarlyStop(every=5),), iterations=5).run()

@@ -1,0 +1,196 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from synthetic import deformed_pair, smooth_image
+from torch import Tensor
+from tqdm import tqdm
+
+from monai_nodeo.handlers import BestField, EarlyStop, ProgressBar
+from monai_nodeo.inferers import PairInferer
+from monai_nodeo.networks import NODEONet
+
+
+def run(handler: BestField | EarlyStop | ProgressBar, outputs: Sequence[dict[str, Tensor]], pause: float = 0) -> Engine:
+    """An engine that does nothing but give these outputs, one an iteration."""
+
+    def iteration(engine: Engine, _: object) -> dict[str, Tensor]:
+        time.sleep(pause)
+        return outputs[engine.state.iteration - 1]
+
+    engine = Engine(iteration)
+    engine.state.epoch_length = len(outputs)
+    engine.state.history = {name: None for name in outputs[0] if name != "ddf"}
+    handler.attach(engine)
+    engine.run(range(len(outputs)), max_epochs=1)
+    return engine
+
+
+def with_losses(*losses: float) -> list[dict[str, Tensor]]:
+    """Outputs whose ddf holds the number of the iteration, from 1."""
+    return [{"loss": torch.tensor(x), "ddf": torch.full((1, 2, 3, 5), i)} for i, x in enumerate(losses, 1)]
+
+
+# BestField
+
+
+@pytest.mark.parametrize(
+    ("window", "best"), [(None, 1), (6, 1), (50, 1), (5, 4), (4, 4), (3, 4), (2, 6), (1, 6)], ids=str
+)
+def test_best_field_has_the_lowest_loss_of_the_last_iterations(window, best):
+    losses = [0.1, 5.0, 3.0, 1.0, 4.0, 2.0]
+    state = run(BestField(window), with_losses(*losses)).state
+    assert (state.best_ddf == best).all()
+    assert state.best_ddf.shape == (1, 2, 3, 5)
+    assert state.best_score == torch.tensor(losses[best - 1])
+
+
+def test_best_field_of_equal_losses_is_the_first():
+    assert (run(BestField(), with_losses(2, 1, 1, 3, 1)).state.best_ddf == 2).all()
+
+
+def test_best_field_by_a_score_of_ones_own():
+    similarity, folding = [0.1, 0.5, 0.2, 0.3], [9.0, 0.1, 0.2, 1.0]
+    outputs = [
+        {"similarity": torch.tensor(s), "folding": torch.tensor(f), **output}
+        for s, f, output in zip(similarity, folding, with_losses(1, 2, 3, 0), strict=True)
+    ]
+    state = run(BestField(score=lambda terms: terms["similarity"] * terms["folding"]), outputs).state
+    assert (state.best_ddf == 3).all()
+    assert state.best_score.item() == pytest.approx(0.04)
+
+
+def test_best_field_before_its_window_is_none():
+    engine = Engine(lambda engine, _: with_losses(1)[0])
+    engine.state.epoch_length = 5
+    BestField(window=2).attach(engine)
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda e: e.terminate())
+    engine.run(range(5), max_epochs=1)
+    assert engine.state.best_ddf is None
+
+
+def test_best_field_takes_any_spatial_dims_and_device():
+    outputs = [
+        {"loss": torch.empty((), device="meta"), "ddf": torch.empty(1, 3, 4, 5, 6, device="meta")} for _ in range(3)
+    ]
+    assert run(BestField(), outputs).state.best_ddf.shape == (1, 3, 4, 5, 6)
+
+
+# EarlyStop
+
+FALLS = [10.0, 9.0, 8.0, 7.0]
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "every", "iterations"),
+    [
+        ([*FALLS, *[7.0] * 10], 3, 1, 7),
+        ([*FALLS, *[7.0] * 10], 1, 1, 5),
+        ([*FALLS, *[7.0] * 10], 3, 2, 10),
+        ([*FALLS, *[7.0] * 10], 1, 5, 10),
+        ([*FALLS, 8.0, 6.0, 8.0, 8.0, 5.0, 6.0], 3, 1, 10),  # never three in a row
+        ([*FALLS, 8.0, 9.0, 10.0, 6.0, 5.0, 4.0], 3, 1, 7),
+        ([float(-i) for i in range(20)], 1, 1, 20),
+    ],
+)
+def test_early_stop_counts_the_looks_without_improvement(losses, patience, every, iterations):
+    assert run(EarlyStop(patience, 0.0, every), with_losses(*losses)).state.iteration == iterations
+
+
+@pytest.mark.parametrize(("fall", "iterations"), [(0.04, 20), (0.01, 4)])
+def test_early_stop_adds_up_small_falls(fall, iterations):
+    losses = [1 - fall * i for i in range(20)]
+    assert run(EarlyStop(3, min_delta=0.1, every=1), with_losses(*losses)).state.iteration == iterations
+
+
+@pytest.mark.parametrize("shape", [(25, 21), (13, 17, 11)])
+def test_early_stop_ends_a_converged_run_and_the_next_pair_gets_its_own(shape):
+    dims = len(shape)
+    same = smooth_image(shape)
+    fixed, moving, _ = deformed_pair(shape)
+    stop = [lambda: EarlyStop(patience=1, min_delta=1e-5, every=3)]
+    inferer, network = PairInferer(dims, iterations=12, handlers=stop), NODEONet(dims)
+    inferer(torch.stack([same, fixed, same]), network, torch.stack([same, moving, same]))
+    assert [r.iterations for r in inferer.registrations] == [6, 12, 6]
+    assert [len(r.history["loss"]) for r in inferer.registrations] == [6, 12, 6]
+    inferer(fixed[None], network, moving[None])
+    assert inferer.registrations[0].iterations == 12
+
+
+# ProgressBar
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@contextmanager
+def terminal() -> Iterator[_Terminal]:
+    """Stands for stderr inside; not a fixture, because pytest sets its own stderr again before each test."""
+    with redirect_stderr(_Terminal()) as stream:
+        yield stream
+
+
+def unreadable(iterations: int) -> list[dict[str, Tensor]]:
+    """Outputs without values: to look at one is an error."""
+    return [{"loss": torch.empty((), device="meta")}] * iterations
+
+
+@pytest.fixture
+def _all_bars_closed():
+    before = set(getattr(tqdm, "_instances", ()))
+    yield
+    assert set(tqdm._instances) <= before
+
+
+@pytest.mark.usefixtures("_all_bars_closed")
+def test_progress_bar_is_silent_and_idle_without_a_terminal(capsys):
+    run(ProgressBar(interval=0), unreadable(3))
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+@pytest.mark.usefixtures("_all_bars_closed")
+def test_progress_bar_shows_the_terms_in_a_terminal():
+    outputs = [
+        {"loss": torch.tensor(x), "folding": torch.tensor(0.5), "ddf": torch.zeros(1, 2, 3, 5)}
+        for x in (3.0, 2.0, 1.25)
+    ]
+    with terminal() as screen:
+        run(ProgressBar(interval=0), outputs, pause=0.12)  # tqdm draws ten times a second
+    text = screen.getvalue()
+    assert "registration" in text
+    assert "3/3" in text
+    assert "loss=1.25, folding=0.5" in text
+    assert "ddf" not in text
+
+
+@pytest.mark.usefixtures("_all_bars_closed")
+def test_progress_bar_seldom_looks():
+    with terminal() as screen:
+        run(ProgressBar(interval=1e6), unreadable(3))
+    assert "registration" in screen.getvalue()
+    handler = ProgressBar(interval=0)
+    with terminal(), pytest.raises(RuntimeError, match="meta"):
+        run(handler, unreadable(3))
+    handler._bar.close()
+
+
+@pytest.mark.usefixtures("_all_bars_closed")
+def test_progress_bar_closes_after_a_stop():
+    fixed, moving, _ = deformed_pair((25, 21))
+    handlers = [lambda: EarlyStop(patience=1, min_delta=10.0, every=1), ProgressBar]
+    inferer = PairInferer(2, iterations=5, handlers=handlers)
+    with terminal() as screen:
+        inferer(fixed[None], NODEONet(2), moving[None])
+    assert inferer.registrations[0].iterations == 2
+    assert "registration" in screen.getvalue()

@@ -1,0 +1,121 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+
+from monai_nodeo.host_memory import keep_freed_memory
+
+# malloc.h: the option's number and glibc's default
+DEFAULTS = {-1: 128 * 1024, -2: 128 * 1024, -4: 65536}
+MMAP_MAX = -4
+
+
+class _Libc:
+    """Records what glibc would be told."""
+
+    def __init__(self) -> None:
+        self.options: dict[int, int] = {}
+        self.trimmed = 0
+
+    def mallopt(self, option: int, value: int) -> int:
+        self.options[option] = value
+        return 1
+
+    def malloc_trim(self, pad: int) -> int:
+        assert pad == 0
+        assert self.options == DEFAULTS  # trimming under the kept options would be undone by the next allocation
+        self.trimmed += 1
+        return 1
+
+
+@pytest.fixture
+def libc(monkeypatch: pytest.MonkeyPatch) -> _Libc:
+    fake = _Libc()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: fake)
+    return fake
+
+
+def test_freed_memory_is_kept_inside_and_given_back_afterwards(libc):
+    with keep_freed_memory() as nothing:
+        assert nothing is None
+        assert libc.options.keys() == DEFAULTS.keys()
+        assert libc.options[MMAP_MAX] == 0
+        assert all(libc.options[option] != DEFAULTS[option] for option in DEFAULTS)
+        assert not libc.trimmed
+    assert libc.options == DEFAULTS
+    assert libc.trimmed == 1
+
+
+def test_an_exception_passes_and_memory_is_given_back(libc):
+    with pytest.raises(KeyError, match="inside"), keep_freed_memory():
+        raise KeyError("inside")
+    assert libc.options == DEFAULTS
+    assert libc.trimmed == 1
+
+
+def test_nested_and_repeated_use_ends_with_the_defaults(libc):
+    for _ in range(2):
+        with keep_freed_memory(), pytest.raises(ZeroDivisionError), keep_freed_memory():
+            _ = 1 / 0
+        assert libc.options == DEFAULTS
+
+
+class _Musl:
+    """A C library without these functions, or with one of them."""
+
+
+class _HalfOfIt:
+    def mallopt(self, option: int, value: int) -> int:
+        raise AssertionError("set, but can never be set back")
+
+
+def _no_library(name: None) -> None:
+    raise OSError("no such library")
+
+
+def _windows(name: None) -> None:
+    raise TypeError("argument of type 'NoneType' is not iterable")
+
+
+@pytest.mark.parametrize("library", [lambda name: _Musl(), lambda name: _HalfOfIt(), _no_library, _windows])
+def test_nothing_happens_without_glibc(monkeypatch, library):
+    monkeypatch.setattr(ctypes, "CDLL", library)
+    ran = False
+    with keep_freed_memory():
+        ran = True
+    assert ran
+    with pytest.raises(KeyError, match="inside"), keep_freed_memory():
+        raise KeyError("inside")
+
+
+def resident() -> float:
+    """Memory of this process in MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
+def test_the_real_library_keeps_and_gives_back():
+    def allocate_and_free() -> None:
+        arrays = [torch.ones(4 * 2**18) for _ in range(16)]  # 4 MiB each
+        del arrays
+
+    allocate_and_free()
+    before = resident()
+    allocate_and_free()
+    assert resident() < before + 16  # by default the system has it back
+    with keep_freed_memory():
+        allocate_and_free()
+        assert resident() > before + 48
+        allocate_and_free()
+        assert resident() < before + 96  # reused, not added
+    assert resident() < before + 16
+    allocate_and_free()
+    assert resident() < before + 16

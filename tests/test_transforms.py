@@ -1,0 +1,268 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureTyped
+from scipy import ndimage
+from synthetic import deformed_pair, smooth_ddf, smooth_image
+from torch import Tensor
+
+from monai_nodeo import transforms
+from monai_nodeo.inferers import PairInferer, Registration
+from monai_nodeo.networks import NODEONet
+from monai_nodeo.transforms import RegisterPair, RegisterPaird, WarpWithDDF, WarpWithDDFd
+
+SHAPES = [(25, 21), (13, 17, 11)]
+FIXED_AFFINE = torch.tensor([[2.0, 0, 0, 5], [0, -3, 0.5, 6], [0, 0.5, 4, 7], [0, 0, 0, 1]], dtype=torch.float64)
+MOVING_AFFINE = torch.diag(torch.tensor([9.0, 9.0, 9.0, 1.0], dtype=torch.float64))
+
+
+def label_map(shape: tuple[int, ...], dtype: torch.dtype = torch.uint8) -> Tensor:
+    """Blocks of the labels 1 to 4, (1, *shape)."""
+    return (1 + 3 * smooth_image(shape, 4)).round().to(dtype)
+
+
+def sampled(image: np.ndarray, ddf: np.ndarray, order: int) -> np.ndarray:
+    """By scipy: image(x + ddf(x)) of one channel, zeros around the image."""
+    return ndimage.map_coordinates(image, np.indices(image.shape) + ddf, order=order, mode="grid-constant", cval=0)
+
+
+def inferer_of(shape: tuple[int, ...], iterations: int = 5) -> PairInferer:
+    return PairInferer(len(shape), iterations=iterations)
+
+
+# WarpWithDDF
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_warp_is_linear_interpolation_with_zeros_outside(shape):
+    image = torch.cat([smooth_image(shape, seed) for seed in (0, 1)]) + 1
+    ddf = smooth_ddf(shape, 2, largest=6, sigma=3)
+    expected = np.stack([sampled(channel.numpy(), ddf.numpy(), 1) for channel in image])
+    assert (expected == 0).any()  # some lie outside
+    np.testing.assert_allclose(WarpWithDDF()(image, ddf), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_warp_of_labels_is_nearest_and_keeps_their_type(shape, dtype):
+    labels = label_map(shape, dtype)
+    ddf = smooth_ddf(shape, 2, largest=6, sigma=3)
+    warped = WarpWithDDF("nearest")(labels, ddf)
+    assert warped.dtype == dtype
+    expected = sampled(labels[0].numpy(), ddf.numpy(), 0)
+    clear = (ddf - ddf.floor() - 0.5).abs().amin(0) > 1e-3  # half-way between two voxels, either is the nearest
+    assert clear.float().mean() > 0.9
+    assert {0, 2, 3, 4} <= set(warped.unique().tolist()) <= {0, 1, 2, 3, 4}
+    assert torch.equal(warped[0][clear], torch.from_numpy(expected)[clear])
+
+
+def test_warp_of_a_mask_is_a_mask():
+    mask = label_map(SHAPES[0]) > 2
+    warped = WarpWithDDF("nearest")(mask, torch.zeros(2, *SHAPES[0]))
+    assert warped.dtype == torch.bool
+    assert torch.equal(warped, mask)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_warp_by_whole_voxels_is_a_shift(mode, axis):
+    image = smooth_image(SHAPES[1]) + 1
+    ddf = torch.zeros(3, *SHAPES[1])
+    ddf[axis] = 2
+    warped = WarpWithDDF(mode)(image, ddf)
+    n = SHAPES[1][axis]
+    inside, source = warped.narrow(axis + 1, 0, n - 2), image.narrow(axis + 1, 2, n - 2)
+    torch.testing.assert_close(inside, source, rtol=0, atol=0 if mode == "nearest" else 1e-5)
+    assert (warped.narrow(axis + 1, n - 2, 2) == 0).all()
+
+
+def test_warp_of_whole_numbers_is_linear_in_float32():
+    ddf = smooth_ddf(SHAPES[0])
+    labels = label_map(SHAPES[0], torch.int16)
+    warped = WarpWithDDF()(labels, ddf)
+    assert warped.dtype == torch.float32
+    torch.testing.assert_close(warped, WarpWithDDF()(labels.float(), ddf))
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+def test_warp_keeps_the_affine_of_the_fixed_grid(mode):
+    image, ddf = smooth_image(SHAPES[1]), smooth_ddf(SHAPES[1])
+    warp = WarpWithDDF(mode)
+    plain = warp(image, ddf)
+    assert type(plain) is Tensor
+    on_fixed = warp(MetaTensor(image, affine=MOVING_AFFINE), MetaTensor(ddf, affine=FIXED_AFFINE))
+    assert torch.equal(on_fixed.affine, FIXED_AFFINE)
+    assert torch.equal(warp(image, MetaTensor(ddf, affine=FIXED_AFFINE)).affine, FIXED_AFFINE)
+    assert torch.equal(warp(MetaTensor(image, affine=MOVING_AFFINE), ddf).affine, MOVING_AFFINE)
+    assert torch.equal(on_fixed.as_tensor(), plain)
+    assert torch.equal(warp(image.numpy(), ddf.numpy()), plain)
+
+
+def test_warp_leaves_its_input_alone():
+    image, ddf = MetaTensor(smooth_image(SHAPES[0]), affine=MOVING_AFFINE), smooth_ddf(SHAPES[0])
+    copies = image.clone(), ddf.clone()
+    warped = WarpWithDDF()(image, ddf)
+    warped.affine[0, 0] = 77  # its own, not the image's
+    warped += 1
+    assert torch.equal(image, copies[0])
+    assert torch.equal(ddf, copies[1])
+    assert torch.equal(image.affine, MOVING_AFFINE)
+
+
+# WarpWithDDFd
+
+
+def row(shape: tuple[int, ...]) -> dict[str, Tensor]:
+    return {
+        "fixed": MetaTensor(smooth_image(shape), affine=FIXED_AFFINE),
+        "moving": MetaTensor(smooth_image(shape, 1), affine=MOVING_AFFINE),
+        "label": MetaTensor(label_map(shape), affine=MOVING_AFFINE),
+        "ddf": smooth_ddf(shape, 2, largest=6, sigma=3),
+    }
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_dictionary_warp_is_the_array_warp(shape):
+    data = row(shape)
+    on_fixed = MetaTensor(data["ddf"], affine=FIXED_AFFINE)
+    expected = {
+        "moving": WarpWithDDF()(data["moving"], on_fixed),
+        "label": WarpWithDDF("nearest")(data["label"], on_fixed),
+    }
+    found = WarpWithDDFd(["moving", "label"], mode=["bilinear", "nearest"])(data)
+    assert list(found) == list(data)
+    for key, value in expected.items():
+        assert torch.equal(found[key], value)
+        assert found[key].dtype == value.dtype
+        assert torch.equal(found[key].affine, FIXED_AFFINE)
+    assert found["fixed"] is data["fixed"]
+    assert found["ddf"] is data["ddf"]
+    assert torch.equal(data["moving"], row(shape)["moving"])  # the row that came is as it was
+
+
+def test_dictionary_warp_puts_results_where_asked():
+    data = row(SHAPES[0])
+    data["field"], data["template"] = data.pop("ddf"), data.pop("fixed")
+    warp = WarpWithDDFd(
+        ["moving", "label"],
+        ddf_key="field",
+        mode="nearest",
+        reference_key="template",
+        output_keys=["warped", "warped_label"],
+    )
+    found = warp(data)
+    assert list(found) == [*data, "warped", "warped_label"]
+    assert all(found[key] is data[key] for key in data)
+    for source, result in (("moving", "warped"), ("label", "warped_label")):
+        assert torch.equal(found[result].as_tensor(), WarpWithDDF("nearest")(data[source], data["field"]).as_tensor())
+        assert torch.equal(found[result].affine, FIXED_AFFINE)
+
+
+def test_dictionary_warp_keeps_the_affine_of_the_image_without_a_fixed_one():
+    data = row(SHAPES[0])
+    del data["fixed"]
+    assert torch.equal(WarpWithDDFd("moving")(data)["moving"].affine, MOVING_AFFINE)
+
+
+def test_dictionary_warp_of_absent_keys():
+    data = row(SHAPES[0])
+    del data["label"]
+    options = {"mode": ["bilinear", "nearest"], "output_keys": ["warped", "warped_label"]}
+    with pytest.raises(KeyError, match="label"):
+        WarpWithDDFd(["label", "moving"], **options)(data)
+    options["mode"].reverse()
+    options["output_keys"].reverse()
+    found = WarpWithDDFd(["label", "moving"], **options, allow_missing_keys=True)(data)
+    assert list(found) == [*data, "warped"]
+    assert torch.equal(found["warped"].as_tensor(), WarpWithDDF()(data["moving"], data["ddf"]).as_tensor())
+
+
+@pytest.mark.parametrize("option", ["mode", "output_keys"])
+def test_dictionary_warp_refuses_lists_of_another_length(option):
+    with pytest.raises(ValueError, match="length"):
+        WarpWithDDFd(["moving", "label"], **{option: ["bilinear"]})
+
+
+# RegisterPair and RegisterPaird
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_registration_as_one_step_of_a_compose(shape):
+    fixed, moving, _ = deformed_pair(shape)
+    rows = Compose(
+        [
+            EnsureTyped(["fixed", "moving", "label"]),
+            RegisterPaird(len(shape), inferer=inferer_of(shape, 40)),
+            WarpWithDDFd(["moving", "label"], mode=["bilinear", "nearest"], output_keys=["warped", "warped_label"]),
+        ]
+    )
+    data = {
+        "fixed": MetaTensor(fixed, affine=FIXED_AFFINE),
+        "moving": MetaTensor(moving, affine=FIXED_AFFINE),
+        "label": label_map(shape),
+    }
+    found = rows(data)
+    assert set(found) == {*data, "ddf", "warped", "warped_label"}
+    assert found["ddf"].shape == (len(shape), *shape)
+    assert found["warped_label"].dtype == torch.uint8
+    for key in ("ddf", "warped", "warped_label"):
+        assert torch.equal(found[key].affine, FIXED_AFFINE)
+    inside = (slice(None), *[slice(3, -3)] * len(shape))
+    after, before = ((image - fixed)[inside].norm() for image in (found["warped"].as_tensor(), moving))
+    assert after < 0.4 * before
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_array_and_dictionary_registration_are_those_of_the_inferer(shape):
+    fixed, moving, _ = deformed_pair(shape)
+    dims = len(shape)
+    network = NODEONet(dims, bottleneck=4, downsample=3)
+    inferer = inferer_of(shape)
+    expected = inferer(fixed[None], network, moving[None])[0]
+    register = RegisterPair(dims, inferer, network)
+    result = register(fixed, moving)
+    assert isinstance(result, Registration)
+    assert type(result.ddf) is Tensor
+    assert torch.equal(result.ddf, expected)
+    assert result.iterations == len(result.history["loss"]) == 5
+    assert torch.equal(register(fixed.numpy(), moving.numpy()).ddf, expected)
+    assert torch.equal(Compose([register], map_items=False, unpack_items=True)((fixed, moving))[0], expected)
+    of_grid = register(MetaTensor(fixed, affine=FIXED_AFFINE), MetaTensor(moving, affine=MOVING_AFFINE)).ddf
+    assert torch.equal(of_grid.affine, FIXED_AFFINE)
+    assert torch.equal(of_grid.as_tensor(), expected)
+
+    named = RegisterPaird(dims, fixed_key="a", moving_key="b", ddf_key="u", inferer=inferer, network=network)
+    data = {"a": fixed, "b": moving, "other": 1}
+    found = named(data)
+    assert list(found) == ["a", "b", "other", "u"]
+    assert torch.equal(found["u"], expected)
+    assert list(data) == ["a", "b", "other"]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_registration_without_options_is_the_inferers(dims):
+    register = RegisterPair(dims)
+    assert register.inferer.spatial_dims == register.network.spatial_dims == dims
+    assert register.inferer.iterations == PairInferer(dims).iterations
+
+
+def test_registration_of_images_that_do_not_fit():
+    fixed, moving, _ = deformed_pair(SHAPES[0])
+    with pytest.raises(ValueError, match="2 spatial axes and one shape"):
+        RegisterPair(2)(fixed, moving[:, 1:])
+    with pytest.raises(ValueError, match="3 spatial axes and one shape"):
+        RegisterPair(3)(fixed, moving)
+    with pytest.raises(KeyError, match="moving"):
+        RegisterPaird(2)({"fixed": fixed})
+
+
+@pytest.mark.parametrize("name", ["RegisterPaird", "WarpWithDDFd"])
+def test_names_of_the_dictionary_versions(name):
+    classes = {getattr(transforms, name[:-1] + ending) for ending in ("d", "D", "Dict")}
+    assert len(classes) == 1
+    assert {name[:-1] + ending for ending in ("", "d", "D", "Dict")} <= set(transforms.__all__)
