@@ -51,6 +51,7 @@ def identity_grid(
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is kept must be of use to a later training
 def _voxels_per_unit(spatial_shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Length of one unit of phi in voxels, (1, D, 1, ...); kept, so that a device is sent it once."""
     halves = torch.tensor([(n - 1) / 2 for n in spatial_shape], dtype=dtype, device=device)
@@ -148,11 +149,13 @@ def jacobian_determinant(ddf: Tensor) -> Tensor:
         (B, *(spatial - 1)); 1 where nothing is deformed, not positive where the field folds.
 
     Raises:
-        ValueError: when the channels do not match the spatial axes.
+        ValueError: when the channels do not match the spatial axes, or an axis has fewer than two voxels.
     """
     dims = ddf.ndim - 2
     if dims not in (2, 3) or ddf.shape[1] != dims:
         raise ValueError(f"ddf must be (B, 2, H, W) or (B, 3, H, W, D), got {tuple(ddf.shape)}.")
+    if min(ddf.shape[2:]) < 2:
+        raise ValueError(f"ddf {tuple(ddf.shape)} has an axis of one voxel, along which nothing can be differentiated.")
     base = ddf[lower_corner(dims)]
     columns = [(ddf[lower_corner(dims, axis)] - base).unbind(1) for axis in range(dims)]
     jacobian = [[columns[a][i] + 1 if a == i else columns[a][i] for a in range(dims)] for i in range(dims)]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from torch import Tensor, nn
+from torch import Tensor
 
 from monai_nodeo.engines import PairTrainer
 from monai_nodeo.handlers import BestField, ProgressBar

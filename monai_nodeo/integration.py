@@ -51,7 +51,7 @@ def _valid_options(method: str) -> list[str]:
     }
     owned = {"self", "func", "y0", "rtol", "atol", "dtype", "norm"}
     if _is_fixed_grid(method):
-        owned |= {"step_size", "grid_constructor"}
+        owned |= {"step_size", "grid_constructor", "perturb"}
     return sorted(names - owned)
 
 
@@ -89,8 +89,8 @@ class ODESolver:
         **options: Any,
     ) -> None:
         self.method: str = look_up_option(method, METHODS)
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+        if num_steps < 1 or num_steps != int(num_steps):
+            raise ValueError(f"num_steps must be a whole number from 1, got {num_steps}.")
         valid = _valid_options(self.method)
         for name in options:
             look_up_option(name, valid)
@@ -108,7 +108,8 @@ class ODESolver:
         """Integrate.
 
         Args:
-            velocity: model with ``forward(phi, t) -> velocity``, all (B, D, *spatial).
+            velocity: model with ``forward(phi, t) -> velocity``, all (B, D, *spatial); t is a scalar tensor, with a
+                fixed-grid method on the CPU whatever the device of phi.
             phi0: positions at ``times[0]``, (B, D, *spatial).
             times: increasing, at least two.
 
@@ -118,7 +119,7 @@ class ODESolver:
         Raises:
             ValueError: when the times do not increase.
         """
-        if len(times) < 2 or any(b <= a for a, b in pairwise(times)):
+        if len(times) < 2 or not all(b > a for a, b in pairwise(times)):
             raise ValueError(f"times must be at least two and increase, got {tuple(times)}.")
         func = _TimeFirst(velocity)
         t = torch.tensor(times, dtype=phi0.dtype)

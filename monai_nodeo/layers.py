@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
+from monai.utils import look_up_option
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +29,7 @@ __all__ = [
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept must be of use to a later training
 def kernel_matrix(
     kernel: tuple[float, ...],
     size: int,
@@ -48,8 +50,14 @@ def kernel_matrix(
         device: device of the matrix.
 
     Returns:
-        (size, size), rows sum to one.
+        (size, size), rows sum to one. It is kept for later callers: do not change it in place.
+
+    Raises:
+        ValueError: when the border is unknown, the kernel has no centre or the passes are negative.
     """
+    look_up_option(border, ("replicate", "truncate"))
+    if len(kernel) % 2 == 0 or passes < 0:
+        raise ValueError(f"expected an odd number of weights and 0 or more passes, got {len(kernel)} and {passes}.")
     reach = len(kernel) // 2
     rows = torch.arange(size).unsqueeze(1)
     columns = rows + torch.arange(-reach, reach + 1)
@@ -121,7 +129,13 @@ class SeparableSmoothing(nn.Module, ABC):
     def matrices(
         self, spatial_shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device | None = None
     ) -> list[Tensor]:
-        """The smoothing as one (size, size) matrix per spatial axis."""
+        """The smoothing as one (size, size) matrix per spatial axis.
+
+        Raises:
+            ValueError: when the shape does not have ``spatial_dims`` axes.
+        """
+        if len(spatial_shape) != self.spatial_dims:
+            raise ValueError(f"expected {self.spatial_dims} spatial axes, got shape {tuple(spatial_shape)}.")
         return [kernel_matrix(self.kernel(), n, "replicate", self.passes, dtype, device) for n in spatial_shape]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ def folding_fraction(ddf: Tensor) -> Tensor:
     Returns:
         (B,), in [0, 1].
     """
-    return (jacobian_determinant(ddf) <= 0).float().flatten(1).mean(1)
+    # not "<= 0": a field that holds NaN is no field without folds
+    return (~(jacobian_determinant(ddf) > 0)).float().flatten(1).mean(1)
 
 
 def sd_log_jacobian(ddf: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class VelocityModel(nn.Module, ABC):
 
         Args:
             phi: positions in [-1, 1], (B, D, *spatial), tensor axis order.
-            t: time, a scalar tensor.
+            t: time, a scalar tensor, on the CPU or on the device of phi.
 
         Returns:
             d phi / dt, (B, D, *spatial).
@@ -59,8 +59,8 @@ class NODEONet(VelocityModel):
         num_convolutions: how many stride-2 convolutions.
         bottleneck: features between the two linear layers.
         downsample: voxels per lattice node along each axis.
-        smoothing: kernel applied to the velocity on the grid; by default a moving average over 15 voxels. A kernel of
-            0 passes leaves it as it is.
+        smoothing: kernel applied to the velocity on the grid, fixed when the network is made; by default a moving
+            average over 15 voxels. A kernel of 0 passes leaves the velocity as it is.
         scale: factor on the output. The authors' code takes one Euler step of length 0.001; over unit time that is
             this factor.
 
@@ -82,7 +82,14 @@ class NODEONet(VelocityModel):
         super().__init__()
         self.min_size = 2 * downsample
         self.spatial_dims = spatial_dims
-        self.image_size = ensure_tuple_rep(image_size, spatial_dims)
+        if isinstance(image_size, Sequence) and len(image_size) != spatial_dims:
+            raise ValueError(f"image_size {tuple(image_size)} does not have spatial_dims={spatial_dims} entries.")
+        if min(num_convolutions, bottleneck, downsample) < 1:
+            raise ValueError(
+                "num_convolutions, bottleneck and downsample must be at least 1, "
+                f"got {num_convolutions}, {bottleneck} and {downsample}."
+            )
+        self.image_size = tuple(int(n) for n in ensure_tuple_rep(image_size, spatial_dims))
         if min(self.image_size) < self.min_size:
             raise ValueError(
                 f"image_size {self.image_size} is too small for downsample={downsample}: each side needs at least "
@@ -119,7 +126,13 @@ class NODEONet(VelocityModel):
             self.register_buffer(f"to_grid_{axis}", kernel @ interpolation, persistent=False)
 
     def forward(self, phi: Tensor, t: Tensor | None = None) -> Tensor:
-        """See :py:meth:`VelocityModel.forward`; the published model does not depend on time."""
+        """See :py:meth:`VelocityModel.forward`; the published model does not depend on time.
+
+        Raises:
+            ValueError: when phi is not of the ``image_size`` that the network was made for.
+        """
+        if phi.shape[2:] != self.image_size:
+            raise ValueError(f"phi {tuple(phi.shape)} is not of image_size {self.image_size}; make a fresh() network.")
         lattice = self.decoder(self.encoder(self.halve(phi))) * self.scale
         return apply_along_axes(lattice, [self.get_buffer(f"to_grid_{a}") for a in range(self.spatial_dims)])
 

@@ -328,3 +328,22 @@ def test_gradient_along_axes(shape: tuple[int, ...]) -> None:
     matrices = [torch.randn(2, n, dtype=torch.float64, requires_grad=True) for n in shape]
 
     assert gradcheck(lambda field, *m: apply_along_axes(field, m), (x, *matrices))
+
+
+def test_matrix_made_in_inference_mode_serves_a_later_training() -> None:
+    smooth = AveragingSmoothing(2, window=3)
+    x = torch.rand(1, 1, 23, 29)
+    with torch.inference_mode():
+        smooth(x)
+
+    smooth(x.requires_grad_()).sum().backward()
+
+    assert x.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("kernel", "border", "passes"), [((1.0, 1.0), "replicate", 1), ((1.0,), "zeros", 1), ((1.0,), "replicate", -1)]
+)
+def test_matrix_of_nonsense_is_refused(kernel: tuple[float, ...], border: str, passes: int) -> None:
+    with pytest.raises(ValueError, match="odd number|zeros"):
+        kernel_matrix(kernel, 9, border, passes)

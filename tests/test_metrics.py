@@ -228,3 +228,12 @@ def test_metric_works_attached_to_an_engine(
         values = torch.cat([function(batch) for batch in data])
         assert state.metrics["figure"] == pytest.approx(float(values.mean()))
         torch.testing.assert_close(state.metric_details["figure"].squeeze(1), values)
+
+
+def test_field_of_nan_is_not_free_of_folds() -> None:
+    assert folding_fraction(torch.full((1, 2, 5, 7), torch.nan)).item() == 1
+
+
+def test_axis_of_one_voxel_is_refused() -> None:
+    with pytest.raises(ValueError, match="one voxel"):
+        folding_fraction(torch.zeros(1, 3, 9, 11, 1))
