@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 __all__ = [
+    "check_ddf",
     "ddf_to_phi",
     "identity_grid",
     "jacobian_determinant",
@@ -139,6 +140,19 @@ def _determinant(g: list[list[Tensor]]) -> Tensor:
     )
 
 
+def check_ddf(ddf: Tensor) -> None:
+    """Refuse a tensor that is no displacement with derivatives.
+
+    Raises:
+        ValueError: when the channels do not match the spatial axes, or an axis has fewer than two voxels.
+    """
+    dims = ddf.ndim - 2
+    if dims not in (2, 3) or ddf.shape[1] != dims:
+        raise ValueError(f"ddf must be (B, 2, H, W) or (B, 3, H, W, D), got {tuple(ddf.shape)}.")
+    if min(ddf.shape[2:]) < 2:
+        raise ValueError(f"ddf {tuple(ddf.shape)} has an axis of one voxel, along which nothing can be differentiated.")
+
+
 def jacobian_determinant(ddf: Tensor) -> Tensor:
     """Determinant of ``I + grad ddf`` by forward differences, one voxel shorter along each axis.
 
@@ -151,11 +165,8 @@ def jacobian_determinant(ddf: Tensor) -> Tensor:
     Raises:
         ValueError: when the channels do not match the spatial axes, or an axis has fewer than two voxels.
     """
+    check_ddf(ddf)
     dims = ddf.ndim - 2
-    if dims not in (2, 3) or ddf.shape[1] != dims:
-        raise ValueError(f"ddf must be (B, 2, H, W) or (B, 3, H, W, D), got {tuple(ddf.shape)}.")
-    if min(ddf.shape[2:]) < 2:
-        raise ValueError(f"ddf {tuple(ddf.shape)} has an axis of one voxel, along which nothing can be differentiated.")
     base = ddf[lower_corner(dims)]
     columns = [(ddf[lower_corner(dims, axis)] - base).unbind(1) for axis in range(dims)]
     jacobian = [[columns[a][i] + 1 if a == i else columns[a][i] for a in range(dims)] for i in range(dims)]

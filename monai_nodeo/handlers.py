@@ -46,7 +46,8 @@ class BestField:
         if state.best_ddf is None:
             state.best_score, state.best_ddf = score, ddf
             return
-        better = score < state.best_score
+        better = ~(score >= state.best_score)  # so that a loss that is no number is replaced
+        better &= ~score.isnan()
         state.best_score = torch.where(better, score, state.best_score)
         state.best_ddf = torch.where(better, ddf, state.best_ddf)
 
@@ -67,7 +68,12 @@ class EarlyStop:
 
     def attach(self, engine: Engine) -> None:
         stop = EarlyStopping(
-            self.patience, lambda e: -e.state.output["loss"].item(), engine, self.min_delta, cumulative_delta=True
+            # the last by position: its name changes between versions of ignite
+            self.patience,
+            lambda e: -e.state.output["loss"].item(),
+            engine,
+            self.min_delta,
+            True,
         )
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), stop)
 
@@ -87,6 +93,7 @@ class ProgressBar:
         self._bar = tqdm(total=engine.state.epoch_length, desc="registration", unit="it", disable=None, leave=False)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, lambda _: self._bar.close())
+        engine.add_event_handler(Events.TERMINATE, lambda _: self._bar.close())
 
     def __call__(self, engine: Engine) -> None:
         now = time.monotonic()

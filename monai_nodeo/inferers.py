@@ -7,8 +7,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from monai.data import MetaTensor
@@ -25,7 +26,8 @@ from monai_nodeo.networks import VelocityModel
 __all__ = ["PairInferer", "Registration", "prepare_pair"]
 
 
-class Registration(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Registration:
     """Result of one pair.
 
     Attributes:
@@ -131,10 +133,10 @@ class PairInferer(Inferer):
                 f"expected fixed and moving images (B, C) with {self.spatial_dims} spatial axes and one shape, "
                 f"got {tuple(fixed.shape)} and {tuple(moving.shape)}."
             )
-        # An evaluator calls inferers under no_grad.
-        with torch.enable_grad():
+        # An evaluator calls inferers under no_grad, perhaps under autocast too; half precision stops the optimisation.
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(fixed.device.type, enabled=False):
             self.registrations = [
-                self._register(f.detach()[None].float(), m.detach()[None].float(), network)
+                self._register(f.detach()[None].float().clone(), m.detach()[None].float().clone(), network)
                 for f, m in zip(fixed, moving, strict=True)
             ]
         return torch.stack([r.ddf for r in self.registrations])

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from monai.utils import LossReduction
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.loss import _Loss
 
-from monai_nodeo.fields import jacobian_determinant, lower_corner
+from monai_nodeo.fields import check_ddf, jacobian_determinant, lower_corner
 from monai_nodeo.layers import apply_along_axes, kernel_matrix
 
 __all__ = ["FoldingLoss", "LocalNCCLoss", "RegistrationLoss", "SmoothnessLoss", "VelocityMagnitudeLoss"]
@@ -27,6 +28,11 @@ def _reduce(values: Tensor, reduction: str) -> Tensor:
     if reduction == LossReduction.MEAN:
         return values.mean()
     return values.sum() if reduction == LossReduction.SUM else values
+
+
+def _tiny(image: Tensor) -> float:
+    """A variance that keeps the quotient of a constant image from being 0 / 0; its square is still a number above 0."""
+    return 100 * torch.finfo(image.dtype).tiny ** 0.5
 
 
 class _LocalStatistics(NamedTuple):
@@ -44,7 +50,7 @@ class _LocalStatistics(NamedTuple):
         squares = values.square()
         mean = apply_along_axes(values, matrices)
         variance = (apply_along_axes(squares, matrices) - mean.square()).clamp(min=0)
-        return cls(values, mean, variance + eps * squares.mean(dim=spatial, keepdim=True))
+        return cls(values, mean, variance + eps * squares.mean(dim=spatial, keepdim=True) + _tiny(image))
 
 
 def _squared_correlation(p: _LocalStatistics, t: _LocalStatistics, matrices: list[Tensor]) -> Tensor:
@@ -77,7 +83,7 @@ class _SquaredCorrelationSum(torch.autograd.Function):
             for row, x in zip(sums, (values, squares, values * t.values[slab]), strict=True):
                 row[slab] = apply_along_axes(x, inner)
         sums = apply_along_axes(sums.flatten(0, 1), [first, *[None] * (len(spatial) - 1)]).view_as(sums)
-        floor = power * (eps / voxels)
+        floor = power * (eps / voxels) + _tiny(pred)
         total = pred.new_zeros(())
         by_floor = torch.zeros_like(mean)
         for slab in slabs:
@@ -107,6 +113,7 @@ class _SquaredCorrelationSum(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad, None, None, None
@@ -149,6 +156,8 @@ class LocalNCCLoss(_Loss):
         return {**self.__dict__, "_kept": None}  # a weak reference can be neither copied nor sent elsewhere
 
     def _statistics_of_target(self, target: Tensor, matrices: list[Tensor]) -> _LocalStatistics:
+        if target.is_inference():  # has no version, so a change could not be seen
+            return _LocalStatistics.of(target, matrices, self.eps)
         if self._kept is not None:
             reference, version, statistics = self._kept
             if reference() is target and version == target._version:
@@ -236,6 +245,7 @@ class _FoldingSum(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad, None
@@ -257,6 +267,7 @@ class FoldingLoss(_Loss):
 
     def forward(self, ddf: Tensor) -> Tensor:
         """Penalise a displacement in voxels, (B, D, *spatial)."""
+        check_ddf(ddf)
         if self.reduction == LossReduction.NONE:
             return (self.margin - jacobian_determinant(ddf)).relu().square()
         total = _FoldingSum.apply(ddf, self.margin)
@@ -286,12 +297,13 @@ class _RoughnessSum(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (gradient,) = ctx.saved_tensors
         return gradient * grad
 
 
-class SmoothnessLoss(_Loss):
+class SmoothnessLoss(nn.Module):
     """Sum over the axes of the mean squared forward difference (diffusion regulariser), in voxels.
 
     From NODEO (Wu et al., CVPR 2022). MONAI's ``DiffusionLoss`` uses central differences.
@@ -299,10 +311,11 @@ class SmoothnessLoss(_Loss):
 
     def forward(self, ddf: Tensor) -> Tensor:
         """Penalise a displacement in voxels, (B, D, *spatial)."""
+        check_ddf(ddf)
         return _RoughnessSum.apply(ddf)
 
 
-class VelocityMagnitudeLoss(_Loss):
+class VelocityMagnitudeLoss(nn.Module):
     """Mean over the voxels of the squared length of the velocity (Wu et al., CVPR 2022)."""
 
     def forward(self, velocity: Tensor) -> Tensor:
@@ -320,7 +333,7 @@ class RegistrationLoss(nn.Module):
         velocity_terms: name -> (weight, loss of a velocity), averaged along the trajectory.
 
     Raises:
-        ValueError: when a name is taken twice.
+        ValueError: when a name is taken twice, or is one that the trainer's output has.
     """
 
     similarity: nn.Module
@@ -335,10 +348,10 @@ class RegistrationLoss(nn.Module):
         self.similarity = similarity
         self.ddf_terms = dict(ddf_terms or {})
         self.velocity_terms = dict(velocity_terms or {})
-        names = ["loss", "similarity", *self.ddf_terms, *self.velocity_terms]
+        names = ["loss", "ddf", "similarity", *self.ddf_terms, *self.velocity_terms]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"the name {name!r} of a loss term is taken twice; the names are {names}.")
+                raise ValueError(f"the name {name!r} of a loss term is taken; the names are {names}.")
 
     def forward(self, warped: Tensor, fixed: Tensor, ddf: Tensor, velocities: Sequence[Tensor]) -> dict[str, Tensor]:
         """Every term, unweighted, and their weighted sum under ``"loss"``.

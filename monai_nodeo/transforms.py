@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ class RegisterPair(Transform):
         """
         self.inferer(_plain(fixed)[None], self.network, _plain(moving)[None])
         registration = self.inferer.registrations[0]
-        return registration._replace(ddf=_on_grid_of(registration.ddf, fixed))
+        return replace(registration, ddf=_on_grid_of(registration.ddf, fixed))
 
 
 class RegisterPaird(Transform):
@@ -140,7 +141,7 @@ class WarpWithDDFd(MapTransform):
         keys: images and labels to warp.
         ddf_key: key of the displacement in voxels, (D, *spatial).
         mode: one for all keys or one a key.
-        reference_key: key of the fixed image, whose affine the results get.
+        reference_key: key of the fixed image, whose affine the results get; without it, see :py:class:`WarpWithDDF`.
         output_keys: where the results are put; in place of the inputs by default.
         allow_missing_keys: skip keys that are not there.
     """
@@ -162,7 +163,9 @@ class WarpWithDDFd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         results = dict(data)
-        ddf = _on_grid_of(_plain(data[self.ddf_key]), data.get(self.reference_key))
+        ddf, reference = data[self.ddf_key], data.get(self.reference_key)
+        if isinstance(reference, MetaTensor):
+            ddf = _on_grid_of(_plain(ddf), reference)
         for key, warper, output_key in self.key_iterator(data, self.warps, self.output_keys):
             results[output_key] = warper(data[key], ddf)
         return results

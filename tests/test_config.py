@@ -131,17 +131,17 @@ def test_ids_that_monai_reads_need_no_reference() -> None:
     ("typo", "nearest"), [("iteratoins", "iterations"), ("Iterations", "iterations"), ("learning_rte", "learning_rate")]
 )
 def test_a_mistyped_id_is_refused_with_the_nearest_one(typo: str, nearest: str) -> None:
-    message = check(**{typo: 5}, iterations=3, learning_rate=0.1, run=["@iterations", "@learning_rate"])
+    message = check(iterations=3, learning_rate=0.1, run=["@iterations", "@learning_rate"], **{typo: 5})
     assert message.startswith(f"error: unknown config id {typo!r} (did you mean {nearest!r}?); valid are ")
     assert "iterations" in message
     assert "learning_rate" in message
 
 
 def test_every_unknown_id_is_named_and_no_nearest_one_is_made_up() -> None:
-    message = check(zzz=5, itertions=5, iterations=3, run="@iterations")
+    message = check(iterations=3, run="@iterations", zzz=5, itertions=5)
     assert "unknown config id 'zzz', 'itertions' (did you mean 'iterations'?);" in message
 
 
 def test_an_unknown_id_is_never_offered_as_the_right_one() -> None:
-    message = check(iteratoins=5, iteratoin=4, iterations=3, run="@iterations")
+    message = check(iterations=3, run="@iterations", iteratoins=5, iteratoin=4)
     assert message.count("did you mean 'iterations'?") == 2

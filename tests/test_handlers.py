@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 
@@ -194,3 +195,21 @@ def test_progress_bar_closes_after_a_stop():
         inferer(fixed[None], NODEONet(2), moving[None])
     assert inferer.registrations[0].iterations == 2
     assert "registration" in screen.getvalue()
+
+
+SMALL_SHAPE = (25, 21)
+
+
+def test_early_stop_uses_nothing_deprecated():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        EarlyStop().attach(Engine(lambda *_: None))
+
+
+def test_best_field_forgets_a_loss_that_is_no_number():
+    losses = iter([float("nan"), 3.0, 1.0, 2.0])
+    engine = Engine(lambda *_: {"loss": torch.tensor(x := next(losses)), "ddf": torch.full((2,), x)})
+    engine.state.epoch_length = 4
+    BestField().attach(engine)
+    engine.run(range(4), max_epochs=1)
+    assert (engine.state.best_ddf == 1).all()

@@ -15,9 +15,10 @@ from monai.utils import CommonKeys
 from synthetic import deformed_pair, smooth_image
 from torch import Tensor
 
-from monai_nodeo.fields import jacobian_determinant
+from monai_nodeo.fields import identity_grid, jacobian_determinant, phi_to_ddf
 from monai_nodeo.handlers import BestField, EarlyStop
 from monai_nodeo.inferers import PairInferer, Registration, prepare_pair
+from monai_nodeo.layers import AveragingSmoothing
 from monai_nodeo.losses import LocalNCCLoss, RegistrationLoss
 from monai_nodeo.networks import NODEONet
 
@@ -256,3 +257,45 @@ def test_images_too_small_for_the_network_are_refused(shape):
 def test_no_iterations_are_refused(iterations):
     with pytest.raises(ValueError, match=f"iterations must be at least 1, got {iterations}"):
         PairInferer(2, iterations=iterations)
+
+
+SMALL_SHAPE = (25, 21)
+
+
+def plainly(fixed, moving):
+    """Thirty iterations, as the caller's torch context has it."""
+    inferer = PairInferer(2, iterations=30, handlers=())
+    inferer(fixed[None], NODEONet(2), moving[None])
+    return inferer.registrations[0]
+
+
+def test_autocast_of_the_caller_does_not_reach_the_registration():
+    fixed, moving, _ = deformed_pair(SMALL_SHAPE)
+    expected = plainly(fixed, moving).ddf
+    with torch.autocast("cpu", torch.bfloat16):
+        found = plainly(fixed, moving).ddf
+    assert torch.equal(found, expected)
+
+
+def test_inference_mode_leaves_nothing_behind():
+    shape = (27, 23)  # its own: the matrices are kept by shape
+    with torch.inference_mode():
+        grid = identity_grid(shape)
+        phi_to_ddf(grid, grid)
+        AveragingSmoothing(2, 7)(torch.zeros(1, 1, *shape))
+    x = torch.zeros(1, 1, *shape, requires_grad=True)
+    AveragingSmoothing(2, 7)(x).sum().backward()
+    plainly(*deformed_pair(shape)[:2])
+
+
+def test_registration_under_inference_mode():
+    fixed, moving, _ = deformed_pair(SMALL_SHAPE)
+    expected = plainly(fixed, moving).ddf
+    with torch.inference_mode():
+        assert torch.equal(plainly(fixed, moving).ddf, expected)
+
+
+def test_ncc_under_inference_mode():
+    with torch.inference_mode():
+        image = smooth_image(SMALL_SHAPE)[None]
+        assert LocalNCCLoss(2, 9)(image, image) < 1e-3

@@ -378,5 +378,5 @@ def test_unknown_interpolation_is_refused(interp: str) -> None:
 
 @pytest.mark.parametrize("num_steps", [0, -4])
 def test_fewer_than_one_step_is_refused(num_steps: int) -> None:
-    with pytest.raises(ValueError, match=f"num_steps must be at least 1, got {num_steps}"):
+    with pytest.raises(ValueError, match=f"num_steps must be a whole number from 1, got {num_steps}"):
         ODESolver(num_steps=num_steps)

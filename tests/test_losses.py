@@ -434,7 +434,7 @@ def test_registration_loss_of_a_similarity_alone():
     ],
 )
 def test_registration_loss_refuses_a_name_twice(ddf_terms, velocity_terms, name):
-    with pytest.raises(ValueError, match=f"'{name}' of a loss term is taken twice"):
+    with pytest.raises(ValueError, match=f"'{name}' of a loss term is taken"):
         RegistrationLoss(nn.MSELoss(), ddf_terms, velocity_terms)
 
 
@@ -488,3 +488,43 @@ def test_the_displacement_of_a_shrinking_cloud_is_penalised():
 
 def test_smooth_fields_do_not_fold():
     assert FoldingLoss(0.0)(smooth_ddf((31, 37))[None]) == 0
+
+
+SMALL_SHAPE = (25, 21)
+
+
+def test_ncc_of_a_constant_image_is_one():
+    image, flat = smooth_image(SMALL_SHAPE)[None], torch.full((1, 1, *SMALL_SHAPE), 0.3, requires_grad=True)
+    loss = LocalNCCLoss(2, 9)(flat, image)
+    loss.backward()
+    assert loss == 1
+    assert flat.grad.isfinite().all()
+    empty = torch.cat([image, torch.zeros_like(image)], 1)  # say, a label that is not there
+    assert LocalNCCLoss(2, 9)(empty, empty).isfinite()
+
+
+def test_ddf_is_no_name_of_a_term():
+    with pytest.raises(ValueError, match="ddf"):
+        RegistrationLoss(nn.MSELoss(), ddf_terms={"ddf": (1.0, SmoothnessLoss())})
+
+
+@pytest.mark.parametrize("loss", [LocalNCCLoss(2, 5), FoldingLoss(), SmoothnessLoss()])
+def test_second_derivatives_are_refused(loss):
+    x = torch.randn(1, 2, 9, 7, dtype=torch.float64, requires_grad=True)
+    other = torch.randn(1, 2, 9, 7, dtype=torch.float64)
+    value = loss(x, other) if isinstance(loss, LocalNCCLoss) else loss(x)
+    (gradient,) = torch.autograd.grad(value * x.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()  # once a wrong number, in silence
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("shape", [(1, 4, 5, 7, 9), (1, 3, 5, 7), (1, 2, 5, 7, 9), (1, 1, 5, 7)])
+def test_folding_refuses_fields_with_other_channels(shape, reduction):
+    with pytest.raises(ValueError, match="ddf must be"):
+        FoldingLoss(reduction=reduction)(torch.zeros(shape))
+
+
+def test_reductions_that_do_nothing_are_refused():
+    with pytest.raises(TypeError):
+        SmoothnessLoss(reduction="none")

@@ -231,7 +231,7 @@ def test_array_and_dictionary_registration_are_those_of_the_inferer(shape):
     assert torch.equal(result.ddf, expected)
     assert result.iterations == len(result.history["loss"]) == 5
     assert torch.equal(register(fixed.numpy(), moving.numpy()).ddf, expected)
-    assert torch.equal(Compose([register], map_items=False, unpack_items=True)((fixed, moving))[0], expected)
+    assert torch.equal(Compose([register], map_items=False, unpack_items=True)((fixed, moving)).ddf, expected)
     of_grid = register(MetaTensor(fixed, affine=FIXED_AFFINE), MetaTensor(moving, affine=MOVING_AFFINE)).ddf
     assert torch.equal(of_grid.affine, FIXED_AFFINE)
     assert torch.equal(of_grid.as_tensor(), expected)
@@ -266,3 +266,12 @@ def test_names_of_the_dictionary_versions(name):
     classes = {getattr(transforms, name[:-1] + ending) for ending in ("d", "D", "Dict")}
     assert len(classes) == 1
     assert {name[:-1] + ending for ending in ("", "d", "D", "Dict")} <= set(transforms.__all__)
+
+
+SMALL_SHAPE = (25, 21)
+
+
+def test_dictionary_warp_falls_back_on_the_affine_of_the_ddf():
+    affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0], dtype=torch.float64))
+    data = {"moving": MetaTensor(smooth_image(SMALL_SHAPE)), "ddf": MetaTensor(smooth_ddf(SMALL_SHAPE), affine=affine)}
+    assert torch.equal(WarpWithDDFd("moving")(data)["moving"].affine, affine)
