@@ -17,7 +17,7 @@ from monai.bundle import ConfigParser
 
 from monai_nodeo.outputs import PairsFailedError
 
-__all__ = ["check_ids", "checked", "running_config"]
+__all__ = ["build", "check_ids", "checked", "running_config"]
 
 # Read by MONAI itself, so nothing in the config has to refer to them.
 _ROOTS = {"imports", "initialize", "run", "finalize", "bundle_root", "$schema", ConfigParser.meta_key}
@@ -47,27 +47,51 @@ def running_config() -> dict[str, Any]:
     Raises:
         RuntimeError: when no config is being evaluated.
     """
+    return {key: deepcopy(value) for key, value in _running_parser().get().items() if key != ConfigParser.meta_key}
+
+
+def _running_parser() -> ConfigParser:
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         parser = frame.f_locals.get("self")
         if isinstance(parser, ConfigParser):
-            return {key: deepcopy(value) for key, value in parser.get().items() if key != ConfigParser.meta_key}
+            return parser
         frame = frame.f_back
-    raise RuntimeError("no bundle config is being evaluated; call running_config() in an expression of a config.")
+    raise RuntimeError("no bundle config is being evaluated; call this in an expression of a config.")
+
+
+def build(id: str) -> None:
+    """Make an item of the running config now, so that a wrong value is found before the work and said in one line.
+
+    Raises:
+        ValueError: with the message of what went wrong inside MONAI's chain of errors.
+    """
+    try:
+        _running_parser().get_parsed_content(id)
+    except Exception as error:  # a wrong value can fail in any class that the config names
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ValueError(f"{id} cannot be made from this config: {cause}") from error
 
 
 def check_ids() -> None:
-    """Refuse ids that nothing in the running config refers to: a mistyped override would be accepted in silence.
+    """Refuse added ids that nothing in the running config refers to: a mistyped override would be accepted in silence.
+
+    MONAI puts what overlays and overrides add behind the ids of the first file, so added are the ids behind "run",
+    with which that file ends. Its own ids may be left unused: a replaced loss has no use for the old one's window.
 
     Raises:
         ValueError: names the unknown ids and the nearest valid ones.
     """
     config = running_config()
     used = set(_REFERENCE.findall(json.dumps(config, default=str))) | _ROOTS
-    unknown = [id for id in config if id not in used]
+    ids = list(config)
+    added = ids[ids.index("run") + 1 :] if "run" in config else ids
+    unknown = [id for id in added if id not in used]
     if not unknown:
         return
-    valid = sorted(used & set(config))
+    valid = sorted(set(ids) - set(unknown))
     hints = []
     for id in unknown:
         nearest = difflib.get_close_matches(id, valid, n=1, cutoff=0.5)

@@ -16,7 +16,18 @@ from torch import Tensor, nn
 from monai_nodeo.fields import identity_grid, phi_to_ddf, sample
 from monai_nodeo.integration import ODESolver
 
-__all__ = ["PairTrainer"]
+__all__ = ["DivergedError", "PairTrainer"]
+
+
+class DivergedError(ValueError):
+    """An optimisation that left the finite numbers.
+
+    Args:
+        iteration: at which it was found.
+    """
+
+    def __init__(self, iteration: int) -> None:
+        super().__init__(f"the positions are not finite at iteration {iteration}; lower learning_rate or the weights.")
 
 
 class PairTrainer(Trainer):
@@ -75,6 +86,9 @@ class PairTrainer(Trainer):
         """Warped image, ddf and velocities; the trajectory itself is not needed once they are there."""
         # unbind() makes one gradient buffer for all times, where indexing would make one for each use
         states = self.solver(self.network, self.identity).unbind()
+        # Free on the CPU, whose 2D sampler reads anywhere in memory on its way back through NaN.
+        if moving.device.type == "cpu" and not states[-1].detach().sum().isfinite():
+            raise DivergedError(self.state.iteration)
         velocities = [after - before for before, after in pairwise(states)]
         return sample(moving, states[-1]), phi_to_ddf(states[-1], self.identity), velocities
 

@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 
-from monai_nodeo.engines import PairTrainer
+from monai_nodeo.engines import DivergedError, PairTrainer
 from monai_nodeo.handlers import BestField, ProgressBar
 from monai_nodeo.host_memory import keep_freed_memory
 from monai_nodeo.integration import ODESolver
@@ -108,6 +108,8 @@ class PairInferer(Inferer):
             trainer.run()
         best = getattr(trainer.state, "best_ddf", None)
         ddf = trainer.state.output["ddf"] if best is None else best
+        if not ddf.isfinite().all():
+            raise DivergedError(trainer.state.iteration)
         history = {name: values[: trainer.state.iteration].cpu() for name, values in trainer.state.history.items()}
         return Registration(ddf[0], history, trainer.state.iteration, time.perf_counter() - started)
 

@@ -93,7 +93,7 @@ class ODESolver:
             raise ValueError(f"num_steps must be a whole number from 1, got {num_steps}.")
         valid = _valid_options(self.method)
         for name in options:
-            look_up_option(name, valid)
+            look_up_option(name, ["num_steps", "adjoint", "rtol", "atol", *valid])
         self.num_steps = num_steps
         self.adjoint = adjoint
         self.rtol = rtol

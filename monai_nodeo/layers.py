@@ -25,6 +25,7 @@ __all__ = [
     "apply_along_axes",
     "interpolation_matrix",
     "kernel_matrix",
+    "upsampling_matrix",
 ]
 
 
@@ -81,6 +82,24 @@ def interpolation_matrix(nodes: int, size: int) -> Tensor:
         (size, nodes), float32, rows sum to one.
     """
     return F.interpolate(torch.eye(nodes).unsqueeze(0), size=size, mode="linear", align_corners=False)[0].t()
+
+
+def upsampling_matrix(nodes: int, size: int) -> Tensor:
+    """Matrix that takes a lattice to an axis by doubling it as often as it fits, each time with linear interpolation.
+
+    The result is smoother than a single interpolation, whose kinks at the nodes fold more easily.
+
+    Args:
+        nodes: lattice nodes along the axis.
+        size: voxels along the axis.
+
+    Returns:
+        (size, nodes), float32, rows sum to one.
+    """
+    matrix = torch.eye(nodes)
+    while 2 * matrix.shape[0] <= size:
+        matrix = interpolation_matrix(matrix.shape[0], 2 * matrix.shape[0]) @ matrix
+    return interpolation_matrix(matrix.shape[0], size) @ matrix
 
 
 def apply_along_axes(x: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:

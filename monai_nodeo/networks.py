@@ -12,7 +12,7 @@ from monai.networks.layers.factories import Act, Conv, Pool
 from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
-from monai_nodeo.layers import AveragingSmoothing, SeparableSmoothing, apply_along_axes, interpolation_matrix
+from monai_nodeo.layers import AveragingSmoothing, SeparableSmoothing, apply_along_axes, upsampling_matrix
 
 __all__ = ["NODEONet", "VelocityModel"]
 
@@ -47,7 +47,7 @@ class NODEONet(VelocityModel):
     """The velocity network of NODEO (Wu et al., CVPR 2022, and the authors' code).
 
     The cloud is halved and taken through stride-2 convolutions to a bottleneck; a linear layer opens it to a coarse
-    lattice, which is interpolated to the grid and smoothed. The last layer's bias is a free lattice field, so the
+    lattice, which is upsampled to the grid, by twos, and smoothed. The last layer's bias is a free lattice field, so the
     network is mostly a parametrisation of that lattice. Velocities belong to the voxels that the cloud started from
     (the published, Lagrangian form).
 
@@ -122,8 +122,8 @@ class NODEONet(VelocityModel):
         self.smoothing = AveragingSmoothing(spatial_dims, 15) if smoothing is None else smoothing
         # Interpolation and smoothing are linear and separable: one matrix an axis takes the lattice to the smooth grid.
         for axis, kernel in enumerate(self.smoothing.matrices(self.image_size)):
-            interpolation = interpolation_matrix(self.lattice_size[axis], self.image_size[axis])
-            self.register_buffer(f"to_grid_{axis}", kernel @ interpolation, persistent=False)
+            upsampling = upsampling_matrix(self.lattice_size[axis], self.image_size[axis])
+            self.register_buffer(f"to_grid_{axis}", kernel @ upsampling, persistent=False)
 
     def forward(self, phi: Tensor, t: Tensor | None = None) -> Tensor:
         """See :py:meth:`VelocityModel.forward`; the published model does not depend on time.

@@ -132,7 +132,8 @@ class SavePair:
         grid = _grid(item["fixed"])
         ddf = _plain(output["pred"])
         # The figures are written last: a folder with metrics.json is complete.
-        (folder / "metrics.json").unlink(missing_ok=True)
+        for name in ("metrics.json", "warped_label.nii.gz"):  # an earlier run may have had labels
+            (folder / name).unlink(missing_ok=True)
         write_image(folder / "warped.nii.gz", _plain(output["warped"])[0], grid)
         write_displacement(folder / "displacement.nii.gz", ddf, grid)
         determinant = jacobian_determinant(ddf[None])[None]

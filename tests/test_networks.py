@@ -34,7 +34,10 @@ def by_hand(net: NODEONet, phi: Tensor) -> Tensor:
     dims = phi.ndim - 2
     pool, mode = (F.avg_pool2d, "bilinear") if dims == 2 else (F.avg_pool3d, "trilinear")
     lattice = net.decoder(net.encoder(pool(phi, 2)))
-    return net.scale * net.smoothing(F.interpolate(lattice, phi.shape[2:], mode=mode, align_corners=False))
+    size = phi.shape[2:]
+    while all(2 * nodes <= n for nodes, n in zip(lattice.shape[2:], size, strict=True)):
+        lattice = F.interpolate(lattice, scale_factor=2, mode=mode, align_corners=False)
+    return net.scale * net.smoothing(F.interpolate(lattice, size, mode=mode, align_corners=False))
 
 
 @every_shape
