@@ -44,12 +44,12 @@ class BestField:
             return
         score, ddf = self.score(state.output), state.output["ddf"]
         if state.best_ddf is None:
-            state.best_score, state.best_ddf = score, ddf
+            state.best_score, state.best_ddf = score, ddf.clone()
             return
         better = ~(score >= state.best_score)  # so that a loss that is no number is replaced
         better &= ~score.isnan()
         state.best_score = torch.where(better, score, state.best_score)
-        state.best_ddf = torch.where(better, ddf, state.best_ddf)
+        torch.where(better, ddf, state.best_ddf, out=state.best_ddf)
 
 
 class EarlyStop:

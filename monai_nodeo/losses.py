@@ -13,6 +13,7 @@ import torch
 from monai.utils import LossReduction
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
 
 from monai_nodeo.fields import check_ddf, jacobian_determinant, lower_corner
@@ -21,7 +22,7 @@ from monai_nodeo.layers import apply_along_axes, kernel_matrix
 __all__ = ["FoldingLoss", "LocalNCCLoss", "RegistrationLoss", "SmoothnessLoss", "VelocityMagnitudeLoss"]
 
 # Voxels that a loss works on at a time on a CPU, see _slabs().
-_SLAB_VOXELS = 2**19
+_SLAB_VOXELS = 2**18
 
 
 def _reduce(values: Tensor, reduction: str) -> Tensor:
@@ -82,7 +83,9 @@ class _SquaredCorrelationSum(torch.autograd.Function):
             power += squares.sum(dim=spatial, keepdim=True)
             for row, x in zip(sums, (values, squares, values * t.values[slab]), strict=True):
                 row[slab] = apply_along_axes(x, inner)
-        sums = apply_along_axes(sums.flatten(0, 1), [first, *[None] * (len(spatial) - 1)]).view_as(sums)
+        along_first = [None] * (len(spatial) - 1)
+        for row in sums:  # one by one: a third of the memory
+            row.copy_(apply_along_axes(row, [first, *along_first]))
         floor = power * (eps / voxels) + _tiny(pred)
         total = pred.new_zeros(())
         by_floor = torch.zeros_like(mean)
@@ -101,7 +104,8 @@ class _SquaredCorrelationSum(torch.autograd.Function):
                 for row, x in zip(sums, (by_cov, by_variance, by_mean), strict=True):
                     row[slab] = apply_along_axes(x, [None, *[m.t() for m in matrices[1:]]])
         if ctx.needs_input_grad[0]:
-            sums = apply_along_axes(sums.flatten(0, 1), [first.t(), *[None] * (len(spatial) - 1)]).view_as(sums)
+            for row in sums:
+                row.copy_(apply_along_axes(row, [first.t(), *along_first]))
             by_floor *= eps / voxels
             gradient = torch.empty_like(pred)
             for slab in slabs:
@@ -320,8 +324,8 @@ class VelocityMagnitudeLoss(nn.Module):
 
     def forward(self, velocity: Tensor) -> Tensor:
         """Penalise a velocity d phi / dt, (B, D, *spatial)."""
-        # The norm's gradient takes one field of memory; that of square() and mean() takes four.
-        return torch.linalg.vector_norm(velocity).square() * (velocity.shape[1] / velocity.numel())
+        # Its gradient takes one field of memory; that of square() and mean() takes four.
+        return F.mse_loss(velocity, velocity.new_zeros(()).expand_as(velocity)) * velocity.shape[1]
 
 
 class RegistrationLoss(nn.Module):

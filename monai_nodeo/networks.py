@@ -47,8 +47,8 @@ class NODEONet(VelocityModel):
     """The velocity network of NODEO (Wu et al., CVPR 2022, and the authors' code).
 
     The cloud is halved and taken through stride-2 convolutions to a bottleneck; a linear layer opens it to a coarse
-    lattice, which is upsampled to the grid, by twos, and smoothed. The last layer's bias is a free lattice field, so the
-    network is mostly a parametrisation of that lattice. Velocities belong to the voxels that the cloud started from
+    lattice, which is upsampled to the grid, by twos, and smoothed. The last layer's bias is a free lattice field, so
+    the network is mostly a parametrisation of that lattice. Velocities belong to the voxels that the cloud started from
     (the published, Lagrangian form).
 
     Args:
