@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from ignite.engine import Events
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
@@ -24,6 +24,8 @@ from monai_nodeo.losses import FoldingLoss, LocalNCCLoss, RegistrationLoss, Smoo
 from monai_nodeo.networks import VelocityModel
 
 __all__ = ["PairInferer", "Registration", "prepare_pair"]
+
+_GIVE_BACK_EVERY = 20  # iterations
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +106,11 @@ class PairInferer(Inferer):
             self.iterations,
             [make() for make in self.handlers],
         )
-        with keep_freed_memory() if fixed.device.type == "cpu" else nullcontext():
+        if fixed.device.type == "cpu":
+            with keep_freed_memory() as give_back:
+                trainer.add_event_handler(Events.ITERATION_COMPLETED(every=_GIVE_BACK_EVERY), lambda _: give_back())
+                trainer.run()
+        else:
             trainer.run()
         best = getattr(trainer.state, "best_ddf", None)
         ddf = trainer.state.output["ddf"] if best is None else best
