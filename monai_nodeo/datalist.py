@@ -153,14 +153,15 @@ class PairDataset(IterableDataset):
         self.failures.clear()
         for number, row in enumerate(self.data, start=1):
             named = {"id": f"row_{number}", **row}
+            made = []
             try:
                 if _ERROR in named:
                     raise named[_ERROR]
-                item = self.transform(named)
+                made.append(self.transform(named))
             except Exception as error:  # whatever is wrong with this pair, the others can be registered
                 self._fail(number, named["id"], root_cause(error))
             else:
-                yield item
+                yield made.pop()  # not kept here: the loader's batch is a copy of it
 
     def _fail(self, number: int, id: str, cause: BaseException) -> None:
         expected = isinstance(cause, PairError | RowError)

@@ -144,10 +144,16 @@ class PairInferer(Inferer):
         # An evaluator calls inferers under no_grad, perhaps under autocast too; half precision stops the optimisation.
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(fixed.device.type, enabled=False):
             self.registrations = [
-                self._register(f.detach()[None].float().clone(), m.detach()[None].float().clone(), network)
+                self._register(_trainable(f[None]), _trainable(m[None]), network)
                 for f, m in zip(fixed, moving, strict=True)
             ]
         return torch.stack([r.ddf for r in self.registrations])
+
+
+def _trainable(image: Tensor) -> Tensor:
+    """The image in float32, fit for autograd."""
+    image = image.detach().float()
+    return image.clone() if image.is_inference() else image
 
 
 def prepare_pair(
