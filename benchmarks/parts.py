@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time of the parts of an iteration, each beside its plain or usual form: ``python benchmarks/parts.py``.
 
-Forward and backward on a 160x192x144 volume, the forms in turn, medians of seven; kept in parts.json beside this file.
+Forward and backward on a 160x192x144 volume, the forms in turn, medians of five; kept in parts.json beside this file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from monai_nodeo.host_memory import keep_freed_memory
 from monai_nodeo.losses import FoldingLoss, LocalNCCLoss, SmoothnessLoss
 
 SHAPE = (160, 192, 144)
-REPEATS = 7
+REPEATS = 5
 
 
 def plain_smoothness(ddf: Tensor) -> Tensor:
