@@ -110,7 +110,7 @@ def allocate_and_free():
     arrays = [torch.ones(4 * 2**18) for _ in range(16)]  # 4 MiB each
     del arrays
 
-allocate_and_free()
+torch.ones(1)
 before = resident()
 with keep_freed_memory():
     allocate_and_free()
