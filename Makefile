@@ -5,6 +5,13 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_OUTPUT ?= demo_output
 PYTEST_ARGS ?=
+PEERS ?= .venv-peers
+OUTPUT ?= bench.json
+BENCH_ARGS ?=
+GROUPS ?=
+DATA ?=
+OASIS ?= oasis
+QUICK ?=
 
 # Threads that wait for each other sleep instead of spinning: eight times faster when other work keeps a core busy.
 OMP_WAIT_POLICY ?= PASSIVE
@@ -14,10 +21,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format clean
+.PHONY: help venv demo test bench bench-scaling reproduce oasis lint format clean
 
 help: ## Explain every target
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## Make .venv with the pinned, tested versions (every other target does this first, once)
 
@@ -34,6 +41,30 @@ demo: $(STAMP) ## Register the built-in example pair in 3D and 2D: a table and p
 test: $(STAMP) ## Run the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# The other tools want other versions of numpy and scipy, and FireANTs pins an old SimpleITK: an environment of their own.
+$(PEERS)/.installed: benchmarks/peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --disable-pip-version-check -r benchmarks/peers.txt
+	$(PEERS)/bin/python -m pip install --disable-pip-version-check --no-deps fireants==1.5.0
+	@touch $@
+
+bench: $(STAMP) $(PEERS)/.installed ## Compare our presets with other tools on your own pairs: DATALIST=pairs.json (with labels), OUTPUT=bench.json
+	$(BIN)/python benchmarks/compare.py $(DATALIST) --peers $(PEERS)/bin/python $(BENCH_ARGS) --output $(OUTPUT)
+
+bench-scaling: $(STAMP) ## Time and memory against image size, and a profile of one iteration
+	$(BIN)/python benchmarks/scaling.py --output $(OUTPUT)
+
+# A quick run is kept apart from the recorded results.
+QUICK_OUTPUT := reproduction_quick
+QUICK_ARGS := $(if $(filter-out 0,$(QUICK)),--quick --results $(QUICK_OUTPUT)/results)
+
+reproduce: $(STAMP) ## Run the experiments that have no result yet, write docs/reproduction.md: DATA=oasis GROUPS="cohort steps"; QUICK=1: small, no data
+	$(BIN)/python -m experiments run $(GROUPS) $(if $(DATA),--data $(DATA)) $(QUICK_ARGS)
+	$(BIN)/python -m experiments page $(QUICK_ARGS) $(if $(QUICK_ARGS),--output $(QUICK_OUTPUT)/reproduction.md)
+
+oasis: $(STAMP) ## Download the OASIS data of the experiments (6.6 GB) and write data lists: OASIS=folder
+	$(BIN)/python -m experiments oasis $(OASIS)
+
 lint: $(STAMP) ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,5 +75,5 @@ format: $(STAMP) ## Format the code and repair what can be repaired
 	$(BIN)/ruff format .
 
 clean: ## Remove the environment, caches and the demo's output
-	rm -rf $(VENV) $(DEMO_OUTPUT) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) $(DEMO_OUTPUT) $(QUICK_OUTPUT) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,8 +12,10 @@ from monai.engines import Trainer
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
-from monai_nodeo.fields import identity_grid, phi_to_ddf, sample
+from monai_nodeo.fields import identity_grid, phi_to_ddf, rescale_points, resize, sample, voxels_per_unit, weighted_mean
 from monai_nodeo.integration import ODESolver
+from monai_nodeo.levels import ImagePair, Level, make_levels
+from monai_nodeo.networks import VelocityModel
 
 __all__ = ["DivergedError", "PairTrainer"]
 
@@ -31,46 +32,49 @@ class DivergedError(ValueError):
 
 
 class PairTrainer(Trainer):
-    """Optimises a velocity model for one pair of images: one iteration is one step of the optimiser.
+    """Optimises a velocity model for one pair of images at one level: one iteration is one step of the optimiser.
 
-    ``engine.state.output`` holds the loss terms of the iteration and its ``"ddf"``, ``engine.state.history`` for each
-    term a tensor (iterations,); all are on the device, so that the loop never waits for it.
+    ``engine.state.output`` holds the loss terms of the iteration and the ``"ddf"`` of the cloud, in voxels of its grid;
+    ``engine.state.history`` for each term a tensor (iterations,); all are on the device, so that the loop never waits
+    for it. ``engine.state.level`` is the :py:class:`monai_nodeo.levels.Level`.
     A trainer is for one pair: make a new one, with a new network and optimiser, for the next.
 
     Args:
-        fixed: (1, C, *spatial), on the device to compute on.
-        moving: (1, C, *spatial), on the fixed grid.
-        network: velocity model, ``forward(phi, t)``.
+        pair: images of one shape, and masks, on the device to compute on.
+        network: velocity model for clouds of ``level.cloud_size``.
         optimizer: optimiser of the network's parameters.
         loss_function: gives the dict of loss terms, see :py:class:`monai_nodeo.losses.RegistrationLoss`.
         solver: integrates the velocity.
         iterations: optimiser steps.
         handlers: objects with ``attach(engine)``, for this trainer only.
+        level: grids of the images and of the cloud; by default a point in every voxel, and cubes.
 
     Raises:
-        ValueError: when the images differ in shape.
+        ValueError: when the images differ in shape or are not of the level's.
     """
 
     def __init__(
         self,
-        fixed: Tensor,
-        moving: Tensor,
-        network: nn.Module,
+        pair: ImagePair,
+        network: VelocityModel,
         optimizer: torch.optim.Optimizer,
         loss_function: nn.Module,
         solver: ODESolver,
         iterations: int,
         handlers: Sequence[Any] = (),
+        level: Level | None = None,
     ) -> None:
-        if fixed.shape[2:] != moving.shape[2:]:
+        fixed, moving = pair.fixed, pair.moving
+        level = level or make_levels(fixed.shape[2:], (1.0,) * (fixed.ndim - 2))[0]
+        if not fixed.shape[2:] == moving.shape[2:] == level.image_size:
             raise ValueError(
-                f"fixed {tuple(fixed.shape)} and moving {tuple(moving.shape)} differ in shape; "
-                "resample the moving image to the fixed grid first."
+                f"fixed {tuple(fixed.shape)}, moving {tuple(moving.shape)} and the level's {level.image_size} differ "
+                "in shape; resample the moving image to the fixed grid first."
             )
         super().__init__(
             device=fixed.device,
             max_epochs=1,
-            data_loader=[{"fixed": fixed, "moving": moving}],
+            data_loader=[pair],
             epoch_length=iterations,
             decollate=False,
             handlers=handlers,
@@ -79,25 +83,50 @@ class PairTrainer(Trainer):
         self.optimizer = optimizer
         self.loss_function = loss_function
         self.solver = solver
-        self.identity = identity_grid(fixed.shape[2:], fixed.device, fixed.dtype)
+        self.identity = identity_grid(level.cloud_size, fixed.device, fixed.dtype)
+        self.landmarks = pair.landmarks
+        if pair.landmarks is not None:
+            self.landmarks = rescale_points(pair.landmarks, level.image_size, level.cloud_size)
         self.state.history = {}
+        self.state.level = level
 
-    def _flow(self, moving: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Warped image, ddf and velocities; the trajectory itself is not needed once they are there."""
+    def _flow(self) -> tuple[Tensor, list[Tensor]]:
+        """Where the cloud arrives, and velocities in its voxels; the trajectory is not needed once they are there."""
+        velocity, images = self.network.flow(self.identity)
+        # the adjoint method differentiates by the parameters of the model itself
         # unbind() makes one gradient buffer for all times, where indexing would make one for each use
-        states = self.solver(self.network, self.identity).unbind()
+        states = self.solver(self.network if self.solver.adjoint else velocity, self.identity).unbind()
         # Free on the CPU, whose 2D sampler reads anywhere in memory on its way back through NaN.
-        if moving.device.type == "cpu" and not states[-1].detach().sum().isfinite():
+        if states[-1].device.type == "cpu" and not states[-1].detach().sum().isfinite():
             raise DivergedError(self.state.iteration)
-        velocities = [after - before for before, after in pairwise(states)]
-        return sample(moving, states[-1]), phi_to_ddf(states[-1], self.identity), velocities
+        return states[-1], [image * self._voxels for image in images]
 
-    def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
+    @property
+    def _voxels(self) -> Tensor:
+        identity = self.identity
+        return voxels_per_unit(tuple(identity.shape[2:]), identity.dtype, identity.device)
+
+    def _iteration(self, engine: Any, batchdata: ImagePair) -> dict[str, Tensor]:
+        pair, level = batchdata, self.state.level
         self.optimizer.zero_grad(set_to_none=True)
         self.state.output = None  # a field less in memory at the peak
-        warped, ddf, velocities = self._flow(batchdata["moving"])
+        phi, velocities = self._flow()
+        ddf = phi_to_ddf(phi, self.identity)
+        positions = resize(phi, level.image_size)
+        warped, weight = _warped(pair, positions)
+        del phi, positions
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
-        terms = self.loss_function(warped, batchdata["fixed"], ddf, velocities)
+        terms = self.loss_function(
+            warped,
+            pair.fixed,
+            ddf,
+            velocities or [ddf],
+            weight=weight,
+            spacing=level.spacing,
+            ddf_spacing=level.cloud_spacing,
+            coarseness=level.coarseness,
+            landmarks=self.landmarks,
+        )
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         del warped, velocities  # the backward pass frees what it has used
         terms["loss"].backward()
@@ -115,3 +144,17 @@ class PairTrainer(Trainer):
             self.state.history = {name: value.new_full((length,), torch.nan) for name, value in figures.items()}
         for name, value in figures.items():
             self.state.history[name][self.state.iteration - 1] = value
+
+
+def _warped(pair: ImagePair, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The moving image, and how much each voxel of the fixed grid counts: the masks, the moving one where it is taken.
+
+    No gradient goes to the weights.
+    """
+    if pair.moving_mask is None:
+        return sample(pair.moving, positions), pair.fixed_mask
+    # A voxel that is masked out must not leak into the linear interpolation: its value would pull at its neighbours.
+    count = sample(pair.moving_mask, positions)
+    warped = weighted_mean(sample(pair.moving * pair.moving_mask, positions), count)
+    weight = count.detach()
+    return warped, weight if pair.fixed_mask is None else weight * pair.fixed_mask

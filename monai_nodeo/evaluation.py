@@ -16,7 +16,7 @@ from monai.transforms.utils import generate_spatial_bounding_box
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-__all__ = ["label_metrics"]
+__all__ = ["label_metrics", "landmark_metrics"]
 
 
 def label_metrics(label: NdarrayOrTensor, fixed_label: NdarrayOrTensor, spacing: Sequence[float]) -> dict[str, Any]:
@@ -61,6 +61,26 @@ def label_metrics(label: NdarrayOrTensor, fixed_label: NdarrayOrTensor, spacing:
         box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
         dice[int(value)], hd95[int(value)] = _mask_metrics(masks[0][box], masks[1][box], spacing)
     return {"dice": dice, "dice_mean": _mean(dice.values()), "hd95_mm": hd95, "hd95_mm_mean": _mean(hd95.values())}
+
+
+def landmark_metrics(errors: NdarrayOrTensor, voxel_to_mm: NdarrayOrTensor) -> dict[str, Any]:
+    """Target registration error: distances of moved points from where they belong.
+
+    Args:
+        errors: (N, D), vectors in voxels, see :py:func:`monai_nodeo.landmarks.landmark_errors`.
+        voxel_to_mm: (3, D), a vector in voxels -> mm. With an affine start this goes on to the moving image, so that
+            distances are those that its scanner would measure.
+
+    Returns:
+        ``{"tre_mm": [value of each point], "tre_mm_mean"}``.
+
+    Example:
+        >>> landmark_metrics([[3.0, 2.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+        {'tre_mm': [5.0, 0.0], 'tre_mm_mean': 2.5}
+    """
+    vectors, matrix = (convert_to_tensor(x, dtype=torch.float64, track_meta=False) for x in (errors, voxel_to_mm))
+    distances = torch.linalg.vector_norm(vectors.cpu() @ matrix.cpu().T, dim=1).tolist()
+    return {"tre_mm": distances, "tre_mm_mean": _mean(distances)}
 
 
 def _spatial(label: NdarrayOrTensor, dims: int) -> Tensor:

@@ -18,17 +18,30 @@ from monai.networks.blocks import Warp
 from torch import Tensor
 from torch.nn import functional as F
 
+from monai_nodeo.layers import apply_along_axes, resampling_matrix
+
 __all__ = [
     "check_ddf",
+    "compose",
     "ddf_to_phi",
+    "determinant",
     "identity_grid",
     "jacobian_determinant",
     "lower_corner",
     "make_warp",
     "phi_to_ddf",
+    "rescale_points",
+    "resize",
+    "resize_ddf",
     "sample",
+    "sample_points",
+    "sample_voxels",
+    "voxels_per_unit",
     "warp",
+    "weighted_mean",
 ]
+
+_SMALLEST_WEIGHT = 1e-4  # below, a mean is rounding
 
 
 def identity_grid(
@@ -53,8 +66,17 @@ def identity_grid(
 
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # what is kept must be of use to a later training
-def _voxels_per_unit(spatial_shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Length of one unit of phi in voxels, (1, D, 1, ...); kept, so that a device is sent it once."""
+def voxels_per_unit(spatial_shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Length of one unit of phi in voxels along each axis, 0 along one of one voxel.
+
+    Args:
+        spatial_shape: size of the grid, D entries.
+        dtype: of the result.
+        device: of the result.
+
+    Returns:
+        (1, D, 1, ...), kept, so that a device is sent it once: do not change it in place.
+    """
     halves = torch.tensor([(n - 1) / 2 for n in spatial_shape], dtype=dtype, device=device)
     return halves.view(1, -1, *[1] * len(spatial_shape))
 
@@ -69,13 +91,13 @@ def phi_to_ddf(phi: Tensor, identity: Tensor) -> Tensor:
     Returns:
         ddf in voxels, (B, D, *spatial).
     """
-    return (phi - identity) * _voxels_per_unit(tuple(phi.shape[2:]), phi.dtype, phi.device)
+    return (phi - identity) * voxels_per_unit(tuple(phi.shape[2:]), phi.dtype, phi.device)
 
 
 def ddf_to_phi(ddf: Tensor, identity: Tensor) -> Tensor:
     """Positions in [-1, 1] reached by a displacement in voxels: the inverse of :py:func:`phi_to_ddf`."""
     # An axis of one voxel has no extent: whatever its displacement, phi stays at 0.
-    scale = _voxels_per_unit(tuple(ddf.shape[2:]), ddf.dtype, ddf.device)
+    scale = voxels_per_unit(tuple(ddf.shape[2:]), ddf.dtype, ddf.device)
     return identity + torch.where(scale > 0, ddf / scale.clamp(min=0.5), 0)
 
 
@@ -108,6 +130,19 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str =
     return make_warp(mode, padding_mode)(image, ddf)
 
 
+def compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """One displacement for two: first the inner one, then from there the outer one.
+
+    Args:
+        outer: displacement in voxels, (B, D, *spatial), tensor axis order; outside the grid its border continues.
+        inner: the same on the same grid.
+
+    Returns:
+        (B, D, *spatial), with ``x + composed(x) = y + outer(y)`` for ``y = x + inner(x)``.
+    """
+    return inner + warp(outer, inner)
+
+
 def sample(image: Tensor, phi: Tensor) -> Tensor:
     """Linear samples of an image at positions, for the inner loop: MONAI's ``Warp`` without the way through voxels.
 
@@ -120,8 +155,128 @@ def sample(image: Tensor, phi: Tensor) -> Tensor:
     Returns:
         (B, C, *spatial).
     """
-    # grid_sample wants the last axis of the image first
-    return F.grid_sample(image, phi.movedim(1, -1).flip(-1), padding_mode="border", align_corners=True)
+    # grid_sample wants the position along the last axis first: the image is turned, a view, instead of the positions.
+    turned = image.permute(0, 1, *range(image.ndim - 1, 1, -1))
+    positions = phi.movedim(1, -1)
+    axis, parts = _parallel_parts(phi)
+    if parts > 1:
+        turned = turned.expand(parts, *turned.shape[1:])
+        positions = positions[0].unflatten(axis, (parts, -1)).movedim(axis, 0)
+    samples = F.grid_sample(turned, positions, padding_mode="border", align_corners=True)
+    return samples if parts == 1 else samples.movedim(0, axis + 1).flatten(axis + 1, axis + 2).unsqueeze(0)
+
+
+def _parallel_parts(phi: Tensor) -> tuple[int, int]:
+    """Which spatial axis to cut into how many equal parts: on a CPU, 3D sampling has a thread per item of the batch."""
+    if phi.device.type != "cpu" or phi.ndim != 5 or phi.shape[0] != 1:
+        return 0, 1
+    threads = torch.get_num_threads()
+    parts = [next(n for n in range(min(threads, size), 0, -1) if size % n == 0) for size in phi.shape[2:]]
+    return parts.index(max(parts)), max(parts)
+
+
+def resize(values: Tensor, spatial_shape: Sequence[int]) -> Tensor:
+    """An image, or the positions of a cloud, at the voxels of another grid over the same extent.
+
+    Linear interpolation; going to fewer voxels, a Gaussian of half a new voxel comes first.
+
+    Args:
+        values: image, or phi in [-1, 1], (B, C, *spatial).
+        spatial_shape: D sizes of the other grid.
+
+    Returns:
+        (B, C, *spatial_shape).
+    """
+    if tuple(values.shape[2:]) == tuple(spatial_shape):
+        return values
+    sizes = zip(values.shape[2:], spatial_shape, strict=True)
+    return apply_along_axes(values, [_resampling(n, m, values.dtype, values.device) for n, m in sizes])
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _resampling(size: int, new_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return resampling_matrix(size, new_size).to(dtype=dtype, device=device)
+
+
+def weighted_mean(total: Tensor, weight: Tensor) -> Tensor:
+    """``total / weight``, and 0 where no weight is: what sampling an image times its mask, and the mask, is made of.
+
+    Args:
+        total: sums of weighted values, (B, C, *spatial).
+        weight: their weights, not negative, (B, 1, *spatial).
+
+    Returns:
+        (B, C, *spatial).
+    """
+    return torch.where(weight > _SMALLEST_WEIGHT, total / weight.clamp(min=_SMALLEST_WEIGHT), 0)
+
+
+def sample_points(image: Tensor, points: Tensor) -> Tensor:
+    """Linear samples of an image at any points.
+
+    Args:
+        image: (B, C, *spatial).
+        points: positions in voxels, (B, D, N), tensor axis order; outside, the image's border continues.
+
+    Returns:
+        (B, C, N).
+    """
+    dims = points.shape[1]
+    # an axis of one voxel has one value everywhere
+    halves = voxels_per_unit(tuple(image.shape[2:]), image.dtype, image.device).view(1, -1, 1).clamp(min=0.5)
+    # grid_sample wants the last axis of the image first, and as many axes of points as the image has
+    phi = (points / halves - 1).flip(1).movedim(1, -1).reshape(len(points), -1, *[1] * (dims - 1), dims)
+    return F.grid_sample(image, phi, padding_mode="border", align_corners=True).flatten(2)
+
+
+def sample_voxels(image: Tensor, positions: Tensor, mode: str = "bilinear", background: float = 0.0) -> Tensor:
+    """Samples of an image at voxel positions, on any grid, with the field of view that ITK gives it.
+
+    Args:
+        image: (B, C, *spatial).
+        positions: voxels of the image, (B, D, *any shape of D axes), tensor axis order.
+        mode: ``"bilinear"`` for images (linear in 3D too), ``"nearest"`` for labels.
+        background: value further than half a voxel outside the outermost voxels; up to there the border continues.
+
+    Returns:
+        (B, C, *any shape).
+    """
+    size = torch.tensor(image.shape[2:], dtype=positions.dtype, device=positions.device)
+    size = size.view(1, -1, *[1] * (positions.ndim - 2))
+    inside = ((positions >= -0.5) & (positions <= size - 0.5)).all(1, keepdim=True)
+    # of voxel edges in [-1, 1], so that an axis of one voxel has an extent
+    grid = ((2 * positions + 1) / size - 1).movedim(1, -1).flip(-1)
+    values = F.grid_sample(image, grid, mode=mode, padding_mode="border", align_corners=False)
+    return torch.where(inside, values, background)
+
+
+def resize_ddf(ddf: Tensor, spatial_shape: Sequence[int]) -> Tensor:
+    """A displacement at the voxels of another grid over the same extent, in the other grid's voxels.
+
+    Args:
+        ddf: displacement in voxels, (B, D, *spatial), tensor axis order.
+        spatial_shape: D sizes of the other grid.
+
+    Returns:
+        (B, D, *spatial_shape).
+    """
+    return rescale_points(resize(ddf, spatial_shape).movedim(1, -1), ddf.shape[2:], spatial_shape).movedim(-1, 1)
+
+
+def rescale_points(points: Tensor, spatial_shape: Sequence[int], new_shape: Sequence[int]) -> Tensor:
+    """Positions in the voxels of another grid over the same extent.
+
+    Args:
+        points: in voxels, (..., D), tensor axis order.
+        spatial_shape: D sizes of their grid.
+        new_shape: D sizes of the other grid.
+
+    Returns:
+        (..., D).
+    """
+    ratios = [(m - 1) / max(n - 1, 1) for n, m in zip(spatial_shape, new_shape, strict=True)]
+    return points * points.new_tensor(ratios)
 
 
 def lower_corner(spatial_dims: int, ahead: int | None = None) -> tuple[Any, ...]:
@@ -129,7 +284,7 @@ def lower_corner(spatial_dims: int, ahead: int | None = None) -> tuple[Any, ...]
     return (..., *[slice(1, None) if axis == ahead else slice(0, -1) for axis in range(spatial_dims)])
 
 
-def _determinant(g: list[list[Tensor]]) -> Tensor:
+def determinant(g: list[list[Tensor]]) -> Tensor:
     """Determinant of a D x D matrix of tensors, D = 2 or 3."""
     if len(g) == 2:
         return g[0][0] * g[1][1] - g[0][1] * g[1][0]
@@ -170,4 +325,4 @@ def jacobian_determinant(ddf: Tensor) -> Tensor:
     base = ddf[lower_corner(dims)]
     columns = [(ddf[lower_corner(dims, axis)] - base).unbind(1) for axis in range(dims)]
     jacobian = [[columns[a][i] + 1 if a == i else columns[a][i] for a in range(dims)] for i in range(dims)]
-    return _determinant(jacobian)
+    return determinant(jacobian)

@@ -4,16 +4,29 @@
 
 from __future__ import annotations
 
+import logging
+import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping
+from monai.config import PathLike
+from monai.handlers import TensorBoardStatsHandler
 from torch import Tensor
 from tqdm import tqdm
 
-__all__ = ["BestField", "EarlyStop", "ProgressBar"]
+from monai_nodeo.metrics import folding_fraction
+
+__all__ = ["BestField", "EarlyStop", "OnInterrupt", "ProgressBar", "TensorBoardCurves"]
+
+logger = logging.getLogger(__name__)
 
 
 def _total_loss(terms: Mapping[str, Tensor]) -> Tensor:
@@ -79,26 +92,144 @@ class EarlyStop:
 
 
 class ProgressBar:
-    """A tqdm bar of the iterations with the loss terms; silent when the output is not a terminal.
+    """Level, iteration, loss terms, folds and time left: a tqdm bar, or in a file a line of the log now and then.
 
     Args:
-        interval: seconds between two looks at the loss terms; each waits for the device once.
+        interval: seconds between two looks at the figures; each waits for the device once.
+        line_interval: the same where the output is no terminal.
     """
 
-    def __init__(self, interval: float = 0.5) -> None:
+    def __init__(self, interval: float = 1.0, line_interval: float = 5.0) -> None:
         self.interval = interval
+        self.line_interval = line_interval
 
     def attach(self, engine: Engine) -> None:
-        self._looked = time.monotonic()
-        self._bar = tqdm(total=engine.state.epoch_length, desc="registration", unit="it", disable=None, leave=False)
+        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, lambda _: self._bar.close())
-        engine.add_event_handler(Events.TERMINATE, lambda _: self._bar.close())
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def _start(self, engine: Engine) -> None:
+        level = engine.state.level
+        self._name = f"level {level.index + 1}/{level.count}"
+        self._started = self._looked = time.monotonic()
+        self._bar = tqdm(total=engine.state.epoch_length, desc=self._name, unit="it", disable=None, leave=False)
 
     def __call__(self, engine: Engine) -> None:
         now = time.monotonic()
-        if not self._bar.disable and now - self._looked >= self.interval:
+        if now - self._looked >= (self.line_interval if self._bar.disable else self.interval):
             self._looked = now
-            terms = {name: f"{engine.state.output[name].item():.3g}" for name in engine.state.history}
-            self._bar.set_postfix(terms, refresh=False)
+            figures = {name: f"{value:.3g}" for name, value in _figures(engine).items()}
+            if self._bar.disable:
+                self._log(engine, figures, now)
+            else:
+                self._bar.set_postfix(figures, refresh=False)
         self._bar.update()
+
+    def _log(self, engine: Engine, figures: Mapping[str, str], now: float) -> None:
+        done, total = engine.state.iteration, engine.state.epoch_length
+        left = (now - self._started) / done * (total - done)
+        shown = ", ".join(f"{name} {value}" for name, value in figures.items())
+        logger.info("%s, iteration %d of %d: %s; %.0f s left", self._name, done, total, shown, left)
+
+    def _fail(self, engine: Engine, error: BaseException) -> None:
+        self._bar.close()
+        raise error  # ignite would be silent about it from here on
+
+
+class TensorBoardCurves:
+    """The figures of :py:class:`ProgressBar` for TensorBoard, by MONAI's handler; a run for each pair and level.
+
+    Args:
+        log_dir: folder of the runs, which are numbered.
+        every: iterations from one point of a curve to the next; each waits for the device once.
+
+    Raises:
+        ValueError: when TensorBoard is not installed.
+    """
+
+    def __init__(self, log_dir: PathLike, every: int = 5) -> None:
+        if find_spec("tensorboard") is None:
+            raise ValueError("tensorboard is not installed: pip install tensorboard, or leave this option out.")
+        self.log_dir = Path(str(log_dir))
+        self.every = every
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
+
+    def _start(self, engine: Engine) -> None:
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        number = len(list(self.log_dir.iterdir()))
+        writer = TensorBoardStatsHandler(
+            log_dir=str(self.log_dir / f"{number:04d}_level{engine.state.level.index + 1}"),
+            iteration_log=self.every,
+            epoch_log=False,
+            iteration_event_writer=_write_figures,
+        )
+        writer.attach(engine)
+        engine.add_event_handler(Events.COMPLETED, lambda _: writer.close())
+
+
+class OnInterrupt:
+    """What ctrl-C does to a pair that is being optimised: drop it, or keep the best field so far.
+
+    One for all trainers of a run. To keep the field, the level ends with the iteration, and each finer one after its
+    first, so that the field is on the full grid.
+
+    Args:
+        action: "drop" or "save".
+
+    Attributes:
+        requested: whether a field was asked for.
+    """
+
+    def __init__(self, action: str = "drop") -> None:
+        if action not in ("drop", "save"):
+            raise ValueError(f"on_interrupt is {action!r}, expected 'drop' or 'save'.")
+        self.action = action
+        self.requested = False
+        self._optimising = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch ctrl-C while the block runs."""
+        before = signal.getsignal(signal.SIGINT)
+        if self.action == "save":
+            signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self._end)
+
+    def __call__(self, engine: Engine) -> None:
+        if self.requested:
+            engine.terminate()
+
+    def _begin(self, engine: Engine) -> None:
+        self._optimising = True
+
+    def _end(self, engine: Engine) -> None:
+        self._optimising = False
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.requested or not self._optimising:  # the second time, or there is no field yet
+            raise KeyboardInterrupt
+        self.requested = True
+        logger.warning("interrupted: saving the best field so far; once more to drop it.")
+
+
+def _figures(engine: Engine) -> dict[str, float]:
+    """Loss terms of the iteration, and how much of its field folds."""
+    output = engine.state.output
+    figures = {name: output[name].item() for name in engine.state.history}
+    return {**figures, "folds %": 100 * folding_fraction(output["ddf"]).mean().item()}
+
+
+def _write_figures(engine: Engine, writer: Any) -> None:
+    for name, value in _figures(engine).items():
+        writer.add_scalar(name, value, engine.state.iteration)

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,16 +18,31 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 
+from monai_nodeo.cropping import extended, foreground_box
 from monai_nodeo.engines import DivergedError, PairTrainer
-from monai_nodeo.handlers import BestField, ProgressBar
+from monai_nodeo.fields import resize_ddf
+from monai_nodeo.folding import unfold
+from monai_nodeo.handlers import ProgressBar
 from monai_nodeo.host_memory import keep_freed_memory
 from monai_nodeo.integration import ODESolver
-from monai_nodeo.losses import FoldingLoss, LocalNCCLoss, RegistrationLoss, SmoothnessLoss, VelocityMagnitudeLoss
+from monai_nodeo.levels import ImagePair, make_levels
+from monai_nodeo.losses import FoldingLoss, IntensityLoss, LocalNCCLoss, RegistrationLoss, SmoothnessLoss
 from monai_nodeo.networks import VelocityModel
 
 __all__ = ["PairInferer", "Registration", "prepare_pair"]
 
+# What a pair may have besides its images, as keys of a batch and as arguments of the inferer.
+PAIR_EXTRAS = ("fixed_mask", "moving_mask", "landmarks")
+
 _GIVE_BACK_EVERY = 20  # iterations
+# Voxels of the images: above, what is kept between two uses costs more memory (a fifth) than it saves time.
+_KEEP_UP_TO = 2**23
+
+# The best balance that was measured, for slices and for volumes; the bundle's configs say the same.
+_SHRINK_FACTORS = {2: (2, 1), 3: (4, 2, 1)}
+_ITERATIONS = {2: (30, 60), 3: (40, 30, 20)}
+_POINT_SPACING = {2: 1, 3: 2}
+_WINDOW = {2: 21, 3: 9}
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +51,9 @@ class Registration:
 
     Attributes:
         ddf: displacement in voxels of the fixed grid, (D, *spatial), tensor axis order.
-        history: loss term -> its value at every iteration, (iterations,), on the CPU.
-        iterations: optimiser steps that were done.
+        history: "level" and loss term -> its value at every iteration, (iterations,), on the CPU; the levels count
+            from 0, the coarsest.
+        iterations: optimiser steps that were done, at all levels.
         seconds: time of the optimisation, from images to displacement.
     """
 
@@ -45,23 +63,40 @@ class Registration:
     seconds: float
 
 
+def _default_loss(spatial_dims: int) -> RegistrationLoss:
+    return RegistrationLoss(
+        LocalNCCLoss(spatial_dims, _WINDOW[spatial_dims]),
+        image_terms={"intensity": (10.0, IntensityLoss())},
+        ddf_terms={"folding": (2.5, FoldingLoss())},
+        velocity_terms={"smoothness": (0.3, SmoothnessLoss())},
+    )
+
+
 class PairInferer(Inferer):
-    """Registers each pair of a batch with weights, optimiser and trainer of its own.
+    """Registers each pair of a batch, coarse to fine, with weights, optimisers and trainers of its own.
 
     A stock ``SupervisedEvaluator`` registers a data list with it (``prepare_batch=prepare_pair``). Results do not
     depend on the order of the pairs, and the same seed gives the same result on the CPU.
 
     Args:
         spatial_dims: 2 or 3.
-        loss_function: see :py:class:`monai_nodeo.losses.RegistrationLoss`; by default that of NODEO.
-        solver: integrates the velocity; by default one Euler step, as NODEO.
-        optimizer: parameters -> optimiser; by default Adam (amsgrad) with a learning rate of 0.005.
-        iterations: optimiser steps.
-        handlers: factories of trainer handlers, called once a pair.
+        loss_function: see :py:class:`monai_nodeo.losses.RegistrationLoss`.
+        solver: integrates the velocity.
+        optimizer: parameters -> optimiser of a level.
+        iterations: optimiser steps, one number a level.
+        shrink_factors: how much coarser the voxels of each level are, coarse to fine, as in ANTs.
+        point_spacing: smallest distance of the points that are integrated, in (smallest) voxel sides; between them
+            positions are interpolated.
+        handlers: factories of trainer handlers, called once a level.
+        crop_air: leave out what is nothing but the minimum of both images around them; displacements go on there.
+        unfold: take out what folds at the end, see :py:func:`monai_nodeo.folding.unfold`.
         seed: of the weights.
 
     Attributes:
         registrations: the :py:class:`Registration` of each pair of the latest batch.
+
+    Raises:
+        ValueError: when iterations and shrink factors do not fit together.
     """
 
     def __init__(
@@ -70,63 +105,94 @@ class PairInferer(Inferer):
         loss_function: RegistrationLoss | None = None,
         solver: ODESolver | None = None,
         optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
-        iterations: int = 300,
-        handlers: Sequence[Callable[[], Any]] = (BestField, ProgressBar),
+        iterations: Sequence[int] | None = None,
+        shrink_factors: Sequence[float] | None = None,
+        point_spacing: float | None = None,
+        handlers: Sequence[Callable[[], Any]] = (ProgressBar,),
+        crop_air: bool = True,
+        unfold: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {iterations}.")
         self.spatial_dims = spatial_dims
-        self.loss_function = loss_function or RegistrationLoss(
-            LocalNCCLoss(spatial_dims, 21),
-            ddf_terms={"folding": (2.5, FoldingLoss()), "smoothness": (0.05, SmoothnessLoss())},
-            velocity_terms={"magnitude": (5e-5, VelocityMagnitudeLoss())},
-        )
-        self.solver = solver or ODESolver("euler", num_steps=1)
-        self.optimizer = optimizer or partial(torch.optim.Adam, lr=0.005, amsgrad=True)
-        self.iterations = iterations
+        self.loss_function = loss_function or _default_loss(spatial_dims)
+        self.solver = solver or ODESolver("euler", num_steps=4)
+        self.optimizer = optimizer or partial(torch.optim.Adam, lr=0.4)
+        self.iterations = tuple(iterations or _ITERATIONS[spatial_dims])
+        self.shrink_factors = tuple(shrink_factors or _SHRINK_FACTORS[spatial_dims])
+        self.point_spacing = point_spacing or _POINT_SPACING[spatial_dims]
+        if len(self.iterations) != len(self.shrink_factors) or min(self.iterations) < 1:
+            raise ValueError(
+                "iterations and shrink_factors need one number a level, iterations at least 1, "
+                f"got {list(self.iterations)} and {list(self.shrink_factors)}."
+            )
         self.handlers = tuple(handlers)
+        self.crop_air = crop_air
+        self.unfold = unfold
         self.seed = seed
         self.registrations: list[Registration] = []
 
-    def _register(self, fixed: Tensor, moving: Tensor, network: VelocityModel) -> Registration:
-        """One pair, (1, C, *spatial) each."""
+    def _register(self, pair: ImagePair, network: VelocityModel, spacing: Sequence[float]) -> Registration:
         started = time.perf_counter()
-        with torch.random.fork_rng(devices=[]):  # the weights come from the CPU generator, whatever the device
-            torch.default_generator.manual_seed(self.seed)
-            model = network.fresh(fixed.shape[2:]).to(fixed.device)
-        trainer = PairTrainer(
-            fixed,
-            moving,
-            model,
-            self.optimizer(model.parameters()),
-            self.loss_function,
-            self.solver,
-            self.iterations,
-            [make() for make in self.handlers],
-        )
-        if fixed.device.type == "cpu":
-            with keep_freed_memory() as give_back:
+        shape = tuple(pair.fixed.shape[2:])
+        box = foreground_box(pair.fixed, pair.moving) if self.crop_air else (slice(None),) * len(shape)
+        pair = pair.cropped(box)
+        size = tuple(pair.fixed.shape[2:])
+        keep = pair.fixed.device.type == "cpu" and math.prod(size) <= _KEEP_UP_TO
+        with keep_freed_memory() if keep else nullcontext(None) as give_back:
+            cloud, history = self._optimise(pair, network, spacing, give_back)
+            ddf = extended(resize_ddf(cloud, size), box, shape)
+            if not ddf.isfinite().all():
+                raise DivergedError(len(history["level"]))
+            if self.unfold:
+                ddf = unfold(ddf)
+        return Registration(ddf[0], history, len(history["level"]), time.perf_counter() - started)
+
+    def _optimise(
+        self, pair: ImagePair, network: VelocityModel, spacing: Sequence[float], give_back: Callable[[], Any] | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Displacement in voxels of the last level's cloud, and the loss curves."""
+        size, device = pair.fixed.shape[2:], pair.fixed.device
+        curves: list[dict[str, Tensor]] = []
+        model = None
+        for level in make_levels(size, spacing, self.shrink_factors, self.point_spacing):
+            start = network.fresh if model is None else model.finer
+            with torch.random.fork_rng(devices=[]):  # the weights come from the CPU generator, whatever the device
+                torch.default_generator.manual_seed(self.seed)
+                model = start(level.cloud_size, level.cloud_spacing).to(device)
+            trainer = PairTrainer(
+                pair.at(level),
+                model,
+                self.optimizer(model.parameters()),
+                self.loss_function,
+                self.solver,
+                self.iterations[level.index],
+                [make() for make in self.handlers],
+                level,
+            )
+            if give_back is not None:
+                give_back()  # the holes that the coarser level left
                 trainer.add_event_handler(Events.ITERATION_COMPLETED(every=_GIVE_BACK_EVERY), lambda _: give_back())
-                trainer.run()
-        else:
             trainer.run()
+            done = trainer.state.iteration
+            curves.append(
+                {"level": torch.full((done,), float(level.index))}
+                | {name: values[:done].cpu() for name, values in trainer.state.history.items()}
+            )
         best = getattr(trainer.state, "best_ddf", None)
-        ddf = trainer.state.output["ddf"] if best is None else best
-        if not ddf.isfinite().all():
-            raise DivergedError(trainer.state.iteration)
-        history = {name: values[: trainer.state.iteration].cpu() for name, values in trainer.state.history.items()}
-        return Registration(ddf[0], history, trainer.state.iteration, time.perf_counter() - started)
+        return (trainer.state.output["ddf"] if best is None else best), {
+            name: torch.cat([curve[name] for curve in curves]) for name in curves[0]
+        }
 
     def __call__(self, inputs: Tensor, network: VelocityModel, *args: Any, **kwargs: Any) -> Tensor:
         """Register.
 
         Args:
-            inputs: fixed images, (B, C, *spatial).
+            inputs: fixed images, (B, C, *spatial); the voxel sizes of a MetaTensor are used, else they count as cubes.
             network: model whose options are used; its weights are neither used nor changed.
             args: the moving images on the fixed grid, (B, C, *spatial), also as keyword ``moving``.
-            kwargs: see ``args``.
+            kwargs: see ``args``; also ``fixed_mask`` and ``moving_mask``, (B, 1, *spatial), how much each voxel counts,
+                and ``landmarks``, (B, N, 2, D), see :py:mod:`monai_nodeo.landmarks`.
 
         Returns:
             ddf in voxels of the fixed grid, (B, D, *spatial).
@@ -135,7 +201,8 @@ class PairInferer(Inferer):
             ValueError: when the images do not have ``spatial_dims`` spatial axes or differ in shape, or are too small.
         """
         (moving,) = args or (kwargs["moving"],)
-        fixed, moving = (x.as_tensor() if isinstance(x, MetaTensor) else x for x in (inputs, moving))
+        fixed, moving = _plain(inputs), _plain(moving)
+        more = {key: _plain(kwargs[key]) for key in PAIR_EXTRAS if kwargs.get(key) is not None}
         if fixed.ndim != self.spatial_dims + 2 or fixed.shape != moving.shape:
             raise ValueError(
                 f"expected fixed and moving images (B, C) with {self.spatial_dims} spatial axes and one shape, "
@@ -143,24 +210,47 @@ class PairInferer(Inferer):
             )
         # An evaluator calls inferers under no_grad, perhaps under autocast too; half precision stops the optimisation.
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(fixed.device.type, enabled=False):
+            pairs = [
+                ImagePair(
+                    _trainable(f[None]), _trainable(m[None]), **{k: _trainable(x[i : i + 1]) for k, x in more.items()}
+                )
+                for i, (f, m) in enumerate(zip(fixed, moving, strict=True))
+            ]
             self.registrations = [
-                self._register(_trainable(f[None]), _trainable(m[None]), network)
-                for f, m in zip(fixed, moving, strict=True)
+                self._register(pair, network, _spacing(image))
+                for pair, image in zip(pairs, inputs.split(1), strict=True)
             ]
         return torch.stack([r.ddf for r in self.registrations])
 
 
+def _plain(x: Tensor) -> Tensor:
+    return x.as_tensor() if isinstance(x, MetaTensor) else x
+
+
+def _spacing(image: Tensor) -> tuple[float, ...]:
+    """Voxel size along each axis in mm of a (B, C, *spatial) image, 1 if it does not know."""
+    dims = image.ndim - 2
+    if not isinstance(image, MetaTensor):
+        return (1.0,) * dims
+    affine = image.affine if image.affine.ndim == 2 else image.affine[0]
+    return tuple(torch.linalg.vector_norm(affine[:-1, :dims].double(), dim=0).tolist())
+
+
 def _trainable(image: Tensor) -> Tensor:
-    """The image in float32, fit for autograd."""
-    image = image.detach().float()
-    return image.clone() if image.is_inference() else image
+    """The image in float32, fit for autograd.
+
+    Where a tensor begins in memory decides about the last bit of its sums: copies begin alike, items of a batch do not.
+    """
+    image = image.detach().float().contiguous()
+    return image.clone() if image.is_inference() or image.storage_offset() else image
 
 
 def prepare_pair(
     batchdata: dict[str, Tensor], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
 ) -> tuple[Tensor, None, tuple[Tensor], dict]:
-    """``prepare_batch`` of a ``SupervisedEvaluator``: fixed image as input, moving image as the inferer's argument."""
+    """``prepare_batch`` of a ``SupervisedEvaluator``: fixed image as input, the moving one and more for the inferer."""
     fixed, moving = (
         batchdata[key].to(device=device, non_blocking=non_blocking, **kwargs) for key in ("fixed_input", "moving_input")
     )
-    return fixed, None, (moving,), {}
+    more = {key: batchdata[key].to(device=device, non_blocking=non_blocking) for key in PAIR_EXTRAS if key in batchdata}
+    return fixed, None, (moving,), more

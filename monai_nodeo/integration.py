@@ -18,6 +18,8 @@ from torchdiffeq._impl.solvers import FixedGridODESolver
 
 __all__ = ["ODESolver"]
 
+Velocity = Callable[[Tensor, Tensor | None], Tensor]
+
 # Aliases and wrappers that need another library are left out.
 METHODS = tuple(name for name in SOLVERS if name not in ("fixed_adams", "scipy_solver"))
 
@@ -25,7 +27,7 @@ METHODS = tuple(name for name in SOLVERS if name not in ("fixed_adams", "scipy_s
 class _TimeFirst(nn.Module):
     """torchdiffeq calls ``func(t, y)``; MONAI networks take the state first."""
 
-    def __init__(self, velocity: nn.Module) -> None:
+    def __init__(self, velocity: Velocity) -> None:
         super().__init__()
         self.velocity = velocity
 
@@ -104,12 +106,12 @@ class ODESolver:
         """Equal steps over the whole interval; requested times in between are interpolated."""
         return torch.linspace(float(t[0]), float(t[-1]), self.num_steps + 1, dtype=t.dtype, device=t.device)
 
-    def __call__(self, velocity: nn.Module, phi0: Tensor, times: Sequence[float] = (0.0, 1.0)) -> Tensor:
+    def __call__(self, velocity: Velocity, phi0: Tensor, times: Sequence[float] = (0.0, 1.0)) -> Tensor:
         """Integrate.
 
         Args:
-            velocity: model with ``forward(phi, t) -> velocity``, all (B, D, *spatial); t is a scalar tensor, with a
-                fixed-grid method on the CPU whatever the device of phi.
+            velocity: (phi, t) -> velocity, a module for the adjoint method, all (B, D, *spatial); t is a scalar tensor,
+                with a fixed-grid method on the CPU whatever the device of phi.
             phi0: positions at ``times[0]``, (B, D, *spatial).
             times: increasing, at least two.
 

@@ -25,6 +25,8 @@ __all__ = [
     "apply_along_axes",
     "interpolation_matrix",
     "kernel_matrix",
+    "odd_window",
+    "resampling_matrix",
     "upsampling_matrix",
 ]
 
@@ -82,6 +84,27 @@ def interpolation_matrix(nodes: int, size: int) -> Tensor:
         (size, nodes), float32, rows sum to one.
     """
     return F.interpolate(torch.eye(nodes).unsqueeze(0), size=size, mode="linear", align_corners=False)[0].t()
+
+
+def resampling_matrix(size: int, new_size: int) -> Tensor:
+    """Matrix that takes an axis to another number of voxels over the same extent, first centre to first, last to last.
+
+    Going to fewer voxels, the axis is smoothed before by a Gaussian of half a new voxel.
+
+    Args:
+        size: voxels along the axis.
+        new_size: new number of voxels, at least 2 if ``size`` is.
+
+    Returns:
+        (new_size, size), float32, rows sum to one.
+    """
+    matrix = F.interpolate(torch.eye(size).unsqueeze(0), size=new_size, mode="linear", align_corners=True)[0].t()
+    if new_size >= size:
+        return matrix.contiguous()
+    sigma = 0.5 * (size - 1) / max(new_size - 1, 1)
+    reach = math.ceil(3 * sigma)
+    kernel = tuple(math.exp(-0.5 * (i / sigma) ** 2) for i in range(-reach, reach + 1))
+    return matrix @ kernel_matrix(kernel, size, "replicate")
 
 
 def upsampling_matrix(nodes: int, size: int) -> Tensor:
@@ -142,20 +165,39 @@ class SeparableSmoothing(nn.Module, ABC):
         self.passes = passes
 
     @abstractmethod
-    def kernel(self) -> tuple[float, ...]:
-        """Weights of the kernel along one axis, an odd number."""
+    def kernel(self, scale: float = 1.0) -> tuple[float, ...]:
+        """Weights of the kernel along one axis, an odd number.
+
+        Args:
+            scale: factor on the size of the kernel, in (0, 1].
+        """
 
     def matrices(
-        self, spatial_shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device | None = None
+        self,
+        spatial_shape: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+        spacing: Sequence[float] | None = None,
     ) -> list[Tensor]:
         """The smoothing as one (size, size) matrix per spatial axis.
+
+        Args:
+            spatial_shape: D sizes.
+            dtype: type of the matrices.
+            device: device of the matrices.
+            spacing: D voxel sizes in any unit; the kernel's size counts along the axis of the smallest voxels and is
+                the same length along the others. By default the voxels are cubes.
 
         Raises:
             ValueError: when the shape does not have ``spatial_dims`` axes.
         """
         if len(spatial_shape) != self.spatial_dims:
             raise ValueError(f"expected {self.spatial_dims} spatial axes, got shape {tuple(spatial_shape)}.")
-        return [kernel_matrix(self.kernel(), n, "replicate", self.passes, dtype, device) for n in spatial_shape]
+        sides = (1.0,) * self.spatial_dims if spacing is None else tuple(spacing)
+        return [
+            kernel_matrix(self.kernel(min(sides) / side), n, "replicate", self.passes, dtype, device)
+            for n, side in zip(spatial_shape, sides, strict=True)
+        ]
 
     def forward(self, x: Tensor) -> Tensor:
         """Smooth (B, C, *spatial); the shape is kept.
@@ -166,6 +208,11 @@ class SeparableSmoothing(nn.Module, ABC):
         if x.ndim != self.spatial_dims + 2:
             raise ValueError(f"expected (B, C) and {self.spatial_dims} spatial axes, got shape {tuple(x.shape)}.")
         return apply_along_axes(x, self.matrices(x.shape[2:], x.dtype, x.device))
+
+
+def odd_window(length: float) -> int:
+    """The odd number of voxels nearest to a length in voxels, at least 1."""
+    return 2 * max(0, round((length - 1) / 2)) + 1
 
 
 def _check_window(window: int) -> None:
@@ -190,8 +237,8 @@ class AveragingSmoothing(SeparableSmoothing):
         _check_window(window)
         self.window = window
 
-    def kernel(self) -> tuple[float, ...]:
-        return (1.0,) * self.window
+    def kernel(self, scale: float = 1.0) -> tuple[float, ...]:
+        return (1.0,) * odd_window(self.window * scale)
 
 
 class GaussianSmoothing(SeparableSmoothing):
@@ -215,6 +262,6 @@ class GaussianSmoothing(SeparableSmoothing):
         self.window = 2 * math.ceil(3 * sigma) + 1 if window is None else window
         _check_window(self.window)
 
-    def kernel(self) -> tuple[float, ...]:
-        reach = self.window // 2
-        return tuple(math.exp(-0.5 * (i / self.sigma) ** 2) for i in range(-reach, reach + 1))
+    def kernel(self, scale: float = 1.0) -> tuple[float, ...]:
+        reach = odd_window(self.window * scale) // 2
+        return tuple(math.exp(-0.5 * (i / (self.sigma * scale)) ** 2) for i in range(-reach, reach + 1))

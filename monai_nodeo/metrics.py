@@ -14,11 +14,14 @@ from monai.utils import MetricReduction
 from torch import Tensor
 
 from monai_nodeo.fields import jacobian_determinant
+from monai_nodeo.folding import folded_cells
 
 __all__ = [
+    "FoldedCellCountMetric",
     "FoldingFractionMetric",
     "MeanDisplacementMetric",
     "SDLogJacobianMetric",
+    "folded_cell_count",
     "folding_fraction",
     "mean_displacement",
     "sd_log_jacobian",
@@ -39,6 +42,18 @@ def folding_fraction(ddf: Tensor) -> Tensor:
     """
     # not "<= 0": a field that holds NaN is no field without folds
     return (~(jacobian_determinant(ddf) > 0)).float().flatten(1).mean(1)
+
+
+def folded_cell_count(ddf: Tensor) -> Tensor:
+    """Cells of the grid in which a finite difference of any kind shows a fold, see :py:mod:`monai_nodeo.folding`.
+
+    Args:
+        ddf: displacement in voxels, (B, D, *spatial), tensor axis order.
+
+    Returns:
+        (B,), whole numbers in floating point; 0 for a digital diffeomorphism.
+    """
+    return folded_cells(ddf).flatten(1).sum(1).to(ddf.dtype)
 
 
 def sd_log_jacobian(ddf: Tensor) -> Tensor:
@@ -96,6 +111,13 @@ class FoldingFractionMetric(_FieldMetric):
 
     def _values(self, ddf: Tensor) -> Tensor:
         return folding_fraction(ddf)
+
+
+class FoldedCellCountMetric(_FieldMetric):
+    """:py:func:`folded_cell_count` as a MONAI metric; called with the ddf in voxels, (B, D, *spatial)."""
+
+    def _values(self, ddf: Tensor) -> Tensor:
+        return folded_cell_count(ddf)
 
 
 class SDLogJacobianMetric(_FieldMetric):

@@ -24,13 +24,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from monai_nodeo.datalist import PairDataset
-from monai_nodeo.evaluation import label_metrics
+from monai_nodeo.evaluation import label_metrics, landmark_metrics
 from monai_nodeo.fields import jacobian_determinant, warp
+from monai_nodeo.grid_matching import affine_3d, on_grid_of, physical_map
+from monai_nodeo.handlers import OnInterrupt
 from monai_nodeo.inferers import PairInferer, Registration
-from monai_nodeo.metrics import folding_fraction, mean_displacement, sd_log_jacobian
-from monai_nodeo.transform_io import ImageGrid, atomic_path, write_displacement, write_image, write_labels
+from monai_nodeo.landmarks import landmark_errors
+from monai_nodeo.metrics import folded_cell_count, folding_fraction, mean_displacement, sd_log_jacobian
+from monai_nodeo.pairs import IMAGE_KEYS, LABEL_KEYS, stored_grid
+from monai_nodeo.transform_io import Transform, atomic_path, write_image, write_labels, write_transform
 
-__all__ = ["PairsFailedError", "SavePair", "make_output_dir", "run"]
+__all__ = ["PairsFailedError", "SavePair", "device_name", "make_output_dir", "pair_figures", "peak_memory_mb", "run"]
 
 TABLE = "metrics.csv"
 _PACKAGES = ("monai-nodeo", "monai", "torch", "torchdiffeq", "pytorch-ignite", "nibabel", "numpy")
@@ -46,7 +50,10 @@ _COLUMNS = (
     "dice_mean_after",
     "hd95_mm_mean_before",
     "hd95_mm_mean_after",
+    "tre_mm_mean_before",
+    "tre_mm_mean_after",
     "folding_percent",
+    "folded_cells",
     "sd_log_jacobian",
     "displacement_mm_mean",
     "iterations",
@@ -86,13 +93,16 @@ class SavePair:
 
     The evaluator's batch holds "fixed", "moving", "fixed_input" and "moving_input" (scaled, as the inferer saw them),
     "id", perhaps labels; its output "pred" (the ddf), "warped" and, with labels, "warped_label". Written are
-    warped, displacement, jacobian and warped_label as NIfTI on the fixed grid, metrics.json and history.csv.
+    warped, displacement, jacobian and warped_label as NIfTI on the fixed grid, transform.h5, metrics.json and
+    history.csv. The displacement and the transform hold the whole way from the fixed to the moving image, the
+    "initial_affine" of the batch included; jacobian is that of the ddf alone.
 
     Args:
         output_dir: folder of the results.
         inferer: the inferer of the evaluator; its latest registration has the loss curves and the time.
         dataset: tells the rows that failed.
         config: the config of the run, kept with the figures.
+        pair_folder: name of a pair's folder, ``{id}`` standing for its id; "." puts a single pair into output_dir.
     """
 
     def __init__(
@@ -101,11 +111,13 @@ class SavePair:
         inferer: PairInferer,
         dataset: PairDataset,
         config: Mapping[str, Any] | None = None,
+        pair_folder: str = "{id}",
     ) -> None:
         self.output_dir = Path(str(output_dir)).expanduser().absolute()
         self.inferer = inferer
         self.dataset = dataset
         self.config = dict(config or {})
+        self.pair_folder = pair_folder
         self._results: dict[str, dict[str, Any]] = {}
         self._started = 0.0
 
@@ -127,15 +139,19 @@ class SavePair:
             self._save(item, output, registration)
 
     def _save(self, item: Mapping[str, Any], output: Mapping[str, Any], registration: Registration) -> None:
-        folder = self.output_dir / item["id"]
+        folder = self.output_dir / self.pair_folder.format(id=item["id"])
         folder.mkdir(exist_ok=True)
-        grid = _grid(item["fixed"])
+        grid = stored_grid(item["fixed"])
         ddf = _plain(output["pred"])
         # The figures are written last: a folder with metrics.json is complete.
         for name in ("metrics.json", "warped_label.nii.gz"):  # an earlier run may have had labels
             (folder / name).unlink(missing_ok=True)
-        write_image(folder / "warped.nii.gz", _plain(output["warped"])[0], grid)
-        write_displacement(folder / "displacement.nii.gz", ddf, grid)
+        dtype = item["moving"].meta.get("original_dtype", "float32")
+        write_image(folder / "warped.nii.gz", _plain(output["warped"])[0], grid, dtype)
+        start = physical_map(item["fixed"], item["moving"], item.get("initial_affine"))
+        transform = Transform.of_registration(ddf.cpu().numpy(), grid, start.numpy())
+        for name in ("transform.h5", "displacement.nii.gz"):
+            write_transform(folder / name, transform)
         determinant = jacobian_determinant(ddf[None])[None]
         on_grid = F.pad(determinant, (0, 1) * grid.spatial_dims, mode="replicate")
         write_image(folder / "jacobian.nii.gz", on_grid[0, 0], grid)
@@ -144,13 +160,13 @@ class SavePair:
         _write_history(folder / "history.csv", registration.history)
         figures = {
             "id": item["id"],
-            **{key: str(item[key].meta["filename_or_obj"]) for key in ("fixed", "moving")},
+            **{key: str(item[key].meta["filename_or_obj"]) for key in (*IMAGE_KEYS, *LABEL_KEYS) if key in item},
             **pair_figures(item, output, self.inferer.loss_function.similarity),
             "iterations": registration.iterations,
             "seconds_optimisation": round(registration.seconds, 3),
             "seconds_total": round(time.perf_counter() - self._started, 3),
-            "peak_memory_mb": _peak_memory_mb(ddf.device),
-            "device": _device_name(ddf.device),
+            "peak_memory_mb": peak_memory_mb(ddf.device),
+            "device": device_name(ddf.device),
             "seed": self.inferer.seed,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "config": self.config,
@@ -175,19 +191,36 @@ class SavePair:
             writer.writerows(rows)
 
 
-def run(evaluator: Engine, dataset: PairDataset, output_dir: PathLike) -> None:
+def run(evaluator: Engine, dataset: PairDataset, output_dir: PathLike, interrupt: OnInterrupt | None = None) -> None:
     """Register everything, then say where the results are; ctrl-C ends it with what is finished.
+
+    Args:
+        evaluator: registers the pairs of the dataset.
+        dataset: tells the rows that failed.
+        output_dir: folder of the results.
+        interrupt: handler of the trainers, if ctrl-C shall save the field of the pair it meets.
 
     Raises:
         PairsFailedError: when a pair failed; the others are finished.
         SystemExit: with status 130 after ctrl-C.
     """
     folder = Path(str(output_dir)).expanduser().absolute()
+    interrupt = interrupt or OnInterrupt()
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, interrupt)  # no further pair after a saved one
     try:
-        evaluator.run()
+        with interrupt.listening():
+            evaluator.run()
     except KeyboardInterrupt:
         logger.error("interrupted: finished pairs and %s are in %s, nothing is half-written.", TABLE, folder)
         raise SystemExit(130) from None
+    if interrupt.requested:
+        logger.error(
+            "interrupted: the pair that was being optimised is saved as far as it came; it, finished pairs and %s are "
+            "in %s.",
+            TABLE,
+            folder,
+        )
+        raise SystemExit(130)
     logger.info("results are in %s", folder)
     if dataset.failures:
         lines = [f"row {failure.row} ({failure.id}): {failure.reason}" for failure in dataset.failures]
@@ -197,26 +230,37 @@ def run(evaluator: Engine, dataset: PairDataset, output_dir: PathLike) -> None:
 
 
 def pair_figures(item: Mapping[str, Any], output: Mapping[str, Any], similarity: nn.Module) -> dict[str, Any]:
-    """Figures of a pair before and after: similarity loss (lower is better), Dice and HD95 with labels, and the field.
+    """Figures of a pair before and after: similarity loss (lower is better), overlap and distances, and the field.
+
+    Before is after the affine start, if there is one. With labels there are Dice and HD95, with landmarks the TRE.
 
     Args:
-        item: "fixed", "fixed_input", "moving_input" and perhaps "fixed_label", "moving_label", (1, *spatial) each.
+        item: "fixed", "fixed_input", "moving_input", (1, *spatial) each, perhaps "fixed_label", (1, *spatial),
+            "moving_label" (1, *its own spatial), "landmarks" (N, 2, D) and "initial_affine" (4, 4).
         output: "pred", the ddf (D, *spatial), and perhaps "warped_label", (1, *spatial).
         similarity: loss of two images (B, C, *spatial).
     """
     ddf = _plain(output["pred"])[None]
     fixed, moving = (_plain(item[key]).to(ddf)[None] for key in ("fixed_input", "moving_input"))
     spacing = _spacing(item["fixed"])
-    sides = {"before": (moving, "moving_label"), "after": (warp(moving, ddf), "warped_label")}
-    figures: dict[str, Any] = {}
-    for side, (image, label_key) in sides.items():
-        figures[side] = {"similarity": similarity(image, fixed).item()}
-        if "fixed_label" in item:
-            label = {**item, **output}[label_key]
+    figures: dict[str, Any] = {
+        side: {"similarity": similarity(image, fixed).item()}
+        for side, image in (("before", moving), ("after", warp(moving, ddf)))
+    }
+    if "fixed_label" in item:
+        before = on_grid_of(item["fixed"], item["moving_label"], item.get("initial_affine"), mode="nearest")
+        for side, label in (("before", before), ("after", output["warped_label"])):
             figures[side] |= label_metrics(_plain(label), _plain(item["fixed_label"]), spacing)
+    if "landmarks" in item:
+        for side, field in (("before", torch.zeros_like(ddf)), ("after", ddf)):
+            errors = landmark_errors(field, item["landmarks"][None])[0]
+            figures[side] |= landmark_metrics(errors, _voxel_to_mm(item))
+    if "initial_affine" in item:
+        figures["initial_affine"] = item["initial_affine"].tolist()
     return {
         **figures,
         "folding_percent": 100 * folding_fraction(ddf).item(),
+        "folded_cells": int(folded_cell_count(ddf)),
         "sd_log_jacobian": sd_log_jacobian(ddf).item(),
         "displacement_mm_mean": mean_displacement(ddf, spacing).item(),
     }
@@ -226,12 +270,15 @@ def _plain(x: Tensor) -> Tensor:
     return x.as_tensor() if isinstance(x, MetaTensor) else x
 
 
-def _grid(fixed: MetaTensor) -> ImageGrid:
-    return ImageGrid.from_file(fixed.meta["filename_or_obj"])
-
-
 def _spacing(fixed: MetaTensor) -> tuple[float, ...]:
     return tuple(torch.linalg.vector_norm(fixed.affine[:3, : fixed.ndim - 1], dim=0).tolist())
+
+
+def _voxel_to_mm(item: Mapping[str, Any]) -> Tensor:
+    """(3, D), a vector in voxels of the fixed grid -> mm where the moving image lies."""
+    fixed = item["fixed"]
+    axes = affine_3d(fixed)[:3, : fixed.ndim - 1]
+    return item["initial_affine"][:3, :3].to(axes) @ axes if "initial_affine" in item else axes
 
 
 def _table_row(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,7 +289,7 @@ def _table_row(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _summary(figures: Mapping[str, Any]) -> str:
-    names = {"similarity": "similarity loss", "dice_mean": "Dice", "hd95_mm_mean": "HD95 mm"}
+    names = {"similarity": "similarity loss", "dice_mean": "Dice", "hd95_mm_mean": "HD95 mm", "tre_mm_mean": "TRE mm"}
     changes = [
         f"{name} {figures['before'][key]:.4f} -> {figures['after'][key]:.4f}"
         for key, name in names.items()
@@ -259,7 +306,7 @@ def _write_history(path: Path, history: Mapping[str, Tensor]) -> None:
         writer.writerows([i, *values] for i, values in enumerate(zip(*columns, strict=True), start=1))
 
 
-def _peak_memory_mb(device: torch.device) -> float:
+def peak_memory_mb(device: torch.device) -> float:
     """Most memory so far: allocated on a CUDA device for this pair, else resident of the whole process."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
@@ -267,5 +314,6 @@ def _peak_memory_mb(device: torch.device) -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Name of a CUDA device, or the number of threads of the CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import ensure_tuple_rep
 from torch import Tensor
 
-from monai_nodeo.fields import warp
-from monai_nodeo.inferers import PairInferer, Registration
-from monai_nodeo.networks import NODEONet, VelocityModel
+from monai_nodeo.alignment import AlignPaird
+from monai_nodeo.grid_matching import MatchGridd, on_grid_of
+from monai_nodeo.inferers import PAIR_EXTRAS, PairInferer, Registration
+from monai_nodeo.networks import EulerianVelocity, VelocityModel
+from monai_nodeo.pairs import LANDMARK_KEYS, MASK_KEYS
 
 __all__ = [
     "RegisterPair",
@@ -42,13 +45,27 @@ def _on_grid_of(values: Tensor, reference: Any) -> Tensor:
     return values
 
 
+def _placed(values: Any, reference: Any) -> MetaTensor:
+    """The values with their own affine, or else that of the reference, on whose grid they have to be then."""
+    if isinstance(values, MetaTensor):
+        return values
+    if values.shape[1:] != reference.shape[1:]:
+        raise ValueError(
+            f"a plain tensor of shape {tuple(values.shape)} and an image or field of shape {tuple(reference.shape)} "
+            "differ; give MetaTensors, whose affines say where their voxels are."
+        )
+    affine = reference.affine.clone() if isinstance(reference, MetaTensor) else torch.eye(4, dtype=torch.float64)
+    return MetaTensor(_plain(values), affine=affine)
+
+
 class RegisterPair(Transform):
     """Find the displacement that takes a moving image to a fixed one, by optimisation for this pair.
 
     Args:
         spatial_dims: 2 or 3.
         inferer: does the registration; by default :py:class:`monai_nodeo.inferers.PairInferer` as it is.
-        network: velocity model whose options are used; by default :py:class:`monai_nodeo.networks.NODEONet` as it is.
+        network: velocity model whose options are used; by default
+            :py:class:`monai_nodeo.networks.EulerianVelocity` as it is.
 
     Example:
         >>> registration = RegisterPair(spatial_dims=3)(fixed, moving)
@@ -59,33 +76,45 @@ class RegisterPair(Transform):
         self, spatial_dims: int = 3, inferer: PairInferer | None = None, network: VelocityModel | None = None
     ) -> None:
         self.inferer = PairInferer(spatial_dims) if inferer is None else inferer
-        self.network = NODEONet(spatial_dims) if network is None else network
+        self.network = EulerianVelocity(spatial_dims) if network is None else network
 
-    def __call__(self, fixed: Tensor, moving: Tensor) -> Registration:
+    def __call__(self, fixed: Tensor, moving: Tensor, **extras: Tensor) -> Registration:
         """Register two images of similar intensity range, for instance [0, 1].
 
         Args:
-            fixed: (C, *spatial).
+            fixed: (C, *spatial); the voxel sizes of a MetaTensor are used, else they count as cubes.
             moving: (C, *spatial), on the fixed grid.
+            extras: perhaps ``fixed_mask`` and ``moving_mask`` (1, *spatial), and ``landmarks`` (N, 2, D), see
+                :py:class:`monai_nodeo.inferers.PairInferer`.
 
         Returns:
             the displacement in voxels (D, *spatial), with the fixed affine if there is one, and the loss curves.
         """
-        self.inferer(_plain(fixed)[None], self.network, _plain(moving)[None])
+        fixed = fixed if isinstance(fixed, MetaTensor) else torch.as_tensor(fixed)
+        more = {key: _plain(value)[None] for key, value in extras.items()}
+        self.inferer(fixed[None], self.network, _plain(moving)[None], **more)
         registration = self.inferer.registrations[0]
         return replace(registration, ddf=_on_grid_of(registration.ddf, fixed))
 
 
 class RegisterPaird(Transform):
-    """Dictionary version of :py:class:`RegisterPair`: adds the displacement under ``ddf_key``.
+    """Dictionary version of :py:class:`RegisterPair`, for images on any two grids: adds the displacement.
+
+    The moving image is aligned by the affines of both images and, if asked for, an affine start, which is added as
+    "initial_affine" (4, 4), RAS mm. It stays as it is: :py:class:`WarpWithDDFd` samples it once through all of that.
+    Masks and landmarks under the keys of :py:mod:`monai_nodeo.pairs` are used.
 
     Args:
         spatial_dims: 2 or 3.
-        fixed_key: key of the fixed image.
-        moving_key: key of the moving image, on the fixed grid.
-        ddf_key: where the displacement in voxels (D, *spatial) is put.
+        fixed_key: key of the fixed image, (C, *spatial).
+        moving_key: key of the moving image, (C, *its own spatial); a plain tensor is taken to be on the fixed grid.
+        ddf_key: where the displacement in voxels of the fixed grid, (D, *spatial), is put.
+        initial_transform: see :py:class:`monai_nodeo.alignment.AlignPaird`.
         inferer: see :py:class:`RegisterPair`.
         network: see :py:class:`RegisterPair`.
+
+    Raises:
+        PairError: when the images cannot be aligned or do not overlap.
     """
 
     def __init__(
@@ -94,20 +123,36 @@ class RegisterPaird(Transform):
         fixed_key: Hashable = "fixed",
         moving_key: Hashable = "moving",
         ddf_key: Hashable = "ddf",
+        initial_transform: str | PathLike[str] | None = None,
         inferer: PairInferer | None = None,
         network: VelocityModel | None = None,
     ) -> None:
         self.fixed_key = fixed_key
         self.moving_key = moving_key
         self.ddf_key = ddf_key
+        self.align = AlignPaird(initial_transform)
+        self.match = MatchGridd()
         self.register = RegisterPair(spatial_dims, inferer, network)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        return {**data, self.ddf_key: self.register(data[self.fixed_key], data[self.moving_key]).ddf}
+        fixed, moving = data[self.fixed_key], data[self.moving_key]
+        placed = {"fixed": _placed(fixed, fixed), "moving": _placed(moving, fixed)}
+        placed |= {key: _placed(data[key], fixed) for key in MASK_KEYS if key in data}
+        placed |= {key: data[key] for key in LANDMARK_KEYS if key in data}
+        pair = self.match(self.align(placed))
+        extras = {key: pair[key] for key in PAIR_EXTRAS if key in pair}
+        results = {**data, self.ddf_key: self.register(fixed, pair["moving_input"], **extras).ddf}
+        if "initial_affine" in pair:
+            results["initial_affine"] = pair["initial_affine"]
+        return results
 
 
 class WarpWithDDF(Transform):
-    """Sample an image, channel first, where a displacement points: ``out(x) = image(x + ddf(x))``, 0 outside.
+    """Sample a moving image, channel first, where a displacement of the fixed grid points.
+
+    ``out(x) = image(x + ddf(x))``, where ``x + ddf(x)`` is a voxel of the fixed grid, taken to the image's own voxels
+    by the affines of both and the affine start. The image is interpolated once, whatever its grid. Outside it, images
+    are their minimum and labels 0.
 
     Args:
         mode: ``"bilinear"`` for images (linear in 3D too), ``"nearest"`` for labels.
@@ -116,34 +161,42 @@ class WarpWithDDF(Transform):
     def __init__(self, mode: str = "bilinear") -> None:
         self.mode = mode
 
-    def __call__(self, image: Tensor, ddf: Tensor) -> Tensor:
+    def __call__(self, image: Tensor, ddf: Tensor, initial_affine: Tensor | None = None) -> Tensor:
         """Warp.
 
         Args:
-            image: (C, *spatial), any dtype.
-            ddf: displacement in voxels, (D, *spatial), tensor axis order.
+            image: (C, *its own spatial), any dtype; a plain tensor is taken to be on the grid of the ddf.
+            ddf: displacement in voxels, (D, *spatial), tensor axis order; a plain tensor is taken to be on the grid of
+                the image.
+            initial_affine: (4, 4), RAS mm, fixed physical point -> moving physical point.
 
         Returns:
-            (C, *spatial), float32 or for ``"nearest"`` the dtype of the image, with the affine of the ddf if it has
-            one (the fixed grid), else of the image.
+            (C, *spatial of the ddf), float32 or for ``"nearest"`` the dtype of the image, with the affine of the ddf if
+            it has one (the fixed grid), else of the image.
         """
-        values, field = _plain(image), _plain(ddf)
-        warped = warp(values[None].to(field), field[None], self.mode, padding_mode="zeros")[0]
+        grid = ddf if isinstance(ddf, MetaTensor) else image
+        moving = _placed(image, grid)
+        fixed = MetaTensor(_plain(ddf), affine=_placed(ddf, grid).affine)
+        warped = on_grid_of(fixed, moving, initial_affine, _plain(ddf), self.mode).as_tensor()
         if self.mode == "nearest":
-            warped = warped.to(values.dtype)
-        return _on_grid_of(warped, ddf if isinstance(ddf, MetaTensor) else image)
+            warped = warped.to(moving.dtype)
+        return _on_grid_of(warped, grid)
 
 
 class WarpWithDDFd(MapTransform):
     """Dictionary version of :py:class:`WarpWithDDF`; absent keys are an error unless ``allow_missing_keys``.
 
     Args:
-        keys: images and labels to warp.
-        ddf_key: key of the displacement in voxels, (D, *spatial).
+        keys: images and labels to warp, each on its own grid.
+        ddf_key: key of the displacement in voxels of the fixed grid, (D, *spatial).
         mode: one for all keys or one a key.
-        reference_key: key of the fixed image, whose affine the results get; without it, see :py:class:`WarpWithDDF`.
+        reference_key: key of the fixed image, whose grid the ddf and the results have; without it, see
+            :py:class:`WarpWithDDF`.
         output_keys: where the results are put; in place of the inputs by default.
         allow_missing_keys: skip keys that are not there.
+
+    A "initial_affine" in the data, from :py:class:`monai_nodeo.alignment.AlignPaird` or :py:class:`RegisterPaird`, is
+    gone through too.
     """
 
     def __init__(
@@ -167,7 +220,7 @@ class WarpWithDDFd(MapTransform):
         if isinstance(reference, MetaTensor):
             ddf = _on_grid_of(_plain(ddf), reference)
         for key, warper, output_key in self.key_iterator(data, self.warps, self.output_keys):
-            results[output_key] = warper(data[key], ddf)
+            results[output_key] = warper(data[key], ddf, data.get("initial_affine"))
         return results
 
 

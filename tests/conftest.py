@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
@@ -39,3 +41,14 @@ def oasis() -> Path:
     if not (folder / "pairs2d.json").is_file():
         pytest.skip(f"no pairs2d.json in {folder}: set {DATA_VARIABLE} to the folder of the OASIS data")
     return folder
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., str]:
+    """Writes a NIfTI file and tells its path."""
+
+    def _save(name: str, data: np.ndarray, affine: np.ndarray | None = None) -> str:
+        nib.save(nib.Nifti1Image(data, np.eye(4) if affine is None else affine), tmp_path / name)
+        return str(tmp_path / name)
+
+    return _save

@@ -25,8 +25,9 @@ from synthetic import deformed_pair, smooth_ddf, smooth_image
 
 import monai_nodeo
 from monai_nodeo.inferers import PairInferer
-from monai_nodeo.networks import NODEONet
+from monai_nodeo.networks import EulerianVelocity, Lattice
 from monai_nodeo.transform_io import read_displacement
+from monai_nodeo.transforms import RegisterPair
 
 # MONAI says of every config file, whoever wrote it, that parsing it runs code.
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
@@ -35,20 +36,23 @@ ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundle"
 CONFIGS = BUNDLE / "configs"
 INFERENCE, INFERENCE_2D, METADATA = (CONFIGS / f"{name}.json" for name in ("inference", "inference_2d", "metadata"))
+MULTI_GPU = CONFIGS / "multi_gpu.json"  # for lists of pairs: test_cohort_ranks.py
 SCHEMA = BUNDLE / "schema" / "meta_schema_20240725.json"
 PRESETS = sorted((ROOT / "configs").glob("*.json"))
-OVERLAYS = sorted({*PRESETS, *CONFIGS.glob("*.json")} - {INFERENCE, METADATA})
+OVERLAYS = sorted({*PRESETS, *CONFIGS.glob("*.json")} - {INFERENCE, METADATA, MULTI_GPU})
 
 VOLUME, PLANE = (12, 14, 10), (16, 18)
 MARGIN = 2  # voxels that the moving volume reaches beyond the fixed one on every side
-ITERATIONS = 3
-# The paper's network takes small steps; without its factor of 1e-3 it moves tiny images by a voxel in no time.
-VISIBLE = {"iterations": 20, "network_def::scale": 1}
+# As many levels as fit, with few iterations.
+FEW: dict[str, Any] = {"shrink_factors": [2, 1], "iterations": [2, 1]}
+PAPER: dict[str, Any] = {"shrink_factors": [1], "iterations": [60]}
+VISIBLE: dict[str, Any] = {"shrink_factors": [2, 1], "iterations": [10, 20], "similarity_window": 9}
 
 KEYS = ("fixed", "moving", "fixed_label", "moving_label")
 IMAGES = {"warped.nii.gz", "displacement.nii.gz", "jacobian.nii.gz"}
-FILES = IMAGES | {"metrics.json", "history.csv"}
+FILES = IMAGES | {"transform.h5", "metrics.json", "history.csv"}
 LABELLED = FILES | {"warped_label.nii.gz"}
+REPORT = {"report.html", "report.json"}
 LABEL_FIGURES = {"dice", "dice_mean", "hd95_mm", "hd95_mm_mean"}
 
 
@@ -159,8 +163,9 @@ def as_words(overrides: Mapping[str, Any]) -> list[object]:
 
 
 def workflow(output_dir: Path, *overlays: Path, **overrides: Any) -> ConfigWorkflow:
-    """The bundle in this process, on the CPU and for a few iterations."""
-    settings = {"device": "cpu", "iterations": ITERATIONS, "output_dir": str(output_dir), **overrides}
+    """The bundle in this process, on the CPU, for a few iterations and without reports."""
+    few = {"device": "cpu", "report": False, **FEW}
+    settings = {**few, "output_dir": str(output_dir), **overrides}
     return create_workflow(
         config_file=[str(file) for file in (INFERENCE, *overlays)],
         workflow_type="infer",
@@ -233,7 +238,7 @@ def commands(data, tmp_path_factory) -> dict[str, tuple[Finished, Path]]:
         "slices": (*run, both, "--datalist", data / "pairs.json", *as_words(VISIBLE)),
         "metadata": ("verify_metadata", "--meta_file", METADATA, "--filepath", SCHEMA),
         "mistyped": (*run, both, *as_words(plane | {"iteratoins": 5})),
-        "diverging": (*run, both, *as_words(plane | {"learning_rate": 1e30, "iterations": 60})),
+        "diverging": (*run, both, *as_words(plane | {"learning_rate": 1e30})),
     }
     processes = {}
     for name, command in words.items():
@@ -275,11 +280,11 @@ def test_the_commands_end_well(commands, name: str) -> None:
 
 def test_the_folders_hold_what_was_promised_and_no_more(commands) -> None:
     volume, slices = commands["volume"][1], commands["slices"][1]
-    assert names(volume) == {"volume", "metrics.csv"}
-    assert names(volume / "volume") == LABELLED
-    assert names(slices) == {"slice", "plane_moving_to_plane_fixed", "metrics.csv"}
-    assert names(slices / "slice") == LABELLED
-    assert names(slices / "plane_moving_to_plane_fixed") == FILES  # it came without labels
+    assert names(volume) == {"volume", "metrics.csv", "index.html"}
+    assert names(volume / "volume") == LABELLED | REPORT
+    assert names(slices) == {"slice", "plane_moving_to_plane_fixed", "metrics.csv", "index.html"}
+    assert names(slices / "slice") == LABELLED | REPORT
+    assert names(slices / "plane_moving_to_plane_fixed") == FILES | REPORT  # it came without labels
 
 
 def test_images_are_stored_on_the_fixed_grid(result) -> None:
@@ -352,17 +357,28 @@ def test_the_jacobian_is_that_of_the_field(result) -> None:
 
 def test_figures_are_json_and_complete(result) -> None:
     values = figures(result.folder)
-    assert set(values) == {
-        *("id", "fixed", "moving", "before", "after", "folding_percent", "sd_log_jacobian", "displacement_mm_mean"),
+    without_labels = result.folder.name.startswith("plane")
+    assert set(values) - {"fixed_label", "moving_label"} == {
+        *(
+            "id",
+            "fixed",
+            "moving",
+            "before",
+            "after",
+            "folding_percent",
+            "folded_cells",
+            "sd_log_jacobian",
+            "displacement_mm_mean",
+        ),
         *("iterations", "seconds_optimisation", "seconds_total", "peak_memory_mb", "device", "seed", "versions"),
         "config",
     }
     assert (values["fixed"], values["moving"]) == (result.fixed, result.moving)
-    assert values["iterations"] == VISIBLE["iterations"]
+    assert values["iterations"] == sum(VISIBLE["iterations"])
     assert values["after"]["similarity"] < 0.5 * values["before"]["similarity"]
     assert 0 <= values["folding_percent"] <= 100
     assert 0 < values["seconds_optimisation"] <= values["seconds_total"]
-    without_labels = result.folder.name.startswith("plane")
+    assert ("fixed_label" in values) == ("moving_label" in values) == (not without_labels)
     for side in ("before", "after"):
         assert set(values[side]) == {"similarity", *(() if without_labels else LABEL_FIGURES)}
 
@@ -388,15 +404,19 @@ def test_the_config_in_the_figures_is_the_one_that_ran(commands) -> None:
     assert volume["config"]["pair_id"] == "volume"
     for config in (volume["config"], planar["config"]):
         assert config["iterations"] == VISIBLE["iterations"]
-        assert config["network_def"]["scale"] == VISIBLE["network_def::scale"]
+        assert config["shrink_factors"] == VISIBLE["shrink_factors"]
         assert set(config) == set(ConfigParser.load_config_file(INFERENCE))
 
 
 def test_the_history_has_every_term_of_every_iteration(result) -> None:
     terms = history(result.folder)
-    assert list(terms) == ["iteration", "loss", "similarity", "folding", "smoothness", "magnitude"]
-    np.testing.assert_array_equal(terms["iteration"], np.arange(VISIBLE["iterations"]) + 1)
-    weighted = 2.5 * terms["folding"] + 0.05 * terms["smoothness"] + 5e-5 * terms["magnitude"]
+    assert list(terms) == ["iteration", "level", "loss", "similarity", "intensity", "folding", "smoothness"]
+    np.testing.assert_array_equal(terms["iteration"], np.arange(sum(VISIBLE["iterations"])) + 1)
+    np.testing.assert_array_equal(terms["level"], np.repeat([0, 1], VISIBLE["iterations"]))
+    coarseness = np.array(VISIBLE["shrink_factors"])[terms["level"].astype(int)]
+    weights = {name: ConfigParser.load_config_file(INFERENCE)[f"{name}_weight"] for name in list(terms)[4:]}
+    weights["smoothness"] *= coarseness  # or coarse levels overshoot
+    weighted = sum(weight * terms[name] for name, weight in weights.items())
     np.testing.assert_allclose(terms["loss"], terms["similarity"] + weighted, rtol=1e-5)
 
 
@@ -410,10 +430,63 @@ def test_the_table_has_a_row_a_pair_with_the_same_figures(commands, name: str, i
         values = figures(folder / row["id"])
         for side in ("before", "after"):
             values |= {
-                f"{key}_{side}": values[side].get(key, "") for key in ("similarity", "dice_mean", "hd95_mm_mean")
+                f"{key}_{side}": values[side].get(key, "")
+                for key in ("similarity", "dice_mean", "hd95_mm_mean", "tre_mm_mean")
             }
         assert (row.pop("status"), row.pop("reason")) == ("done", "")
         assert row == {column: str(values[column]) for column in row}
+
+
+# Images that lie anywhere
+
+
+def test_two_scans_with_a_start_masks_and_landmarks(data, tmp_path) -> None:
+    """Another grid, place and orientation; ITK makes our warped image of the moving file and our transform."""
+    fixed, moving = (load(path) for path in paths(data, "volume").values())
+    away = make_affine((0.1, 0.1, -0.2), (1, 1, 1))
+    away[:3, 3] = 80, -60, 45
+    values = np.flip(np.asanyarray(moving.dataobj).astype(np.int16), 0)
+    back = np.diag([-1.0, 1, 1, 1])
+    back[0, 3] = values.shape[0] - 1
+    files = {
+        "fixed": str(data / "volume_fixed.nii.gz"),
+        "moving": save(tmp_path / "moving.nii.gz", values, away @ moving.affine @ back),
+        "fixed_mask": save(tmp_path / "fixed_mask.nii.gz", np.ones(fixed.shape, np.uint8), fixed.affine),
+    }
+    files["moving_mask"] = save(tmp_path / "mask.nii.gz", np.ones(values.shape, np.uint8), load(files["moving"]).affine)
+    for side, affine in (("fixed", fixed.affine), ("moving", away @ fixed.affine)):
+        points = np.array([[3, 4, 5], [8, 9, 3]]) @ affine[:3, :3].T + affine[:3, 3]
+        rows = [f"{-x},{-y},{z},0" for x, y, z in points]
+        files[f"{side}_landmarks"] = str(tmp_path / f"{side}.csv")
+        (tmp_path / f"{side}.csv").write_text("\n".join(["x,y,z,t", *rows]))
+    flip = np.diag([-1.0, -1, 1])
+    given = sitk.AffineTransform(3)
+    given.SetMatrix((flip @ away[:3, :3] @ flip).ravel().tolist())
+    given.SetTranslation((flip @ away[:3, 3]).tolist())
+    sitk.WriteTransform(given, str(tmp_path / "start.tfm"))
+
+    options = {**files, "initial_transform": str(tmp_path / "start.tfm"), "pair_id": "pair", **VISIBLE}
+    workflow(tmp_path / "out", **options).run()
+
+    folder = tmp_path / "out" / "pair"
+    transform = sitk.ReadTransform(str(folder / "transform.h5"))
+    theirs = sitk.Resample(sitk.ReadImage(files["moving"], sitk.sitkFloat64), sitk.ReadImage(files["fixed"]), transform)
+    warped = load(folder / "warped.nii.gz")
+    assert warped.get_data_dtype() == np.int16
+    difference = np.abs(interior(sitk.GetArrayFromImage(theirs).T - warped.get_fdata()))
+    assert difference.max() < 0.5 + 1e-3 * np.ptp(values)  # half a unit of rounding
+    written = figures(folder)
+    np.testing.assert_allclose(written["initial_affine"], away, atol=1e-6)
+    assert written["before"]["tre_mm_mean"] < 1e-3
+    for fixed_point, error in zip(((3, 4, 5), (8, 9, 3)), written["after"]["tre_mm"], strict=True):
+        start, end = (
+            np.array([*point, 1])
+            for point in (fixed.affine[:3] @ [*fixed_point, 1], (away @ fixed.affine)[:3] @ [*fixed_point, 1])
+        )
+        there = np.array(transform.TransformPoint((start[:3] * (-1, -1, 1)).tolist())) * (-1, -1, 1)
+        assert np.linalg.norm(there - end[:3]) == pytest.approx(error, abs=1e-3)
+    (row,) = table(tmp_path / "out")
+    assert float(row["tre_mm_mean_after"]) == written["after"]["tre_mm_mean"]
 
 
 # A MONAI bundle
@@ -458,7 +531,7 @@ def test_the_workflow_has_the_properties_of_a_bundle(data, tmp_path, spatial_dim
     options = {**paths(data, kind_of(spatial_dims)), "pair_id": "pair"}
     bundle = workflow(tmp_path / "out", *overlays(spatial_dims), **options)
     assert bundle.check_properties() == []
-    assert isinstance(bundle.network_def, NODEONet)
+    assert isinstance(bundle.network_def, EulerianVelocity)
     assert isinstance(bundle.inferer, PairInferer)
     assert bundle.network_def.spatial_dims == bundle.inferer.spatial_dims == spatial_dims
     assert bundle.evaluator.inferer is bundle.inferer
@@ -478,25 +551,25 @@ def test_it_runs_from_python_more_than_once(data, tmp_path) -> None:
     bundle.run()
     bundle.finalize()
     np.testing.assert_array_equal(voxels(tmp_path / "out" / "pair" / "warped.nii.gz"), first)
-    assert bundle.inferer.registrations[0].iterations == ITERATIONS
+    assert bundle.inferer.registrations[0].iterations == sum(FEW["iterations"])
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "iterations", "bottleneck"),
+    ("name", "value", "iterations", "keyframes"),
     [
-        ("inferer", PairInferer(3, iterations=2), 2, 16),
-        ("network_def", NODEONet(3, bottleneck=4), ITERATIONS, 4),
-        ("device", torch.device("cpu"), ITERATIONS, 16),
+        ("inferer", PairInferer(3, iterations=[2], shrink_factors=[1]), 2, 1),
+        ("network_def", EulerianVelocity(3, parametrisation=Lattice((8, 8, 8), keyframes=2)), 3, 2),
+        ("device", torch.device("cpu"), 3, 1),
     ],
     ids=["inferer", "network_def", "device"],
 )
-def test_a_property_can_be_replaced(data, tmp_path, name: str, value: Any, iterations: int, bottleneck: int) -> None:
+def test_a_property_can_be_replaced(data, tmp_path, name: str, value: Any, iterations: int, keyframes: int) -> None:
     bundle = workflow(tmp_path / "out", **paths(data, "volume"), pair_id="pair")
     setattr(bundle, name, value)
     bundle.initialize()
     bundle.run()
     assert figures(tmp_path / "out" / "pair")["iterations"] == iterations
-    assert bundle.network_def.bottleneck == bottleneck
+    assert bundle.network_def.parametrisation.keyframes == keyframes
 
 
 # Configs
@@ -525,7 +598,13 @@ def fits(overlay: Path, spatial_dims: int) -> bool:
 )
 def test_every_config_runs_over_inference(data, tmp_path, overlay: Path, spatial_dims: int) -> None:
     files = dict.fromkeys([*overlays(spatial_dims), overlay])
-    settings = {**paths(data, kind_of(spatial_dims)), "pair_id": "pair", "iterations": 5}
+    own = ConfigParser.load_config_file(overlay).get("shrink_factors", FEW["shrink_factors"])
+    settings = {
+        **paths(data, kind_of(spatial_dims)),
+        "pair_id": "pair",
+        "shrink_factors": own,
+        "iterations": [2] * len(own),
+    }
     workflow(tmp_path / "out", *files, **settings).run()
     assert names(tmp_path / "out" / "pair") == FILES
     ran = ConfigParser(figures(tmp_path / "out" / "pair")["config"])
@@ -537,17 +616,25 @@ def test_there_are_the_presets_of_the_paper() -> None:
     assert {"paper_lambda2", "paper_lambda2.5"} <= {path.stem for path in PRESETS}
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("preset", [p for p in PRESETS if p.stem.startswith("paper")], ids=lambda path: path.stem)
 def test_the_best_field_of_the_paper_has_the_lowest_product(data, tmp_path, preset: Path) -> None:
-    settings = {**paths(data, "plane"), "pair_id": "pair", "learning_rate": 0.05, **VISIBLE}
+    settings = {
+        **paths(data, "plane"),
+        "pair_id": "pair",
+        "network_def::scale": 0.005,
+        "regularisers::folding::margin": 1.5,
+        **PAPER,
+    }
     bundle = workflow(tmp_path / "out", INFERENCE_2D, preset, **settings)
     bundle.run()
     terms = {name: torch.tensor(values) for name, values in history(tmp_path / "out" / "pair").items()}
     score = bundle.parser.get_parsed_content("field_score")(terms)
     torch.testing.assert_close(score, terms["similarity"] * terms["folding"])
+    best = 10 + int(score[10:].argmin())  # of the last 50 iterations
     kept = figures(tmp_path / "out" / "pair")["after"]["similarity"]
-    best = terms["similarity"][score == score.min()]
-    assert (best - kept).abs().min() < 1e-4
+    # Not to the last digit: for the figure the image is its minimum outside, for the optimisation its border goes on.
+    assert terms["similarity"][best].item() == pytest.approx(kept, abs=0.02)
+    assert best < 59
 
 
 MONAI_SIMILARITIES = {
@@ -595,52 +682,67 @@ def test_handlers_are_a_matter_of_config(data, tmp_path) -> None:
         "min_delta": 9.0,
         "every": 1,
     }
-    options = {**paths(data, "volume"), "pair_id": "pair", "trainer_handlers": [stop], "iterations": 50}
+    options = {**paths(data, "volume"), "pair_id": "pair", "trainer_handlers": [stop], "iterations": [50, 50]}
     workflow(tmp_path / "out", **options).run()
     stopped = figures(tmp_path / "out" / "pair")["iterations"]
-    assert stopped < 50
+    assert stopped < 100
     assert len(history(tmp_path / "out" / "pair")["loss"]) == stopped
 
 
 # The defaults stand in JSON and in Python: the same ones
 
 
+def schedule(spatial_dims: int) -> dict[str, Any]:
+    """The bundle's own levels."""
+    config: dict[str, Any] = {}
+    for file in (INFERENCE, *overlays(spatial_dims)):
+        config |= ConfigParser.load_config_file(file)
+    return {key: config[key] for key in ("shrink_factors", "iterations")}
+
+
 def test_the_bundle_registers_as_the_python_classes_do(data, tmp_path, spatial_dims: int) -> None:
-    bundle = workflow(tmp_path / "out", *overlays(spatial_dims), **paths(data, kind_of(spatial_dims)), iterations=5)
+    options = {**paths(data, kind_of(spatial_dims)), **schedule(spatial_dims)}
+    bundle = workflow(tmp_path / "out", *overlays(spatial_dims), **options)
     bundle.run()
     theirs = bundle.inferer.registrations[0]
     item = next(iter(bundle.dataset))
-    fixed, moving = (item[key].as_tensor()[None] for key in ("fixed_input", "moving_input"))
-    inferer = PairInferer(spatial_dims, iterations=5)
-    ddf = inferer(fixed, NODEONet(spatial_dims), moving=moving)[0]
-    assert torch.equal(ddf, theirs.ddf)
-    ours = inferer.registrations[0].history
-    assert list(ours) == list(theirs.history)
-    assert all(torch.equal(ours[name], theirs.history[name]) for name in ours)
+    register = RegisterPair(spatial_dims)
+    register.inferer(item["fixed_input"][None], register.network, moving=item["moving_input"][None])
+    (ours,) = register.inferer.registrations
+    assert ours.iterations == sum(options["iterations"])
+    assert torch.equal(ours.ddf, theirs.ddf)
+    assert list(ours.history) == list(theirs.history)
+    assert all(torch.equal(ours.history[name], theirs.history[name]) for name in ours.history)
 
 
-def test_json_and_python_defaults_are_equal_where_five_iterations_do_not_tell(
+def test_json_and_python_defaults_are_equal_where_a_registration_does_not_tell(
     data, tmp_path, spatial_dims: int
 ) -> None:
-    bundle = workflow(tmp_path / "out", *overlays(spatial_dims), **paths(data, kind_of(spatial_dims)))
+    options = {**paths(data, kind_of(spatial_dims)), **schedule(spatial_dims)}
+    bundle = workflow(tmp_path / "out", *overlays(spatial_dims), **options)
     theirs, ours = bundle.inferer, PairInferer(spatial_dims)
-    config = ConfigParser.load_config_file(INFERENCE)
-    assert (config["iterations"], config["seed"]) == (ours.iterations, ours.seed)
+    for name in ("iterations", "shrink_factors", "point_spacing", "crop_air", "unfold", "seed", "spatial_dims"):
+        assert getattr(theirs, name) == getattr(ours, name)
     assert vars(theirs.solver) == vars(ours.solver)
-    # Terms and weights, on a field that folds.
+    # Terms and weights, on a field that folds, with all that a pair may have.
     shape = PLANE if spatial_dims == 2 else VOLUME
     fixed, warped, ddf = smooth_image(shape)[None], smooth_image(shape, 1)[None], 4 * smooth_ddf(shape, sigma=1.0)[None]
-    terms, expected = (inferer.loss_function(warped, fixed, ddf, [ddf / 9]) for inferer in (theirs, ours))
+    more = {
+        "weight": torch.rand(1, 1, *shape),
+        "spacing": (1.0, 1.5, 2.0)[:spatial_dims],
+        "coarseness": 3.0,
+        "landmarks": 5 * torch.rand(1, 3, 2, spatial_dims),
+    }
+    terms, expected = (inferer.loss_function(warped, fixed, ddf, [ddf / 9], **more) for inferer in (theirs, ours))
     assert terms == expected
     assert min(expected.values()) > 0
     parameter = [torch.nn.Parameter(torch.zeros(1))]
     adam, expected_adam = (inferer.optimizer(parameter) for inferer in (theirs, ours))
     assert type(adam) is type(expected_adam)
     assert adam.defaults == expected_adam.defaults
-    handlers, expected_handlers = ([make() for make in inferer.handlers] for inferer in (theirs, ours))
-    assert [type(handler) for handler in handlers] == [type(handler) for handler in expected_handlers]
-    assert handlers[0].window == expected_handlers[0].window
-    assert handlers[0].score(terms) == expected_handlers[0].score(terms)
+    *handlers, on_interrupt = [make() for make in theirs.handlers]
+    assert on_interrupt.action == "drop"
+    assert [type(handler) for handler in handlers] == [type(make()) for make in ours.handlers]
 
 
 # Refused before anything is computed
@@ -773,6 +875,11 @@ def one_label(data: Path, folder: Path) -> dict[str, str]:
     return {"fixed_label": save(folder / "bad.nii.gz", np.asanyarray(labels.dataobj))}
 
 
+def empty_mask(data: Path, folder: Path) -> dict[str, str]:
+    fixed = load(data / "volume_fixed.nii.gz")
+    return {"fixed_mask": save(folder / "bad.nii.gz", np.zeros(fixed.shape, np.uint8), fixed.affine)}
+
+
 def with_one(value: float) -> Callable[[np.ndarray], np.ndarray]:
     def change(values: np.ndarray) -> np.ndarray:
         values = values.copy()
@@ -788,7 +895,7 @@ def coloured(values: np.ndarray) -> np.ndarray:
 
 BAD: dict[str, tuple[Make, tuple[str, ...]]] = {
     "missing": (absent, ("there is no such file", "check the path")),
-    "directory": (directory, ("not a file", "give the path of a NIfTI file")),
+    "directory": (directory, ("holds no DICOM files", "expected NIfTI")),
     "empty": (file_of(lambda good: b""), ("the file is empty", "copy or download it again")),
     "no image": (file_of(lambda good: b"a line of text\n"), ("not an image that nibabel reads", "expected NIfTI")),
     "truncated": (file_of(lambda good: good[: len(good) // 2]), ("truncated or damaged", "copy or download it again")),
@@ -804,14 +911,14 @@ BAD: dict[str, tuple[Make, tuple[str, ...]]] = {
     "RGB": (changed(coloured, "fixed"), ("RGB", "extract a channel")),
     "slice": (changed(lambda v: v[:, :, :1]), ("(16, 18, 1) is a slice", "inference_2d.json")),
     "true 2D": (changed(lambda v: v[:, :, 0], "fixed"), ("(12, 14) is a slice", "inference_2d.json")),
-    "too small": (changed(lambda v: v[:7]), ("7 voxels along an axis of (7, 18, 14)", "at least 8", "crop less")),
-    "no overlap": (moved(500), ("do not overlap", "align them first")),
+    "no overlap": (moved(500), ("do not overlap", 'start with initial_transform "affine"')),
     "float labels": (
         changed(lambda v: v + np.float32(0.4), "fixed_label"),
         ("no whole numbers", "expected a label map"),
     ),
     "labels of another shape": (changed(lambda v: v[:-1], "moving_label"), ("differs from (16, 18, 14)", "resample")),
-    "labels elsewhere": (moved(0.5, "fixed_label"), ("mm from that of its image", "resample the labels")),
+    "labels elsewhere": (moved(0.5, "fixed_label"), ("mm from that of its image", "resample it")),
+    "empty mask": (empty_mask, ("the mask excludes everything", "greater than 0")),
     "one label map": (one_label, ("labels came without moving_label", "give both")),
 }
 
@@ -829,6 +936,14 @@ def test_a_bad_pair_is_refused_with_file_finding_and_advice(data, tmp_path, make
     assert row["reason"] in message
 
 
+def test_a_pair_too_small_for_its_network_is_refused(data, tmp_path) -> None:
+    (tmp_path / "bad").mkdir()
+    options = {**paths(data, "volume"), **changed(lambda v: v[:7])(data, tmp_path / "bad"), **PAPER}
+    message = refusal(workflow(tmp_path / "out", ROOT / "configs" / "paper_lambda2.json", **options).run)
+    for word in ("bad.nii", "7 voxels along an axis of (7, 18, 14)", "at least 8", "crop less"):
+        assert word in message
+
+
 def test_a_volume_is_refused_by_the_2d_config(data, tmp_path) -> None:
     message = refusal(workflow(tmp_path / "out", INFERENCE_2D, **paths(data, "volume")).run)
     for word in ("volume_fixed.nii.gz", "(12, 14, 10) is a volume", "inference.json without inference_2d.json"):
@@ -838,7 +953,7 @@ def test_a_volume_is_refused_by_the_2d_config(data, tmp_path) -> None:
 
 def test_bad_rows_are_reported_and_the_others_registered(data, tmp_path) -> None:
     good = paths(data, "volume")
-    bad = ["missing", "nan", "truncated", "4D", "labels of another shape", "too small"]
+    bad = ["missing", "nan", "truncated", "4D", "labels of another shape"]
     rows = [good | {"id": "first"}]
     for id in bad:
         (tmp_path / id).mkdir()
@@ -849,7 +964,7 @@ def test_bad_rows_are_reported_and_the_others_registered(data, tmp_path) -> None
 
     message = refusal(workflow(tmp_path / "out", datalist=write_list(tmp_path, rows)).run)
 
-    assert message.splitlines()[0] == f"error: 6 of 8 pairs failed, see {tmp_path / 'out' / 'metrics.csv'}:"
+    assert message.splitlines()[0] == f"error: 5 of 7 pairs failed, see {tmp_path / 'out' / 'metrics.csv'}:"
     lines = table(tmp_path / "out")
     assert [line["id"] for line in lines] == ids
     for number, line in enumerate(lines, start=1):
@@ -880,60 +995,78 @@ def test_rows_that_say_too_little_are_bad_rows_too(data, tmp_path) -> None:
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory) -> dict[signal.Signals, tuple[Finished, Path]]:
-    """Two runs of two pairs, ended in the second pair: how they ended, and their output folders.
+def ended(tmp_path_factory) -> dict[str, tuple[Finished, Path]]:
+    """Runs of two pairs, ended in the second pair: how they ended, and their output folders.
 
     The first pair is done in a second, the second one takes half a minute.
     """
+    endings = {
+        "kill": (signal.SIGKILL, "drop"),
+        "drop": (signal.SIGINT, "drop"),
+        "save": (signal.SIGINT, "save"),
+    }
     folder = tmp_path_factory.mktemp("ended")
     rows = []
     for name, shape in (("first", PLANE), ("second", (640, 512))):
         save_pair(folder, name, make_pair(shape), (IN_PLANE, IN_PLANE))
         rows.append({**paths(folder, name), "id": name})
     words = ["run", "--config_file", f"['{INFERENCE}','{INFERENCE_2D}']", "--bundle_root", BUNDLE]
-    words += as_words({"datalist": write_list(folder, rows), "iterations": 400})
+    words += as_words({"datalist": write_list(folder, rows), "iterations": "[10,600]"})
     # A test session in the background of a shell ignores ctrl-C, and its children would inherit that.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        signals = (signal.SIGKILL, signal.SIGINT)
-        processes = {ending: start(*words, "--output_dir", ending.name, cwd=folder) for ending in signals}
+        processes = {}
+        for name, (_, action) in endings.items():
+            options = {"output_dir": name, "tensorboard": f"{name}_curves", "on_interrupt": action}
+            processes[name] = start(*words, *as_words(options), cwd=folder)
     finally:
         signal.signal(signal.SIGINT, before)
     try:
-        for ending, process in processes.items():
-            wait_for(folder / ending.name / "first" / "metrics.json", process)
-        time.sleep(1.0)  # the second pair is loaded and on its way
-        for ending, process in processes.items():
+        for name, process in processes.items():
+            wait_for(lambda curves=folder / f"{name}_curves": len(list(curves.glob("*_level1"))) == 2, process)
+        time.sleep(0.5)  # the second pair is on its way
+        for name, process in processes.items():
             assert process.poll() is None
-            process.send_signal(ending)
-        return {ending: (finish(process), folder / ending.name) for ending, process in processes.items()}
+            process.send_signal(endings[name][0])
+        return {name: (finish(process), folder / name) for name, process in processes.items()}
     finally:
         for process in processes.values():
             process.kill()
 
 
-def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
+def wait_for(sign: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     patience = time.monotonic() + 90
-    while not file.exists():
+    while not sign():
         assert process.poll() is None
         assert time.monotonic() < patience
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT], ids=lambda ending: ending.name)
-def test_a_run_that_is_ended_leaves_whole_pairs_only(ended, ending: signal.Signals) -> None:
+@pytest.mark.parametrize("ending", ["kill", "drop"])
+def test_a_run_that_is_ended_leaves_whole_pairs_only(ended, ending: str) -> None:
     _, folder = ended[ending]
     assert names(folder) == {"first", "metrics.csv"}
-    assert names(folder / "first") == FILES
+    assert names(folder / "first") == FILES | REPORT
     assert figures(folder / "first")["id"] == "first"
     assert [(row["id"], row["status"]) for row in table(folder)] == [("first", "done")]
 
 
 def test_ctrl_c_ends_with_a_message(ended) -> None:
-    finished, folder = ended[signal.SIGINT]
+    finished, folder = ended["drop"]
     assert finished.status == 130
     assert "Traceback" not in finished.stderr
     assert f"interrupted: finished pairs and metrics.csv are in {folder}" in finished.stdout + finished.stderr
+
+
+def test_ctrl_c_saves_the_best_field_so_far_if_asked_to(ended) -> None:
+    finished, folder = ended["save"]
+    assert finished.status == 130
+    assert "Traceback" not in finished.stderr
+    assert "the pair that was being optimised is saved as far as it came" in finished.stdout + finished.stderr
+    assert names(folder) == {"first", "second", "metrics.csv", "index.html"}
+    assert names(folder / "second") == FILES | REPORT
+    assert 1 <= figures(folder / "second")["iterations"] < 610
+    assert np.abs(voxels(folder / "second" / "displacement.nii.gz")).max() > 0
 
 
 def test_an_optimisation_that_diverges_fails_with_advice(commands) -> None:
@@ -959,10 +1092,13 @@ def test_a_pair_is_registered_the_same_alone_and_after_another(data, tmp_path) -
 
 
 def test_the_seed_decides_and_torch_s_generator_does_not(data, tmp_path) -> None:
+    random = {"parametrisation": {"_target_": "monai_nodeo.networks.Coordinates"}}  # a lattice starts from zeros
     results = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         torch.manual_seed(len(results))
-        workflow(tmp_path / name, INFERENCE_2D, **paths(data, "plane"), pair_id="pair", seed=seed, **VISIBLE).run()
+        workflow(
+            tmp_path / name, INFERENCE_2D, **paths(data, "plane"), pair_id="pair", seed=seed, **random, **VISIBLE
+        ).run()
         results[name] = voxels(tmp_path / name / "pair" / "displacement.nii.gz")
     np.testing.assert_array_equal(results["a"], results["b"])
     assert np.abs(results["a"] - results["c"]).max() > 1e-3
@@ -986,7 +1122,7 @@ def test_pairs_of_different_shapes_and_headers_share_a_list(tmp_path) -> None:
 def test_a_real_slice_is_registered_by_the_paper_s_preset(oasis, tmp_path) -> None:
     (row, *_) = json.loads((oasis / "pairs2d.json").read_text())
     row["id"] = "pair"
-    options = {"datalist": write_list(tmp_path, [row]), "dataset_dir": str(oasis), "iterations": 300}
+    options = {"datalist": write_list(tmp_path, [row]), "dataset_dir": str(oasis)} | PAPER | {"iterations": [300]}
     workflow(tmp_path / "out", INFERENCE_2D, ROOT / "configs" / "paper_lambda2.5.json", **options).run()
     values = figures(tmp_path / "out" / "pair")
     assert values["after"]["dice_mean"] > values["before"]["dice_mean"] + 0.1

@@ -17,7 +17,8 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose
 
 from monai_nodeo.datalist import DataListError, FailedRow, PairDataset, RowError, load_datalist, single_pair
-from monai_nodeo.pair_transforms import LoadPaird, MatchGridd
+from monai_nodeo.grid_matching import MatchGridd
+from monai_nodeo.pair_transforms import LoadPaird
 
 ROW = {"fixed": "f.nii.gz", "moving": "m.nii.gz"}
 
@@ -59,7 +60,7 @@ def test_relative_paths_start_at_dataset_dir_when_given(write, tmp_path) -> None
 
 
 def test_a_single_pair_starts_at_the_working_directory() -> None:
-    (row,) = single_pair(Path("F.nii.gz"), "M.nii.gz", "FL.nii.gz", Path("ML.nii.gz"))
+    (row,) = single_pair(Path("F.nii.gz"), "M.nii.gz", fixed_label="FL.nii.gz", moving_label=Path("ML.nii.gz"))
     assert row == {
         "fixed": "F.nii.gz",
         "moving": "M.nii.gz",
@@ -123,8 +124,8 @@ def test_real_list_is_named_by_its_folders(oasis) -> None:
     ("text", "problem"),
     [
         (b"{oops", "not JSON"),
-        (b"\xff\xfe\x00bad", "not JSON"),
-        (b'{"training": []}', "a JSON object; expected a list"),
+        (b"\xff\xfe\x00bad", "no text in UTF-8"),
+        (b'{"training": []}', "a JSON object with no list of pairs; name one"),
         (b"null", "a JSON null"),
         (b"3.5", "a JSON number"),
         (b"[]", "the list is empty"),

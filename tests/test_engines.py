@@ -14,16 +14,20 @@ from monai.handlers import StatsHandler
 from synthetic import deformed_pair
 from torch import Tensor, nn
 
-from monai_nodeo.engines import PairTrainer
+from monai_nodeo.engines import DivergedError, PairTrainer
 from monai_nodeo.fields import identity_grid, phi_to_ddf, warp
 from monai_nodeo.handlers import BestField, EarlyStop
 from monai_nodeo.inferers import PairInferer
 from monai_nodeo.integration import ODESolver
-from monai_nodeo.losses import RegistrationLoss, VelocityMagnitudeLoss
-from monai_nodeo.networks import NODEONet
+from monai_nodeo.levels import ImagePair, Level, make_levels
+from monai_nodeo.losses import ImageLoss, RegistrationLoss, VelocityMagnitudeLoss
+from monai_nodeo.networks import EulerianVelocity, NODEONet, VelocityModel
 
 SHAPES = [(25, 21), (13, 17, 11)]
-TERMS = ["loss", "similarity", "folding", "smoothness", "magnitude"]
+TERMS = ["loss", "similarity", "intensity", "folding", "smoothness"]
+# model -> learning rate with which the loss of these small pairs falls in every step
+MODELS: dict[type[NODEONet | EulerianVelocity], float] = {NODEONet: 0.005, EulerianVelocity: 0.02}
+every_model = pytest.mark.parametrize("model", MODELS)
 
 
 class CountingAdam(torch.optim.Adam):
@@ -37,18 +41,21 @@ class CountingAdam(torch.optim.Adam):
 def trainer_of(
     fixed: Tensor,
     moving: Tensor,
-    iterations: int = 5,
-    handlers: tuple = (),
-    solver: ODESolver | None = None,
-    loss_function: nn.Module | None = None,
+    model: type[NODEONet | EulerianVelocity] = EulerianVelocity,
+    level: Level | None = None,
+    **options: Any,
 ) -> PairTrainer:
     """A trainer of images (1, C, *spatial), on their device, with the inferer's own loss."""
     dims = fixed.ndim - 2
-    network = NODEONet(dims, fixed.shape[2:]).to(fixed.device)
-    optimizer = CountingAdam(network.parameters(), lr=0.005, amsgrad=True)
-    loss_function = loss_function or PairInferer(dims).loss_function
-    solver = solver or ODESolver()
-    return PairTrainer(fixed, moving, network, optimizer, loss_function, solver, iterations, handlers)
+    network: VelocityModel = model(dims, level.cloud_size if level else fixed.shape[2:]).to(fixed.device)
+    settings = {
+        "optimizer": CountingAdam(network.parameters(), lr=MODELS[model], amsgrad=True),
+        "loss_function": PairInferer(dims).loss_function,
+        "solver": ODESolver("euler", 2),
+        "iterations": 5,
+        **options,
+    }
+    return PairTrainer(ImagePair(fixed, moving), network, level=level, **settings)
 
 
 def batched_pair(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -56,9 +63,10 @@ def batched_pair(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return fixed[None], moving[None]
 
 
+@every_model
 @pytest.mark.parametrize("shape", SHAPES)
-def test_one_iteration_is_one_step_of_the_optimiser(shape):
-    trainer = trainer_of(*batched_pair(shape), iterations=7)
+def test_one_iteration_is_one_step_of_the_optimiser(shape, model):
+    trainer = trainer_of(*batched_pair(shape), model, iterations=7)
     assert isinstance(trainer, Trainer)
     before = [p.detach().clone() for p in trainer.network.parameters()]
     fired = []
@@ -77,10 +85,11 @@ def test_one_iteration_is_one_step_of_the_optimiser(shape):
     assert all((old != new).any() for old, new in zip(before, trainer.network.parameters(), strict=True))
 
 
+@every_model
 @pytest.mark.parametrize("shape", SHAPES)
-def test_output_and_history(shape):
+def test_output_and_history(shape, model):
     fixed, moving = batched_pair(shape)
-    trainer = trainer_of(fixed, moving, iterations=4)
+    trainer = trainer_of(fixed, moving, model, iterations=4)
     outputs = []
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: outputs.append(engine.state.output))
     trainer.run()
@@ -94,8 +103,8 @@ def test_output_and_history(shape):
         assert torch.equal(curve, torch.stack([output[name] for output in outputs]))
     assert (trainer.state.history["loss"].diff() < 0).all()
     # the figures of an iteration belong to its own displacement
-    terms = trainer.loss_function(warp(moving, outputs[-1]["ddf"]), fixed, outputs[-1]["ddf"], [torch.zeros(1, 1)])
-    for name in ("similarity", "folding", "smoothness"):
+    terms = trainer.loss_function(warp(moving, outputs[-1]["ddf"]), fixed, outputs[-1]["ddf"], [outputs[-1]["ddf"]])
+    for name in ("similarity", "intensity", "folding"):
         torch.testing.assert_close(terms[name], outputs[-1][name], rtol=1e-3, atol=1e-7)
 
 
@@ -107,31 +116,86 @@ def test_history_after_a_stop_holds_what_was_done():
     assert trainer.state.history["loss"].isfinite().tolist() == [True, True, False, False, False, False]
 
 
-def test_velocity_terms_see_the_displacement_over_unit_time():
+@every_model
+def test_velocity_terms_see_the_velocity_in_voxels_over_unit_time(model):
     fixed, moving = batched_pair(SHAPES[0])
     loss = RegistrationLoss(nn.MSELoss(), velocity_terms={"magnitude": (1.0, VelocityMagnitudeLoss())})
-    trainer = trainer_of(fixed, moving, iterations=1, loss_function=loss)
+    trainer = trainer_of(fixed, moving, model, iterations=1, loss_function=loss, solver=ODESolver())
     with torch.no_grad():
+        for parameter in trainer.network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
         velocity = trainer.network(trainer.identity)
     trainer.run()
-    torch.testing.assert_close(trainer.state.output["magnitude"], VelocityMagnitudeLoss()(velocity), rtol=1e-3, atol=0)
     expected = phi_to_ddf(identity_grid(SHAPES[0]) + velocity, trainer.identity)
+    magnitude = VelocityMagnitudeLoss()(expected)
+    assert magnitude > 0
+    torch.testing.assert_close(trainer.state.output["magnitude"], magnitude, rtol=1e-3, atol=0)
     torch.testing.assert_close(trainer.state.output["ddf"], expected, rtol=0, atol=1e-5)
 
 
+@every_model
 @pytest.mark.parametrize("solver", [ODESolver("rk4", 2), ODESolver("midpoint", 3, adjoint=True), ODESolver("dopri5")])
-def test_any_solver_drops_in(solver):
-    trainer = trainer_of(*batched_pair(SHAPES[0]), solver=solver)
+def test_any_solver_drops_in(solver, model):
+    trainer = trainer_of(*batched_pair(SHAPES[0]), model, solver=solver)
     trainer.run()
     assert (trainer.state.history["loss"].diff() < 0).all()
 
 
-def test_several_channels():
+def test_the_adjoint_gives_nearly_the_gradient_of_the_solution_and_learns_as_well():
+    curves = []
+    for adjoint in (False, True):
+        trainer = trainer_of(*batched_pair(SHAPES[0]), solver=ODESolver("rk4", 4, adjoint=adjoint), iterations=8)
+        trainer.run()
+        curves.append(trainer.state.history["loss"])
+    torch.testing.assert_close(curves[1], curves[0], rtol=2e-2, atol=0)
+
+
+@every_model
+def test_several_channels(model):
     fixed, moving = batched_pair(SHAPES[0])
-    trainer = trainer_of(torch.cat([fixed, 1 - fixed], 1), torch.cat([moving, 1 - moving], 1))
+    trainer = trainer_of(torch.cat([fixed, 1 - fixed], 1), torch.cat([moving, 1 - moving], 1), model)
     trainer.run()
     assert (trainer.state.history["loss"].diff() < 0).all()
     assert trainer.state.output["ddf"].shape == (1, 2, *SHAPES[0])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_cloud_may_be_coarser_than_the_images(shape):
+    fixed, moving = batched_pair(shape)
+    level = make_levels(shape, (1.0,) * len(shape), point_spacing=2)[0]
+    assert level.image_size == shape != level.cloud_size
+    trainer = trainer_of(fixed, moving, level=level)
+    trainer.run()
+    assert trainer.state.level is level
+    assert trainer.state.output["ddf"].shape == (1, len(shape), *level.cloud_size)
+    assert (trainer.state.history["loss"].diff() < 0).all()
+
+
+def test_the_weight_is_the_product_of_the_masks_the_moving_one_where_it_is_taken():
+    shape = SHAPES[0]
+    seen = []
+
+    class Sees(ImageLoss):
+        def forward(self, pred, target, weight=None, spacing=None):
+            seen.append(weight)
+            return (pred - target).square().mean()
+
+    fixed, moving = batched_pair(shape)
+    fixed_mask, moving_mask = torch.rand(2, 1, 1, *shape)
+    network = EulerianVelocity(2, shape)
+    trainer = PairTrainer(
+        ImagePair(fixed, moving, fixed_mask, moving_mask),
+        network,
+        CountingAdam(network.parameters(), lr=0.1),
+        RegistrationLoss(Sees()),
+        ODESolver(),
+        iterations=3,
+    )
+    trainer.run()
+    torch.testing.assert_close(seen[0], fixed_mask * moving_mask, rtol=0, atol=1e-5)  # nothing has moved yet
+    taken = warp(moving_mask, trainer.state.output["ddf"])
+    torch.testing.assert_close(seen[2], fixed_mask * taken, rtol=0, atol=1e-5)
+    assert not seen[2].requires_grad
 
 
 def test_handlers_of_monai_attach():
@@ -151,6 +215,20 @@ def test_images_on_different_grids_are_refused(fixed, moving):
         trainer_of(torch.zeros(fixed), torch.zeros(moving))
 
 
+def test_images_of_another_level_are_refused():
+    coarse, _ = make_levels(SHAPES[0], (1.0, 1.0), (2, 1))
+    with pytest.raises(ValueError, match="and the level's .* differ in shape"):
+        trainer_of(*batched_pair(SHAPES[0]), level=coarse)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_positions_that_leave_the_finite_numbers_end_the_run_before_they_are_sampled(shape):
+    trainer = trainer_of(*batched_pair(shape), iterations=50)
+    trainer.optimizer.param_groups[0]["lr"] = 1e30
+    with pytest.raises(DivergedError, match="lower learning_rate"):
+        trainer.run()
+
+
 # A tensor on the device "meta" has no values: whatever would make the host wait for a real device (item(), bool(),
 # a copy to the host, a shape that depends on values) raises there.
 
@@ -165,19 +243,34 @@ class _Waits:
         engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: self.look(e.state.output["loss"]))
 
 
-def on_meta(shape: tuple[int, ...], **options: Any) -> PairTrainer:
-    return trainer_of(torch.zeros(1, 1, *shape, device="meta"), torch.zeros(1, 1, *shape, device="meta"), **options)
+def on_meta(shape: tuple[int, ...], model: Any = EulerianVelocity, **options: Any) -> PairTrainer:
+    images = (torch.zeros(1, 1, *shape, device="meta") for _ in range(2))
+    return trainer_of(*images, model, **options)
 
 
+@every_model
 @pytest.mark.parametrize(("method", "num_steps"), [("euler", 1), ("euler", 3), ("midpoint", 2), ("rk4", 2)])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_no_step_waits_for_the_device(shape, method, num_steps):
-    trainer = on_meta(shape, solver=ODESolver(method, num_steps), handlers=(BestField(window=3),))
+def test_no_step_waits_for_the_device(shape, method, num_steps, model):
+    trainer = on_meta(shape, model, solver=ODESolver(method, num_steps), handlers=(BestField(window=3),))
     trainer.run()
     assert trainer.optimizer.steps == trainer.state.iteration == 5
     for tensor in (trainer.state.best_ddf, *trainer.state.output.values(), *trainer.state.history.values()):
         assert tensor.device.type == "meta"
     assert trainer.state.best_ddf.shape == (1, len(shape), *shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_step_with_masks_and_landmarks_on_long_voxels_waits_either(shape):
+    dims = len(shape)
+    level = make_levels(shape, (1.0, 1.3, 1.7)[:dims], point_spacing=2)[0]
+    images = [torch.zeros(1, 1, *shape, device="meta") for _ in range(4)]
+    landmarks = torch.zeros(1, 4, 2, dims, device="meta")
+    network = EulerianVelocity(dims, level.cloud_size, spacing=level.cloud_spacing).to("meta")
+    optimizer = CountingAdam(network.parameters())
+    loss = PairInferer(dims).loss_function
+    PairTrainer(ImagePair(*images, landmarks), network, optimizer, loss, ODESolver(), 2, level=level).run()
+    assert optimizer.steps == 2
 
 
 @pytest.mark.parametrize("look", [Tensor.item, bool, Tensor.cpu, Tensor.numpy, float], ids=lambda f: f.__name__)

@@ -10,6 +10,7 @@ import torch
 from monai.networks.blocks import Warp
 from torch import Tensor
 from torch.autograd import gradcheck
+from torch.nn import functional as F
 
 from monai_nodeo.fields import (
     ddf_to_phi,
@@ -18,8 +19,12 @@ from monai_nodeo.fields import (
     lower_corner,
     make_warp,
     phi_to_ddf,
+    rescale_points,
+    resize,
+    resize_ddf,
     sample,
     warp,
+    weighted_mean,
 )
 
 SHAPES = [(9, 13), (12, 7), (9, 11, 13), (6, 8, 5)]
@@ -360,3 +365,98 @@ def test_lower_corner_and_its_neighbour_are_one_voxel_apart(shape: tuple[int, ..
         step = torch.zeros_like(corner)
         step[:, axis] = 1
         torch.testing.assert_close(ahead - corner, step)
+
+
+# Other grids over the same extent
+
+RESIZED = [((9, 13), (17, 25)), ((9, 13), (5, 20)), ((9, 11, 13), (5, 6, 13)), ((6, 8, 5), (12, 9, 10))]
+every_resize = pytest.mark.parametrize(("shape", "new"), RESIZED)
+
+
+@every_resize
+def test_resizing_to_more_voxels_keeps_linear_functions_and_the_corners(
+    shape: tuple[int, ...], new: tuple[int, ...]
+) -> None:
+    finer = tuple(max(n, m) for n, m in zip(shape, new, strict=True))
+    slopes = torch.tensor([0.7, -1.3, 0.4][: len(shape)], dtype=torch.float64)
+    line = torch.einsum("i,bi...->b...", slopes, identity_grid(shape, dtype=torch.float64))[None] + 5
+    expected = torch.einsum("i,bi...->b...", slopes, identity_grid(finer, dtype=torch.float64))[None] + 5
+
+    torch.testing.assert_close(resize(line, finer), expected, atol=1e-6, rtol=0)
+    image = torch.rand(2, 3, *shape)
+    for corner in ((0,) * len(shape), (-1,) * len(shape)):
+        torch.testing.assert_close(resize(image, finer)[(..., *corner)], image[(..., *corner)])
+
+
+@every_resize
+def test_resizing_keeps_constants_and_the_identity(shape: tuple[int, ...], new: tuple[int, ...]) -> None:
+    constant = torch.full((1, 2, *shape), 3.25)
+    torch.testing.assert_close(resize(constant, new), torch.full((1, 2, *new), 3.25))
+    finer = tuple(max(n, m) for n, m in zip(shape, new, strict=True))
+    torch.testing.assert_close(resize(identity_grid(shape), finer), identity_grid(finer), atol=1e-6, rtol=0)
+    image = torch.rand(1, 2, *shape)
+    assert resize(image, shape) is image
+
+
+def test_going_to_fewer_voxels_is_without_aliases() -> None:
+    checkers = (-1.0) ** voxels((32, 40)).sum(1, keepdim=True).float()
+    slow = torch.sin(voxels((32, 40))[:, :1].float() / 8)
+    inside = (..., slice(1, -1), slice(1, -1))
+    assert resize(checkers, (8, 10))[inside].abs().max() < 0.1  # a plain interpolation would pick 1s and -1s
+    expected = F.interpolate(slow, (8, 10), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(resize(slow, (8, 10))[inside], expected[inside], atol=0.05, rtol=0)
+
+
+@every_resize
+def test_resizing_up_is_torchs_interpolation(shape: tuple[int, ...], new: tuple[int, ...]) -> None:
+    finer = tuple(max(n, m) for n, m in zip(shape, new, strict=True))
+    image = torch.rand(2, 3, *shape)
+    mode = "bilinear" if len(shape) == 2 else "trilinear"
+
+    torch.testing.assert_close(resize(image, finer), F.interpolate(image, finer, mode=mode, align_corners=True))
+
+
+@every_resize
+def test_a_displacement_keeps_its_length_on_another_grid(shape: tuple[int, ...], new: tuple[int, ...]) -> None:
+    finer = tuple(max(n, m) for n, m in zip(shape, new, strict=True))
+    ddf = noise(shape, 2.0).float()
+    by_phi = phi_to_ddf(
+        resize(ddf_to_phi(ddf, identity_grid(shape)), finer),
+        identity_grid(finer),
+    )
+    torch.testing.assert_close(resize_ddf(ddf, finer), by_phi, atol=1e-5, rtol=0)
+    assert resize_ddf(ddf, shape).equal(ddf)
+
+
+@every_resize
+def test_points_keep_their_place_in_phi(shape: tuple[int, ...], new: tuple[int, ...]) -> None:
+    points = torch.rand(2, 7, len(shape), dtype=torch.float64) * (torch.tensor(shape) - 1)
+
+    there = rescale_points(points, shape, new)
+
+    torch.testing.assert_close(there / (torch.tensor(new) - 1), points / (torch.tensor(shape) - 1))
+    torch.testing.assert_close(rescale_points(there, new, shape), points)
+
+
+def test_a_weighted_mean_is_zero_where_nothing_counts() -> None:
+    total, weight = torch.tensor([[[6.0, 0.0, 1e-9]]]), torch.tensor([[[2.0, 0.0, 1e-12]]])
+    assert weighted_mean(total, weight).tolist() == [[[3.0, 0.0, 0.0]]]
+
+
+@pytest.mark.parametrize("shape", [(8, 9, 7), (7, 5, 6), (12, 3, 4), (1, 5, 6)])
+@pytest.mark.parametrize("threads", [1, 2, 3, 4, 8])
+def test_sampling_in_parallel_parts_is_sampling(
+    shape: tuple[int, ...], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many parts as divide the first axis: each is an item of the batch, of which each has a thread."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    image = torch.rand(1, 2, 6, 7, 8, requires_grad=True)
+    phi = (identity_grid(shape) * 0.9 + 0.2 * torch.randn(1, 3, *shape)).requires_grad_()
+    weight = torch.rand(1, 2, *shape)
+
+    parts = sample(image, phi)
+    whole = F.grid_sample(image, phi.movedim(1, -1).flip(-1), padding_mode="border", align_corners=True)
+
+    torch.testing.assert_close(parts, whole, atol=1e-6, rtol=0)
+    for a, b in zip(*(torch.autograd.grad((x * weight).sum(), (image, phi)) for x in (parts, whole)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)

@@ -18,7 +18,8 @@ from monai_nodeo.engines import PairTrainer
 from monai_nodeo.handlers import BestField
 from monai_nodeo.inferers import PairInferer, prepare_pair
 from monai_nodeo.integration import ODESolver
-from monai_nodeo.networks import NODEONet
+from monai_nodeo.levels import ImagePair, make_levels
+from monai_nodeo.networks import EulerianVelocity
 from monai_nodeo.transforms import RegisterPair, WarpWithDDF
 
 pytestmark = pytest.mark.gpu
@@ -47,7 +48,7 @@ def test_registration_differs_from_the_cpus_by_rounding_only(shape):
     fixed, moving, _ = deformed_pair(shape)
     results = {}
     for device in ("cpu", "cuda"):
-        register = RegisterPair(dims, PairInferer(dims, iterations=20, handlers=()))
+        register = RegisterPair(dims, PairInferer(dims, iterations=(10, 10), shrink_factors=(2, 1), handlers=()))
         results[device] = register(fixed.to(device), moving.to(device))
     cpu, cuda = results["cpu"], results["cuda"]
     assert cuda.ddf.device.type == "cuda"
@@ -66,21 +67,25 @@ def test_registration_differs_from_the_cpus_by_rounding_only(shape):
 def test_no_iteration_waits_for_the_device(shape, method, num_steps):
     dims = len(shape)
     fixed, moving, _ = deformed_pair(shape)
-    batch = {"fixed": fixed[None].cuda(), "moving": moving[None].cuda()}
-    network = NODEONet(dims, shape).cuda()
+    level = make_levels(shape, (1.0, 1.5, 2.0)[:dims], point_spacing=2)[0]
+    masks = torch.rand(2, 1, 1, *shape, device="cuda")
+    landmarks = 9 * torch.rand(1, 4, 2, dims, device="cuda")
+    pair = ImagePair(fixed[None].cuda(), moving[None].cuda(), *masks, landmarks)
+    network = EulerianVelocity(dims, level.cloud_size, spacing=level.cloud_spacing).cuda()
     trainer = PairTrainer(
-        **batch,
+        pair,
         network=network,
-        optimizer=torch.optim.Adam(network.parameters(), lr=0.005, amsgrad=True),
+        optimizer=torch.optim.Adam(network.parameters(), lr=0.4),
         loss_function=PairInferer(dims).loss_function,
         solver=ODESolver(method, num_steps),
         iterations=3,
+        level=level,
     )
     best = BestField(window=None)
     best.attach(trainer)
     trainer.run()  # the first iteration sends matrices to the device and makes the optimiser's state
     with waits_are_errors():
-        trainer.state.output = trainer._iteration(trainer, batch)
+        trainer.state.output = trainer._iteration(trainer, pair)
         best(trainer)
     assert trainer.state.best_ddf.isfinite().all()
     with pytest.raises(RuntimeError, match="synchroniz"), waits_are_errors():
@@ -94,8 +99,8 @@ def test_evaluator_and_warp_on_the_device(shape):
     evaluator = SupervisedEvaluator(
         device=torch.device("cuda"),
         val_data_loader=DataLoader([{"fixed_input": fixed, "moving_input": moving}], batch_size=1),
-        network=NODEONet(dims),
-        inferer=PairInferer(dims, iterations=5),
+        network=EulerianVelocity(dims),
+        inferer=PairInferer(dims, iterations=(3, 2), shrink_factors=(2, 1)),
         prepare_batch=prepare_pair,
     )
     evaluator.run()
@@ -111,5 +116,5 @@ def test_the_random_state_of_the_device_is_left_alone():
     fixed, moving, _ = deformed_pair(SHAPES[0])
     torch.cuda.manual_seed(5)
     state = torch.cuda.get_rng_state()
-    RegisterPair(2, PairInferer(2, iterations=2))(fixed.cuda(), moving.cuda())
+    RegisterPair(2, PairInferer(2, iterations=(2,), shrink_factors=(1,)))(fixed.cuda(), moving.cuda())
     assert torch.equal(torch.cuda.get_rng_state(), state)

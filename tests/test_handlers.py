@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import io
+import logging
+import signal
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +20,13 @@ from synthetic import deformed_pair, smooth_image
 from torch import Tensor
 from tqdm import tqdm
 
-from monai_nodeo.handlers import BestField, EarlyStop, ProgressBar
+from monai_nodeo import handlers
+from monai_nodeo.handlers import BestField, EarlyStop, OnInterrupt, ProgressBar, TensorBoardCurves
 from monai_nodeo.inferers import PairInferer
 from monai_nodeo.networks import NODEONet
 
 
-def run(handler: BestField | EarlyStop | ProgressBar, outputs: Sequence[dict[str, Tensor]], pause: float = 0) -> Engine:
+def run(handler: Any, outputs: Sequence[dict[str, Tensor]], pause: float = 0) -> Engine:
     """An engine that does nothing but give these outputs, one an iteration."""
 
     def iteration(engine: Engine, _: object) -> dict[str, Tensor]:
@@ -29,6 +35,7 @@ def run(handler: BestField | EarlyStop | ProgressBar, outputs: Sequence[dict[str
 
     engine = Engine(iteration)
     engine.state.epoch_length = len(outputs)
+    engine.state.level = SimpleNamespace(index=1, count=3)
     engine.state.history = {name: None for name in outputs[0] if name != "ddf"}
     handler.attach(engine)
     engine.run(range(len(outputs)), max_epochs=1)
@@ -117,8 +124,12 @@ def test_early_stop_ends_a_converged_run_and_the_next_pair_gets_its_own(shape):
     dims = len(shape)
     same = smooth_image(shape)
     fixed, moving, _ = deformed_pair(shape)
+    gently = partial(torch.optim.Adam, lr=0.005, amsgrad=True)
     stop = [lambda: EarlyStop(patience=1, min_delta=1e-5, every=3)]
-    inferer, network = PairInferer(dims, iterations=12, handlers=stop), NODEONet(dims)
+    inferer, network = (
+        PairInferer(dims, optimizer=gently, iterations=(12,), shrink_factors=(1,), handlers=stop),
+        NODEONet(dims),
+    )
     inferer(torch.stack([same, fixed, same]), network, torch.stack([same, moving, same]))
     assert [r.iterations for r in inferer.registrations] == [6, 12, 6]
     assert [len(r.history["loss"]) for r in inferer.registrations] == [6, 12, 6]
@@ -146,6 +157,9 @@ def unreadable(iterations: int) -> list[dict[str, Tensor]]:
     return [{"loss": torch.empty((), device="meta")}] * iterations
 
 
+FIELD = {"ddf": torch.zeros(1, 2, 3, 5)}
+
+
 @pytest.fixture
 def _all_bars_closed():
     before = set(getattr(tqdm, "_instances", ()))
@@ -154,47 +168,131 @@ def _all_bars_closed():
 
 
 @pytest.mark.usefixtures("_all_bars_closed")
-def test_progress_bar_is_silent_and_idle_without_a_terminal(capsys):
-    run(ProgressBar(interval=0), unreadable(3))
+def test_progress_is_silent_and_idle_without_a_terminal_for_some_seconds(capsys, caplog):
+    with caplog.at_level(logging.INFO, logger="monai_nodeo.handlers"):
+        run(ProgressBar(interval=0), unreadable(3))
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
+    assert caplog.messages == []
 
 
 @pytest.mark.usefixtures("_all_bars_closed")
-def test_progress_bar_shows_the_terms_in_a_terminal():
-    outputs = [
-        {"loss": torch.tensor(x), "folding": torch.tensor(0.5), "ddf": torch.zeros(1, 2, 3, 5)}
-        for x in (3.0, 2.0, 1.25)
-    ]
+def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, caplog):
+    outputs = [{"loss": torch.tensor(x), **FIELD} for x in (3.0, 2.0, 1.25)]
+    with caplog.at_level(logging.INFO, logger="monai_nodeo.handlers"):
+        run(ProgressBar(line_interval=0), outputs, pause=0.3)
+    assert len(caplog.messages) == 3
+    assert caplog.messages[0] == "level 2/3, iteration 1 of 3: loss 3, folds % 0; 1 s left"
+    assert caplog.messages[2].startswith("level 2/3, iteration 3 of 3: loss 1.25")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("_all_bars_closed")
+def test_progress_bar_shows_level_terms_and_folds_in_a_terminal():
+    folded = torch.zeros(1, 2, 3, 5)
+    folded[:, 0] = -2 * torch.arange(3.0).view(3, 1)
+    outputs = [{"loss": torch.tensor(x), "folding": torch.tensor(0.5), "ddf": folded} for x in (3.0, 2.0, 1.25)]
     with terminal() as screen:
         run(ProgressBar(interval=0), outputs, pause=0.12)  # tqdm draws ten times a second
     text = screen.getvalue()
-    assert "registration" in text
+    assert "level 2/3" in text
     assert "3/3" in text
-    assert "loss=1.25, folding=0.5" in text
+    assert "loss=1.25, folding=0.5, folds %=100" in text
     assert "ddf" not in text
 
 
 @pytest.mark.usefixtures("_all_bars_closed")
-def test_progress_bar_seldom_looks():
+def test_progress_bar_seldom_looks_and_closes_when_the_run_fails():
     with terminal() as screen:
         run(ProgressBar(interval=1e6), unreadable(3))
-    assert "registration" in screen.getvalue()
-    handler = ProgressBar(interval=0)
+    assert "level 2/3" in screen.getvalue()
     with terminal(), pytest.raises(RuntimeError, match="meta"):
-        run(handler, unreadable(3))
-    handler._bar.close()
+        run(ProgressBar(interval=0), unreadable(3))
 
 
 @pytest.mark.usefixtures("_all_bars_closed")
 def test_progress_bar_closes_after_a_stop():
     fixed, moving, _ = deformed_pair((25, 21))
     handlers = [lambda: EarlyStop(patience=1, min_delta=10.0, every=1), ProgressBar]
-    inferer = PairInferer(2, iterations=5, handlers=handlers)
+    inferer = PairInferer(2, iterations=(5,), shrink_factors=(1,), handlers=handlers)
     with terminal() as screen:
         inferer(fixed[None], NODEONet(2), moving[None])
     assert inferer.registrations[0].iterations == 2
-    assert "registration" in screen.getvalue()
+    assert "level 1/" in screen.getvalue()
+
+
+# TensorBoardCurves
+
+
+def test_tensorboard_gets_the_figures_of_each_run(tmp_path):
+    loading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    outputs = [{"loss": torch.tensor(float(x)), **FIELD} for x in range(6)]
+    for _ in range(2):
+        run(TensorBoardCurves(tmp_path / "runs", every=2), outputs)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"0000_level2", "0001_level2"}
+    events = loading.EventAccumulator(str(tmp_path / "runs" / "0001_level2"))
+    events.Reload()
+    assert [(point.step, point.value) for point in events.Scalars("loss")] == [(2, 1), (4, 3), (6, 5)]
+    assert [point.value for point in events.Scalars("folds %")] == [0, 0, 0]
+
+
+def test_tensorboard_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(handlers, "find_spec", lambda _: None)
+    with pytest.raises(ValueError, match="pip install tensorboard"):
+        TensorBoardCurves(tmp_path)
+
+
+# OnInterrupt
+
+
+def interrupted_run(handler: OnInterrupt, presses: Sequence[int], iterations: int = 6) -> Engine:
+    """An engine in which ctrl-C is pressed at these iterations."""
+
+    def iteration(engine: Engine, _: object) -> int:
+        if engine.state.iteration in presses:
+            signal.raise_signal(signal.SIGINT)
+        return engine.state.iteration
+
+    engine = Engine(iteration)
+    handler.attach(engine)
+    with handler.listening():
+        engine.run(range(iterations), max_epochs=1)
+    return engine
+
+
+def test_ctrl_c_ends_the_run_after_the_iteration_and_later_ones_after_their_first(caplog):
+    handler = OnInterrupt("save")
+    assert interrupted_run(handler, [3]).state.iteration == 3
+    assert handler.requested
+    assert "saving the best field so far" in caplog.text
+    assert interrupted_run(handler, []).state.iteration == 1
+
+
+@pytest.mark.parametrize(("action", "presses"), [("drop", [3]), ("save", [3, 3])])
+def test_ctrl_c_that_is_not_to_save_is_ctrl_c(action, presses):
+    def twice(engine: Engine) -> None:
+        if len(presses) == 2 and engine.state.iteration == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    handler = OnInterrupt(action)
+    engine = Engine(lambda engine, _: engine.state.iteration == 3 and signal.raise_signal(signal.SIGINT))
+    handler.attach(engine)
+    engine.add_event_handler(Events.ITERATION_COMPLETED, twice)
+    with pytest.raises(KeyboardInterrupt), handler.listening():
+        engine.run(range(6), max_epochs=1)
+
+
+def test_ctrl_c_before_there_is_a_field_is_ctrl_c_and_the_old_answer_comes_back():
+    before = signal.getsignal(signal.SIGINT)
+    handler = OnInterrupt("save")
+    with pytest.raises(KeyboardInterrupt), handler.listening():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_an_unknown_action_is_refused():
+    with pytest.raises(ValueError, match="'keep', expected 'drop' or 'save'"):
+        OnInterrupt("keep")
 
 
 SMALL_SHAPE = (25, 21)

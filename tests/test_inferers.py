@@ -2,57 +2,90 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import math
 import random
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Events
 from monai.data import DataLoader, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
 from monai.utils import CommonKeys
-from synthetic import deformed_pair, smooth_image
+from synthetic import deformed_pair, smooth_ddf, smooth_image
 from torch import Tensor
 
-from monai_nodeo.fields import identity_grid, jacobian_determinant, phi_to_ddf
+from monai_nodeo.fields import identity_grid, jacobian_determinant, phi_to_ddf, warp
+from monai_nodeo.folding import folded_cells, unfold
 from monai_nodeo.handlers import BestField, EarlyStop
 from monai_nodeo.inferers import PairInferer, Registration, prepare_pair
+from monai_nodeo.integration import ODESolver
+from monai_nodeo.landmarks import landmark_errors
 from monai_nodeo.layers import AveragingSmoothing
-from monai_nodeo.losses import LocalNCCLoss, RegistrationLoss
-from monai_nodeo.networks import NODEONet
+from monai_nodeo.losses import LocalNCCLoss, RegistrationLoss, SmoothnessLoss
+from monai_nodeo.networks import Coordinates, EulerianVelocity, NODEONet
 
 SHAPES = [(25, 21), (13, 17, 11)]
+FEW: dict[str, Any] = {"iterations": (3, 2), "shrink_factors": (2, 1)}
+ONE: dict[str, Any] = {"iterations": (5,), "shrink_factors": (1,)}
+TERMS = ["level", "loss", "similarity", "intensity", "folding", "smoothness"]
+
+
+def network_of(dims: int, shape: tuple[int, ...] | None = None) -> EulerianVelocity:
+    """Weights that are not 0 at the start, so that the seed shows."""
+    return EulerianVelocity(dims, shape or 8, Coordinates((8,) * dims, channels=8, frequencies=4))
 
 
 def register(fixed: Tensor, moving: Tensor, inferer: PairInferer | None = None, **options: Any) -> Registration:
     """One pair, (C, *spatial) each."""
     dims = fixed.ndim - 1
-    inferer = inferer or PairInferer(dims, **{"iterations": 5, **options})
-    inferer(fixed[None], NODEONet(dims), moving[None])
+    inferer = inferer or PairInferer(dims, **{**FEW, **options})
+    inferer(fixed[None], network_of(dims), moving[None])
     return inferer.registrations[0]
 
 
 @pytest.mark.parametrize(
-    ("shape", "iterations", "error"), [((61, 73), 100, 0.1), ((41, 33), 100, 0.1), ((17, 21, 13), 40, 0.25)]
+    ("shape", "spacing", "error"),
+    [((61, 73), 1, 0.12), ((41, 33), 1, 0.12), ((17, 21, 13), 1, 0.12), ((17, 21, 13), 2, 0.2)],
 )
-def test_a_known_deformation_is_recovered(shape, iterations, error):
+def test_a_known_deformation_is_recovered_by_default(shape, spacing, error):
     fixed, moving, ddf = deformed_pair(shape)
-    result = register(fixed, moving, iterations=iterations)
+    inferer = PairInferer(len(shape), point_spacing=spacing)
+    inferer(fixed[None], EulerianVelocity(len(shape)), moving[None])
+    (result,) = inferer.registrations
     similarity = result.history["similarity"]
     assert similarity[-1] < 0.1 * similarity[0]
     inside = (slice(None), *[slice(4, -4)] * len(shape))  # what lies at the border may have left the image
     found, true = result.ddf[inside], ddf[inside]
-    assert torch.corrcoef(torch.stack([found.flatten(), true.flatten()]))[0, 1] > 0.97
+    assert torch.corrcoef(torch.stack([found.flatten(), true.flatten()]))[0, 1] > (0.97 if spacing == 1 else 0.95)
     assert (found - true).norm() < error * true.norm()
     assert jacobian_determinant(result.ddf[None]).min() > 0
+
+
+@pytest.mark.parametrize("shape", [(41, 33), (17, 21, 13)])
+def test_the_network_of_nodeo_recovers_it_at_one_level(shape):
+    fixed, moving, ddf = deformed_pair(shape)
+    dims = len(shape)
+    settings = {"iterations": (60,), "shrink_factors": (1,), "point_spacing": 1}
+    inferer = PairInferer(dims, optimizer=lambda p: torch.optim.Adam(p, lr=0.005, amsgrad=True), **settings)
+    inferer(fixed[None], NODEONet(dims), moving[None])
+    found = inferer.registrations[0].ddf
+    assert torch.corrcoef(torch.stack([found.flatten(), ddf.flatten()]))[0, 1] > 0.9
+
+
+def test_the_network_of_nodeo_does_not_go_on_from_a_coarser_level():
+    fixed, moving, _ = deformed_pair(SHAPES[0])
+    with pytest.raises(ValueError, match=r"NODEONet cannot go on from a coarser level.*shrink_factors \[1\]"):
+        PairInferer(2, **FEW)(fixed[None], NODEONet(2), moving[None])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_result(shape):
     fixed, moving, _ = deformed_pair(shape)
     dims = len(shape)
-    inferer, network = PairInferer(dims, iterations=3), NODEONet(dims)
+    inferer, network = PairInferer(dims, **FEW), network_of(dims)
     assert isinstance(inferer, Inferer)
     weights = [p.clone() for p in network.parameters()]
     ddf = inferer(fixed.expand(2, 1, *shape), network, moving=moving.expand(2, 1, *shape))
@@ -63,12 +96,25 @@ def test_result(shape):
     assert len(inferer.registrations) == 2
     for found, result in zip(ddf, inferer.registrations, strict=True):
         assert torch.equal(found, result.ddf)
-        assert result.iterations == 3
+        assert result.iterations == 5
         assert result.seconds > 0
-        assert list(result.history) == ["loss", "similarity", "folding", "smoothness", "magnitude"]
-        assert all(curve.shape == (3,) and curve.device.type == "cpu" for curve in result.history.values())
+        assert list(result.history) == TERMS
+        assert all(curve.shape == (5,) and curve.device.type == "cpu" for curve in result.history.values())
+        assert result.history["level"].tolist() == [0, 0, 0, 1, 1]
+        assert all(curve.isfinite().all() for curve in result.history.values())
     assert all(torch.equal(*pair) for pair in zip(weights, network.parameters(), strict=True))
-    assert network.image_size == (32,) * dims
+    assert network.image_size == (8,) * dims
+
+
+@pytest.mark.parametrize("shape", [(41, 33), (17, 21, 13)])
+def test_a_level_goes_on_where_the_coarser_one_ended(shape):
+    fixed, moving, _ = deformed_pair(shape)
+    similarity = {}
+    for iterations, factors in (((40, 1), (2, 1)), ((1,), (1,))):
+        inferer = PairInferer(len(shape), iterations=iterations, shrink_factors=factors, point_spacing=1)
+        inferer(fixed[None], EulerianVelocity(len(shape)), moving[None])
+        similarity[iterations] = inferer.registrations[0].history["similarity"][-1]
+    assert similarity[40, 1] < 0.2 * similarity[1,]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -86,7 +132,7 @@ def test_same_seed_same_result(shape):
 @pytest.mark.parametrize("handlers", [(BestField,), (BestField, lambda: EarlyStop(patience=1, min_delta=1, every=2))])
 def test_nothing_leaks_from_pair_to_pair(shape, handlers):
     a, b = (deformed_pair(shape, seed)[:2] for seed in (0, 5))
-    options = {"iterations": 12, "handlers": handlers}
+    options = {**FEW, "iterations": (7, 5), "handlers": handlers}
     alone = register(*b, **options)
     assert (alone.iterations == 12) == (len(handlers) == 1)
     dims = len(shape)
@@ -97,7 +143,7 @@ def test_nothing_leaks_from_pair_to_pair(shape, handlers):
 
     together = PairInferer(dims, **options)
     fixed, moving = (torch.stack(images) for images in zip(a, b, strict=True))
-    together(fixed, NODEONet(dims), moving)
+    together(fixed, network_of(dims), moving)
 
     # another shape in between, and the very same tensors changed in place
     fixed, moving = (image.clone() for image in a)
@@ -116,7 +162,7 @@ def test_nothing_leaks_from_pair_to_pair(shape, handlers):
 
 def test_the_random_state_of_the_caller_is_left_alone():
     fixed, moving, _ = deformed_pair(SHAPES[0])
-    inferer, network = PairInferer(2, iterations=3), NODEONet(2)
+    inferer, network = PairInferer(2, **FEW), network_of(2)
     state = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     inferer(fixed[None], network, moving[None])
     assert torch.equal(torch.get_rng_state(), state[0])
@@ -141,7 +187,7 @@ def test_metatensors_and_other_types_of_number(shape):
     fixed, moving, _ = deformed_pair(shape)
     fixed, moving = ((255 * image).round().clamp(0, 255) for image in (fixed, moving))
     expected = register(fixed, moving).ddf
-    affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0]))
+    affine = torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0]))  # cubes, as plain tensors
     for dtype in (torch.uint8, torch.int16, torch.float64):
         found = register(MetaTensor(fixed.to(dtype), affine=affine), MetaTensor(moving.to(dtype), affine=affine)).ddf
         assert type(found) is Tensor
@@ -157,16 +203,19 @@ def test_the_images_are_not_changed():
     assert copies[1].grad is None
 
 
-def test_the_best_field_is_the_result():
+def test_the_best_field_of_the_last_level_is_the_result():
     fixed, moving, _ = deformed_pair(SHAPES[0])
+    options = {**ONE, "optimizer": lambda p: torch.optim.Adam(p, lr=0.01)}
     worst_first = {"handlers": (lambda: BestField(None, lambda terms: -terms["loss"]),)}
-    first, last = register(fixed, moving, iterations=1, handlers=()), register(fixed, moving, handlers=())
-    assert torch.equal(register(fixed, moving, **worst_first).ddf, first.ddf)
-    assert torch.equal(register(fixed, moving).ddf, last.ddf)  # the loss falls: the last is the best
+    first = register(fixed, moving, **{**options, "iterations": (1,)}, handlers=())
+    last = register(fixed, moving, **options, handlers=())
+    assert (last.history["loss"].diff() < 0).all()
+    assert torch.equal(register(fixed, moving, **options, **worst_first).ddf, first.ddf)
+    assert torch.equal(register(fixed, moving, **options, handlers=(BestField,)).ddf, last.ddf)
     assert not torch.equal(first.ddf, last.ddf)
 
 
-def test_optimiser_and_loss_are_the_given_ones():
+def test_optimiser_and_loss_are_the_given_ones_at_every_level():
     fixed, moving, _ = deformed_pair(SHAPES[0])
     made = []
 
@@ -176,9 +225,176 @@ def test_optimiser_and_loss_are_the_given_ones():
 
     loss = RegistrationLoss(LocalNCCLoss(2, 9))
     result = register(fixed, moving, loss_function=loss, optimizer=optimizer)
-    assert len(made) == 1
-    assert list(result.history) == ["loss", "similarity"]
-    assert result.history["loss"].unique().numel() == 1  # a learning rate of 0
+    assert len(made) == 2
+    assert list(result.history) == ["level", "loss", "similarity"]
+    for level in (0, 1):
+        curve = result.history["loss"][result.history["level"] == level]
+        assert curve.unique().numel() == 1  # a learning rate of 0
+
+
+def test_a_handler_is_made_for_every_level_and_knows_it():
+    fixed, moving, _ = deformed_pair(SHAPES[0])
+    seen = []
+
+    class Notes:
+        def attach(self, engine):
+            engine.add_event_handler(Events.STARTED, lambda e: seen.append((self, e.state.level)))
+
+    register(fixed, moving, handlers=(Notes,))
+    assert [level.index for _, level in seen] == [0, 1]
+    assert len({id(notes) for notes, _ in seen}) == 2
+    assert seen[0][1].image_size == (12, 12)
+    assert seen[1][1].image_size == SHAPES[0]
+
+
+# What a pair is registered with: voxel sizes, masks, landmarks, air
+
+
+def mm_error(found: Tensor, true: Tensor, spacing: tuple[float, ...]) -> float:
+    """Relative error of displacements (D, *spatial) in mm, away from the border."""
+    sides = torch.tensor(spacing).view(-1, *[1] * len(spacing))
+    inside = (slice(None), *[slice(2, -2)] * len(spacing))
+    return float(((found - true) * sides)[inside].norm() / (true * sides)[inside].norm())
+
+
+@pytest.mark.parametrize(("shape", "spacing"), [((49, 17), (1, 3)), ((21, 25, 9), (1, 1, 3))])
+def test_long_voxels_give_the_same_field_in_millimetres(shape, spacing):
+    fixed, moving, ddf = deformed_pair([(n - 1) * int(s) + 1 for n, s in zip(shape, spacing, strict=True)])
+    dims = len(shape)
+    affine = torch.eye(4)
+    affine[:dims, :dims] = torch.diag(torch.tensor(spacing, dtype=torch.float32))
+    every = (slice(None), *[slice(None, None, s) for s in spacing])
+    sides = torch.tensor(spacing, dtype=torch.float32).view(-1, *[1] * dims)
+    inferer, found = PairInferer(dims, handlers=()), {}
+    inferer(fixed[None], EulerianVelocity(dims), moving[None])
+    found["cubes"] = inferer.registrations[0].ddf[every]
+    thin = [MetaTensor(image[every], affine=affine) for image in (fixed, moving)]
+    inferer(MetaTensor(thin[0][None].as_tensor(), affine=affine), EulerianVelocity(dims), thin[1][None].as_tensor())
+    found["long"] = inferer.registrations[0].ddf * sides
+    true = ddf[every]
+    ones = (1.0,) * dims
+    assert mm_error(found["cubes"], true, ones) < 0.25
+    assert mm_error(found["long"], true, ones) < 0.35
+    assert mm_error(found["long"], found["cubes"], ones) < 0.4
+
+
+@pytest.mark.parametrize("shape", [(61, 73), (25, 29, 21)])
+@pytest.mark.parametrize("side", ["fixed", "moving"])
+def test_a_lesion_under_a_mask_changes_little(shape, side):
+    fixed, moving, ddf = deformed_pair(shape)
+    dims = len(shape)
+    inside = (..., *[slice(n // 2 - 4, n // 2 + 4) for n in shape])
+    images = {"fixed": fixed[None].clone(), "moving": moving[None].clone()}
+    images[side][inside] = 1.5
+    mask = torch.ones(1, 1, *shape)
+    mask[inside] = 0
+    healthy, blind, masked = (
+        PairInferer(dims, handlers=())(f, EulerianVelocity(dims), m, **extras)[0]
+        for f, m, extras in (
+            (fixed[None], moving[None], {}),
+            (images["fixed"], images["moving"], {}),
+            (images["fixed"], images["moving"], {f"{side}_mask": mask}),
+        )
+    )
+    errors = {name: float((ddf_ - ddf).norm()) for name, ddf_ in (("blind", blind), ("masked", masked))}
+    assert errors["masked"] < 0.5 * errors["blind"]
+    assert (masked - healthy).norm() < 0.5 * (blind - healthy).norm()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_a_mask_of_the_fixed_image_leaves_out_does_not_count_at_one_level(shape):
+    fixed, moving, _ = deformed_pair(shape)
+    mask = torch.ones(1, 1, *shape)
+    mask[..., shape[-1] // 2 :] = 0
+    found = []
+    for value in (0.0, 0.7):
+        changed = torch.where(mask[0] > 0, fixed, value * torch.rand_like(fixed))
+        inferer = PairInferer(len(shape), **ONE, point_spacing=1, crop_air=False)
+        found.append(inferer(changed[None], network_of(len(shape)), moving[None], fixed_mask=mask))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-4)
+    assert found[0].abs().max() > 0.01
+
+
+@pytest.mark.parametrize("shape", [(41, 33), (17, 21, 13)])
+def test_landmarks_pull(shape):
+    image = smooth_image(shape)[None]  # the images say: stay
+    dims = len(shape)
+    middle = torch.tensor([(n - 1) / 2 for n in shape])
+    landmarks = torch.stack([middle, middle + torch.tensor([2.0, -1.5, 1.0][:dims])])[None, None]
+    far = landmark_errors(torch.zeros(1, dims, *shape), landmarks).norm()
+    errors = {}
+    for weight in (0.0, 10.0):
+        loss = RegistrationLoss(
+            LocalNCCLoss(dims, 9), velocity_terms={"smoothness": (0.05, SmoothnessLoss())}, landmark_weight=weight
+        )
+        inferer = PairInferer(dims, loss, handlers=())
+        ddf = inferer(image, EulerianVelocity(dims), image, landmarks=landmarks)
+        errors[weight] = landmark_errors(ddf, landmarks).norm()
+        assert ("landmarks" in inferer.registrations[0].history) == (weight > 0)
+    assert errors[0.0] > 0.9 * far
+    assert errors[10.0] < 0.3 * far
+
+
+@pytest.mark.parametrize(("shape", "tolerance"), [((81, 74), 0.2), ((45, 49, 53), 0.5)])
+def test_without_the_air_the_result_is_nearly_the_same(shape, tolerance):
+    dims = len(shape)
+    centre, radius = torch.tensor(shape) * 0.55, min(shape) * 0.2
+    index = torch.from_numpy(np.indices(shape)).float()
+    ball = (index - centre.view(-1, *[1] * dims)).norm(dim=0, keepdim=True) < radius
+    moving = ((smooth_image(shape, sigma=3) + 1) * ball)[None]
+    true = smooth_ddf(shape, 1, largest=2 if dims == 2 else 5)[None]
+    fixed = warp(moving, true)
+    sizes, found = {}, {}
+    for crop in (False, True):
+        inferer = PairInferer(dims, crop_air=crop, handlers=(Sizes,))
+        Sizes.seen = []
+        found[crop] = inferer(fixed, EulerianVelocity(dims), moving)
+        sizes[crop] = Sizes.seen[-1]
+    assert sizes[False] == shape
+    assert math.prod(sizes[True]) < 0.95 * math.prod(shape)
+    assert found[True].shape == found[False].shape
+    inside = (fixed > 0)[:, 0]
+
+    def length(ddf: Tensor) -> float:
+        return float(ddf.norm(dim=1)[inside].mean())
+
+    assert length(true) > 1
+    errors = {crop: length(field - true) for crop, field in found.items()}
+    assert errors[False] < tolerance * length(true)
+    assert errors[True] < errors[False] + 0.15
+    assert length(found[True] - found[False]) < tolerance * length(true)
+
+
+class Sizes:
+    """Notes the shape of the images of each level."""
+
+    seen: ClassVar[list[tuple[int, ...]]] = []
+
+    def attach(self, engine: Any) -> None:
+        engine.add_event_handler(Events.STARTED, lambda e: self.seen.append(e.state.level.image_size))
+
+
+@pytest.mark.parametrize("shape", [(31, 25), (13, 17, 11)])
+def test_what_folds_is_unfolded_unless_told_otherwise(shape):
+    fixed, moving = smooth_image(shape, 0, 1.0), smooth_image(shape, 7, 1.0)  # nothing in common
+    folding = {
+        "loss_function": RegistrationLoss(torch.nn.MSELoss()),
+        "solver": ODESolver("euler", 1),
+        "iterations": (20,),
+        "shrink_factors": (1,),
+        "point_spacing": 1,
+    }
+    rough = register_plainly(fixed, moving, unfold=False, **folding)
+    assert folded_cells(rough).any()
+    clean = register_plainly(fixed, moving, **folding)
+    assert not folded_cells(clean).any()
+    assert torch.equal(clean, unfold(rough))
+
+
+def register_plainly(fixed: Tensor, moving: Tensor, **options: Any) -> Tensor:
+    """ddf (1, D, *spatial) by a lattice."""
+    dims = fixed.ndim - 1
+    return PairInferer(dims, handlers=(), **options)(fixed[None], EulerianVelocity(dims), moving[None])
 
 
 # A stock evaluator
@@ -188,7 +404,7 @@ def test_optimiser_and_loss_are_the_given_ones():
 def test_a_stock_evaluator_registers_a_list(shapes):
     dims = len(shapes[0])
     pairs = [deformed_pair(shape, seed)[:2] for seed, shape in enumerate(shapes)]
-    affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0]))
+    affine = torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0]))
     rows = [
         {
             "fixed_input": MetaTensor(fixed, affine=affine),
@@ -201,8 +417,8 @@ def test_a_stock_evaluator_registers_a_list(shapes):
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(rows, batch_size=1),
-        network=NODEONet(dims),
-        inferer=PairInferer(dims, iterations=5),
+        network=network_of(dims),
+        inferer=PairInferer(dims, **FEW),
         prepare_batch=prepare_pair,
         postprocessing=lambda data: found.append(data) or data,
     )
@@ -242,7 +458,7 @@ def test_prepare_pair_passes_on_where_and_how():
 )
 def test_images_that_do_not_fit_are_refused(dims, fixed, moving):
     with pytest.raises(ValueError, match=f"with {dims} spatial axes and one shape, got ") as error:
-        PairInferer(dims)(torch.zeros(fixed), NODEONet(dims), torch.zeros(moving))
+        PairInferer(dims)(torch.zeros(fixed), EulerianVelocity(dims), torch.zeros(moving))
     assert f"{fixed} and {moving}" in str(error.value)
 
 
@@ -250,13 +466,15 @@ def test_images_that_do_not_fit_are_refused(dims, fixed, moving):
 def test_images_too_small_for_the_network_are_refused(shape):
     image = torch.rand(1, 1, *shape)
     with pytest.raises(ValueError, match="too small for downsample=4: each side needs at least 8 voxels"):
-        PairInferer(len(shape))(image, NODEONet(len(shape)), image)
+        PairInferer(len(shape), **ONE)(image, NODEONet(len(shape)), image)
 
 
-@pytest.mark.parametrize("iterations", [0, -1])
-def test_no_iterations_are_refused(iterations):
-    with pytest.raises(ValueError, match=f"iterations must be at least 1, got {iterations}"):
-        PairInferer(2, iterations=iterations)
+@pytest.mark.parametrize(
+    ("iterations", "factors"), [((0,), (1,)), ((5, -1), (2, 1)), ((5, 5), (4, 2, 1)), ((5, 5), (1,))]
+)
+def test_a_number_of_iterations_for_every_level_is_needed(iterations, factors):
+    with pytest.raises(ValueError, match="one number a level, iterations at least 1, got"):
+        PairInferer(2, iterations=iterations, shrink_factors=factors)
 
 
 SMALL_SHAPE = (25, 21)
@@ -264,8 +482,8 @@ SMALL_SHAPE = (25, 21)
 
 def plainly(fixed, moving):
     """Thirty iterations, as the caller's torch context has it."""
-    inferer = PairInferer(2, iterations=30, handlers=())
-    inferer(fixed[None], NODEONet(2), moving[None])
+    inferer = PairInferer(2, iterations=(20, 10), handlers=())
+    inferer(fixed[None], EulerianVelocity(2), moving[None])
     return inferer.registrations[0]
 
 

@@ -19,6 +19,8 @@ from monai_nodeo.layers import (
     apply_along_axes,
     interpolation_matrix,
     kernel_matrix,
+    odd_window,
+    resampling_matrix,
 )
 
 SHAPES = [(9, 13), (12, 7), (9, 11, 13), (1, 8, 5)]
@@ -195,7 +197,7 @@ def test_gaussian_reaches_three_standard_deviations(sigma: float, window: int) -
 
 def test_a_kernel_of_ones_own() -> None:
     class Binomial(SeparableSmoothing):
-        def kernel(self) -> tuple[float, ...]:
+        def kernel(self, scale: float = 1.0) -> tuple[float, ...]:
             return (1.0, 2.0, 1.0)
 
     x = torch.randn(1, 1, 9, 13, dtype=torch.float64)
@@ -347,3 +349,41 @@ def test_matrix_made_in_inference_mode_serves_a_later_training() -> None:
 def test_matrix_of_nonsense_is_refused(kernel: tuple[float, ...], border: str, passes: int) -> None:
     with pytest.raises(ValueError, match="odd number|zeros"):
         kernel_matrix(kernel, 9, border, passes)
+
+
+@pytest.mark.parametrize(
+    ("length", "window"),
+    [(0.1, 1), (1, 1), (1.9, 1), (2.5, 3), (3, 3), (4.2, 5), (5, 5), (7.3, 7), (21 / 5, 5), (9 / 3, 3)],
+)
+def test_a_window_is_the_nearest_odd_number(length: float, window: int) -> None:
+    assert odd_window(length) == window
+
+
+@pytest.mark.parametrize(("size", "new"), [(9, 17), (9, 9), (17, 9), (40, 8), (2, 2), (1, 1), (5, 2), (1, 4)])
+def test_resampling_rows_sum_to_one_and_mirror(size: int, new: int) -> None:
+    matrix = resampling_matrix(size, new)
+
+    assert matrix.shape == (new, size)
+    assert (matrix >= 0).all()
+    torch.testing.assert_close(matrix.sum(1), torch.ones(new))
+    torch.testing.assert_close(matrix.flip(0, 1), matrix)
+    if size == new:
+        assert torch.equal(matrix, torch.eye(size))
+
+
+@every_layer
+@pytest.mark.parametrize(("shape", "spacing"), [((9, 13), (2.0, 1.0)), ((9, 11, 13), (1.0, 3.0, 1.5))])
+def test_smoothing_is_as_long_in_mm_along_every_axis(
+    make: Callable[..., SeparableSmoothing], shape: tuple[int, ...], spacing: tuple[float, ...]
+) -> None:
+    layer = make(len(shape))
+
+    matrices = layer.matrices(shape, spacing=spacing)
+
+    for matrix, own, side in zip(matrices, layer.matrices(shape), spacing, strict=True):
+        assert torch.equal(matrix, own) == (side == min(spacing))
+        reach = (matrix[matrix.shape[0] // 2] > 1e-6).sum() // 2 * side
+        limit = layer.passes * (len(layer.kernel()) // 2) * min(spacing)
+        assert reach <= limit + side / 2 + 1e-6
+    doubled = layer.matrices(shape, spacing=[2 * side for side in spacing])
+    assert all(torch.equal(a, b) for a, b in zip(matrices, doubled, strict=True))

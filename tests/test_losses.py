@@ -6,6 +6,8 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +23,20 @@ from synthetic import deformed_pair, smooth_ddf, smooth_image
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
-from monai_nodeo import losses
+from monai_nodeo import slabs
 from monai_nodeo.fields import identity_grid, jacobian_determinant, phi_to_ddf
 from monai_nodeo.inferers import PairInferer
-from monai_nodeo.losses import FoldingLoss, LocalNCCLoss, RegistrationLoss, SmoothnessLoss, VelocityMagnitudeLoss
+from monai_nodeo.landmarks import landmark_loss
+from monai_nodeo.losses import (
+    FoldingLoss,
+    ImageLoss,
+    IntensityLoss,
+    LocalNCCLoss,
+    RegistrationLoss,
+    SmoothnessLoss,
+    VelocityMagnitudeLoss,
+    similarity,
+)
 from monai_nodeo.networks import NODEONet
 
 SHAPES = [(11, 9), (9, 7, 5)]
@@ -36,9 +48,9 @@ def slab_of(request, monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[int, ..
     """Call it with a spatial shape: the losses then work through slabs of a few planes."""
 
     def limit(shape: tuple[int, ...]) -> None:
-        monkeypatch.setattr(losses, "_SLAB_VOXELS", request.param * math.prod(shape[1:]))
+        monkeypatch.setattr(slabs, "SLAB_VOXELS", request.param * math.prod(shape[1:]))
         expected = math.ceil(shape[0] / request.param)
-        assert len(list(losses._slabs(torch.empty(1, 1, *shape)))) == expected
+        assert len(list(slabs.slabs(torch.empty(1, 1, *shape)))) == expected
 
     return limit
 
@@ -117,7 +129,7 @@ def test_ncc_gradient_is_that_of_autograd(shape, window, reduction, slab_of):
 @pytest.mark.parametrize("eps", [1e-5, 0.1])
 @pytest.mark.parametrize("shape", [(5, 7), (3, 4, 5)])
 def test_ncc_passes_gradcheck(shape, eps, monkeypatch):
-    monkeypatch.setattr(losses, "_SLAB_VOXELS", 2 * math.prod(shape[1:]))
+    monkeypatch.setattr(slabs, "SLAB_VOXELS", 2 * math.prod(shape[1:]))
     pred, target = images(shape, channels=2)
     loss = LocalNCCLoss(len(shape), 3, eps=eps)
     assert gradcheck(lambda x: loss(x, target), pred.requires_grad_())
@@ -224,8 +236,8 @@ def test_ncc_follows_its_target():
 
 def test_ncc_works_out_its_target_once(monkeypatch):
     pred, target = images((11, 9))
-    loss, calls, of = LocalNCCLoss(2, 5), [], losses._LocalStatistics.of
-    monkeypatch.setattr(losses._LocalStatistics, "of", lambda *args: calls.append(args) or of(*args))
+    loss, calls, of = LocalNCCLoss(2, 5), [], similarity._LocalStatistics.of
+    monkeypatch.setattr(similarity._LocalStatistics, "of", lambda *args: calls.append(args) or of(*args))
     for _ in range(3):
         loss(pred, target)
     assert len(calls) == 1
@@ -288,7 +300,7 @@ def test_folding_value_and_gradient_are_those_of_autograd(shape, margin, slab_of
 
 @pytest.mark.parametrize("shape", [(5, 4), (4, 3, 5)])
 def test_folding_passes_gradcheck(shape, monkeypatch):
-    monkeypatch.setattr(losses, "_SLAB_VOXELS", 2 * math.prod(shape[1:]))
+    monkeypatch.setattr(slabs, "SLAB_VOXELS", 2 * math.prod(shape[1:]))
     assert gradcheck(FoldingLoss(), folded_field(shape).requires_grad_())
 
 
@@ -349,7 +361,7 @@ def test_smoothness_value_and_gradient_are_those_of_autograd(shape, slab_of):
 @pytest.mark.parametrize("loss", [SmoothnessLoss(), VelocityMagnitudeLoss()])
 @pytest.mark.parametrize("shape", [(5, 4), (4, 3, 5)])
 def test_quadratic_penalties_pass_gradcheck(shape, loss, monkeypatch):
-    monkeypatch.setattr(losses, "_SLAB_VOXELS", 2 * math.prod(shape[1:]))
+    monkeypatch.setattr(slabs, "SLAB_VOXELS", 2 * math.prod(shape[1:]))
     assert gradcheck(loss, torch.randn(2, len(shape), *shape, dtype=torch.float64, requires_grad=True))
 
 
@@ -364,9 +376,9 @@ def test_smoothness_of_a_linear_field_is_analytic(shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_velocity_magnitude_is_the_mean_squared_length(shape):
-    velocity = torch.randn(2, len(shape), *shape, dtype=torch.float64)
-    expected = velocity.square().sum(1).mean()
-    torch.testing.assert_close(VelocityMagnitudeLoss()(velocity), expected)
+    phi = torch.randn(2, len(shape), *shape, dtype=torch.float64)  # in [-1, 1] per unit time
+    velocity = phi_to_ddf(phi, torch.zeros_like(phi))
+    torch.testing.assert_close(VelocityMagnitudeLoss()(velocity), phi.square().sum(1).mean())
     still = torch.zeros_like(velocity)
     assert VelocityMagnitudeLoss()(still) == 0
     assert torch.equal(gradient(VelocityMagnitudeLoss(), still), still)  # the norm itself has no gradient there
@@ -438,6 +450,10 @@ def test_registration_loss_refuses_a_name_twice(ddf_terms, velocity_terms, name)
         RegistrationLoss(nn.MSELoss(), ddf_terms, velocity_terms)
 
 
+ONE_LEVEL: dict[str, Any] = {"iterations": (5,), "shrink_factors": (1,), "point_spacing": 1}
+gently = partial(torch.optim.Adam, lr=0.005, amsgrad=True)
+
+
 @pytest.mark.parametrize(
     "similarity",
     [
@@ -453,7 +469,7 @@ def test_registration_loss_refuses_a_name_twice(ddf_terms, velocity_terms, name)
 def test_image_losses_drop_in(shape, similarity):
     fixed, moving, _ = deformed_pair(shape)
     dims = len(shape)
-    inferer = PairInferer(dims, RegistrationLoss(similarity(dims)), iterations=5)
+    inferer = PairInferer(dims, RegistrationLoss(similarity(dims)), optimizer=gently, **ONE_LEVEL)
     inferer(fixed[None], NODEONet(dims), moving[None])
     curve = inferer.registrations[0].history["similarity"]
     assert curve.shape == (5,)
@@ -470,10 +486,10 @@ def test_field_losses_drop_in(shape, penalty):
     rough = {}
     for weight in (1e-3, 1e3):
         loss = RegistrationLoss(LocalNCCLoss(dims, 9), ddf_terms={"rough": (weight, penalty())})
-        inferer = PairInferer(dims, loss, iterations=5)
+        inferer = PairInferer(dims, loss, optimizer=gently, **ONE_LEVEL)
         inferer(fixed[None], NODEONet(dims), moving[None])
         history = inferer.registrations[0].history
-        assert list(history) == ["loss", "similarity", "rough"]
+        assert list(history) == ["level", "loss", "similarity", "rough"]
         rough[weight] = history["rough"][-1]
         if weight < 1:
             assert (history["loss"].diff() < 0).all()
@@ -528,3 +544,219 @@ def test_folding_refuses_fields_with_other_channels(shape, reduction):
 def test_reductions_that_do_nothing_are_refused():
     with pytest.raises(TypeError):
         SmoothnessLoss(reduction="none")
+
+
+# Weights and voxel sizes
+
+WEIGHTED = [lambda dims: LocalNCCLoss(dims, 5), lambda dims: IntensityLoss()]
+every_weighted = pytest.mark.parametrize("make", WEIGHTED, ids=["NCC", "intensity"])
+
+
+def random_weight(shape: tuple[int, ...], batch: int = 1) -> Tensor:
+    """Some voxels do not count, the others more or less, float64."""
+    weight = torch.rand(batch, 1, *shape, dtype=torch.float64)
+    return torch.where(weight < 0.3, 0, weight)
+
+
+def brute_force_weighted_cc(
+    pred: np.ndarray, target: np.ndarray, weight: np.ndarray, window: tuple[int, ...], eps: float
+) -> np.ndarray:
+    """Window by window, from the definition, with weighted means."""
+    floors = []
+    for image in (pred, target):
+        mean = np.average(image, weights=weight)
+        floors.append(eps * np.average((image - mean) ** 2, weights=weight))
+    cc = np.zeros_like(pred)
+    for index in np.ndindex(pred.shape):
+        box = tuple(slice(max(0, i - k // 2), i + k // 2 + 1) for i, k in zip(index, window, strict=True))
+        if not weight[index]:
+            continue  # the window does not count
+        x, y = (image[box] - np.average(image[box], weights=weight[box]) for image in (pred, target))
+        cov, p, t = (np.average(product, weights=weight[box]) for product in (x * y, x * x, y * y))
+        cc[index] = cov**2 / ((p + floors[0]) * (t + floors[1]))
+    return cc
+
+
+@pytest.mark.parametrize(("shape", "spacing", "window"), [((11, 9), (1, 1), (5, 5)), ((9, 7, 5), (2, 1, 4), (3, 5, 1))])
+def test_weighted_ncc_is_that_of_its_definition(shape, spacing, window):
+    pred, target = images(shape)
+    weight = random_weight(shape)
+    cc = brute_force_weighted_cc(*(x[0, 0].numpy() for x in (pred, target, weight)), window, 1e-5)
+    expected = 1 - (cc * weight[0, 0].numpy()).sum() / weight.sum().item()
+    found = LocalNCCLoss(len(shape), 5)(pred, target, weight, spacing)
+    assert found.item() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_weighted_ncc_gradient_is_that_of_autograd(shape, reduction, slab_of):
+    slab_of(shape)
+    pred, target = images(shape, batch=2, channels=3)
+    weight, spacing = random_weight(shape, batch=2), (1.0, 1.7, 3.1)[: len(shape)]
+    by_hand, plain = LocalNCCLoss(len(shape), 5, reduction), LocalNCCLoss(len(shape), 5, "none")
+
+    def reduced(x: Tensor) -> Tensor:
+        total = plain(x, target, weight, spacing).sum()
+        return total / (3 * weight.sum()) if reduction == "mean" else total
+
+    def found(x: Tensor) -> Tensor:
+        return by_hand(x, target, weight, spacing)
+
+    torch.testing.assert_close(found(pred), reduced(pred), rtol=0, atol=1e-9)
+    torch.testing.assert_close(gradient(found, pred), gradient(reduced, pred), rtol=1e-9, atol=1e-11)
+
+
+@every_weighted
+@pytest.mark.parametrize("shape", [(5, 7), (3, 4, 5)])
+def test_weighted_losses_pass_gradcheck(shape, make, monkeypatch):
+    monkeypatch.setattr(slabs, "SLAB_VOXELS", 2 * math.prod(shape[1:]))
+    pred, target = images(shape, channels=2)
+    weight, loss = random_weight(shape), make(len(shape))
+    spacing = (1.0, 2.0, 1.5)[: len(shape)]
+    assert gradcheck(lambda x: loss(x, target, weight, spacing), pred.requires_grad_())
+    assert gradcheck(lambda x, y: loss(x, y, weight, spacing), (pred, target.requires_grad_()))
+
+
+@every_weighted
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_does_not_count_changes_nothing(shape, make):
+    pred, target = images(shape)
+    weight, loss = random_weight(shape), make(len(shape))
+    expected, slope = loss(pred, target, weight), gradient(lambda x: loss(x, target, weight), pred)
+    assert (slope[weight == 0] == 0).all()
+    for value in (-5.0, 100.0):
+        p, t = (torch.where(weight > 0, image, value * torch.rand_like(image)) for image in (pred, target))
+        torch.testing.assert_close(loss(p, t, weight), expected)
+        torch.testing.assert_close(gradient(lambda x, t=t: loss(x, t, weight), p), slope)
+
+
+@every_weighted
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_weight_for_all_is_no_weight(shape, make):
+    pred, target = images(shape, batch=2, channels=2)
+    loss = make(len(shape))
+    expected, slope = loss(pred, target), gradient(lambda x: loss(x, target), pred)
+    for value in (1.0, 0.2, 30.0):
+        weight = torch.full((2, 1, *shape), value, dtype=torch.float64)
+        torch.testing.assert_close(loss(pred, target, weight), expected)
+        torch.testing.assert_close(gradient(lambda x, w=weight: loss(x, target, w), pred), slope)
+
+
+@every_weighted
+def test_weights_are_followed_and_get_no_gradient(make):
+    pred, target = images((11, 9))
+    loss, (first, second) = make(2), (random_weight((11, 9)) for _ in range(2))
+    for weight in (first, second, None, first):  # statistics of the target are kept without weights only
+        torch.testing.assert_close(loss(pred, target, weight), make(2)(pred, target, weight), rtol=0, atol=0)
+    weight = first.clone().requires_grad_()
+    pred.requires_grad_()
+    loss(pred, target, weight).backward()
+    assert weight.grad is None
+
+
+@every_weighted
+def test_no_weight_anywhere_is_a_number(make):
+    pred, target = images((11, 9))
+    pred.requires_grad_()
+    loss = make(2)(pred, target, torch.zeros(1, 1, 11, 9, dtype=torch.float64))
+    loss.backward()
+    assert loss.isfinite()
+    assert (pred.grad == 0).all()
+
+
+def test_weights_of_another_shape_are_refused():
+    pred, target = images((11, 9), channels=2)
+    with pytest.raises(ValueError, match=r"weight \(1, 2, 11, 9\) does not fit"):
+        LocalNCCLoss(2, 5)(pred, target, torch.ones(1, 2, 11, 9))
+
+
+@pytest.mark.parametrize("shape", [(12, 9), (10, 8, 6)])
+def test_windows_are_as_long_in_mm_along_every_axis(shape):
+    """On an image that repeats each voxel, voxels half as long need twice the window."""
+    pred, target = images(shape)
+    dims = len(shape)
+    long = LocalNCCLoss(dims, 9, eps=1e-9)(pred, target, spacing=(1.0, *[3.0] * (dims - 1)))
+    window = (9, *[3] * (dims - 1))
+    ones = np.ones(shape)
+    cc = brute_force_weighted_cc(pred[0, 0].numpy(), target[0, 0].numpy(), ones, window, 1e-9)
+    assert long.item() == pytest.approx(1 - cc.mean(), abs=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_smoothness_of_long_voxels_is_in_mm_per_mm(shape, slab_of):
+    slab_of(shape)
+    dims = len(shape)
+    sides = torch.tensor([1.0, 2.5, 0.7][:dims], dtype=torch.float64)
+    ddf = torch.randn(2, dims, *shape, dtype=torch.float64)
+
+    def plain(x: Tensor) -> Tensor:
+        mm = x * sides.view(1, -1, *[1] * dims)
+        return sum((mm.diff(dim=2 + a) / sides[a]).square().mean() for a in range(dims))
+
+    def loss(x: Tensor) -> Tensor:
+        return SmoothnessLoss()(x, tuple(sides.tolist()))
+
+    torch.testing.assert_close(loss(ddf), plain(ddf))
+    torch.testing.assert_close(gradient(loss, ddf), gradient(plain, ddf))
+    # the unit does not matter, only the proportions do
+    torch.testing.assert_close(SmoothnessLoss()(ddf, (3.0,) * dims), SmoothnessLoss()(ddf))
+    torch.testing.assert_close(SmoothnessLoss()(ddf, tuple((2 * sides).tolist())), loss(ddf))
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (4, 3, 5)])
+def test_smoothness_of_long_voxels_passes_gradcheck(shape):
+    spacing = (1.0, 2.0, 0.5)[: len(shape)]
+    ddf = torch.randn(2, len(shape), *shape, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda x: SmoothnessLoss()(x, spacing), ddf)
+
+
+@pytest.mark.parametrize("loss", [FoldingLoss(), VelocityMagnitudeLoss()])
+def test_determinant_and_phi_do_not_depend_on_voxel_sizes(loss):
+    ddf = folded_field((9, 7, 5))
+    assert torch.equal(loss(ddf, (1.0, 2.0, 3.0)), loss(ddf))
+
+
+def test_registration_loss_passes_on_weights_spacings_and_landmarks():
+    shape, spacing, ddf_spacing = (9, 7), (1.0, 2.0), (3.0, 1.0)
+    warped, fixed = images(shape)
+    weight, ddf, velocity = random_weight(shape), torch.randn(1, 2, 5, 6).double(), torch.randn(1, 2, 5, 6).double()
+    landmarks = 4 * torch.rand(1, 3, 2, 2, dtype=torch.float64)
+    loss = RegistrationLoss(
+        LocalNCCLoss(2, 5),
+        image_terms={"intensity": (10.0, IntensityLoss()), "idle": (0, _Fails())},
+        ddf_terms={"folding": (2.0, FoldingLoss())},
+        velocity_terms={"smoothness": (0.3, SmoothnessLoss())},
+        landmark_weight=0.1,
+    )
+    terms = loss(warped, fixed, ddf, [velocity], weight, spacing, ddf_spacing, 4.0, landmarks)
+    expected = {
+        "similarity": LocalNCCLoss(2, 5)(warped, fixed, weight, spacing),
+        "intensity": IntensityLoss()(warped, fixed, weight),
+        "folding": FoldingLoss()(ddf),
+        "smoothness": SmoothnessLoss()(velocity, ddf_spacing),
+        "landmarks": landmark_loss(ddf, landmarks, ddf_spacing),
+    }
+    assert list(terms) == ["loss", *expected]
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value)
+    factors = {"similarity": 1, "intensity": 10, "folding": 2, "smoothness": 4 * 0.3, "landmarks": 0.1}
+    torch.testing.assert_close(terms["loss"], sum(factors[name] * value for name, value in expected.items()))
+    without = loss(warped, fixed, ddf, [velocity])
+    assert list(without) == ["loss", "similarity", "intensity", "folding", "smoothness"]
+
+
+def test_a_loss_that_knows_no_masks_refuses_them():
+    image = torch.rand(1, 1, 5, 7)
+    with pytest.raises(ValueError, match=r"MSELoss cannot take masks.*LocalNCCLoss"):
+        RegistrationLoss(nn.MSELoss())(image, image, torch.zeros(1, 2, 5, 7), [], weight=torch.ones(1, 1, 5, 7))
+
+
+@pytest.mark.parametrize("name", ["level", "landmarks"])
+def test_names_of_the_history_are_no_names_of_terms(name):
+    with pytest.raises(ValueError, match=f"'{name}' of a loss term is taken"):
+        RegistrationLoss(nn.MSELoss(), image_terms={name: (1.0, nn.MSELoss())})
+
+
+def test_image_losses_say_how_to_be_called():
+    with pytest.raises(TypeError, match="forward"):
+        ImageLoss()

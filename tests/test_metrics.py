@@ -13,10 +13,13 @@ from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric
 from torch import Tensor
 
+from monai_nodeo.folding import folded_cells
 from monai_nodeo.metrics import (
+    FoldedCellCountMetric,
     FoldingFractionMetric,
     MeanDisplacementMetric,
     SDLogJacobianMetric,
+    folded_cell_count,
     folding_fraction,
     mean_displacement,
     sd_log_jacobian,
@@ -25,6 +28,7 @@ from monai_nodeo.metrics import (
 SHAPES = [(9, 13), (9, 11, 13)]
 METRICS: dict[type[CumulativeIterationMetric], Callable[[Tensor], Tensor]] = {
     FoldingFractionMetric: folding_fraction,
+    FoldedCellCountMetric: folded_cell_count,
     SDLogJacobianMetric: sd_log_jacobian,
     MeanDisplacementMetric: mean_displacement,
 }
@@ -71,6 +75,19 @@ def test_folding_fraction_is_numpys(shape: tuple[int, ...]) -> None:
     expected = [(d <= 0).mean() for d in determinants(ddf)]
     assert min(expected) > 0
     np.testing.assert_allclose(fraction.numpy(), expected, rtol=1e-6)
+
+
+@every_shape
+def test_folded_cells_are_counted_in_each_field(shape: tuple[int, ...]) -> None:
+    ddf = noise(shape, batch=3)
+    ddf[1] = 0
+
+    counts = folded_cell_count(ddf)
+
+    assert counts[1] == 0
+    assert counts[0] == int(folded_cells(ddf[:1]).sum()) > 0
+    # any one-sided difference sees more than the forward ones
+    assert counts[0] > sum(d <= 0 for d in determinants(ddf)[0])
 
 
 @every_shape

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from monai_nodeo.fields import identity_grid
+from monai_nodeo.fields import identity_grid, phi_to_ddf, voxels_per_unit
+from monai_nodeo.integration import ODESolver
 from monai_nodeo.layers import AveragingSmoothing, GaussianSmoothing, SeparableSmoothing
-from monai_nodeo.networks import NODEONet, VelocityModel
+from monai_nodeo.losses import SmoothnessLoss
+from monai_nodeo.networks import Coordinates, Decoder, EulerianVelocity, Lattice, NODEONet, VelocityModel
+from monai_nodeo.networks.parametrisations import Parametrisation
 
 SHAPES = [(9, 13), (16, 8), (9, 11, 13), (8, 10, 17)]
 SMALL: dict[str, Any] = {"channels": 6, "num_convolutions": 2, "bottleneck": 8}
@@ -289,3 +292,253 @@ def test_a_velocity_model_says_how_to_make_another() -> None:
 
     with pytest.raises(TypeError, match="fresh"):
         NoFresh()  # type: ignore[abstract]
+
+
+# Eulerian velocity
+
+PARAMETRISATIONS: dict[str, Any] = {
+    "lattice": Lattice,
+    "decoder": lambda size, keyframes=1: Decoder(size, keyframes, bottleneck=4),
+    "coordinates": lambda size, keyframes=1: Coordinates(size, keyframes, channels=8, frequencies=6, highest=1.0),
+}
+every_parametrisation = pytest.mark.parametrize("make", PARAMETRISATIONS.values(), ids=PARAMETRISATIONS)
+EULERIAN_SHAPES = [(9, 13), (7, 9, 12)]
+every_eulerian_shape = pytest.mark.parametrize("shape", EULERIAN_SHAPES)
+
+
+def eulerian(shape: tuple[int, ...], make: Any = Lattice, keyframes: int = 1, **options: Any) -> EulerianVelocity:
+    """With random weights."""
+    model = EulerianVelocity(len(shape), shape, make((8,) * len(shape), keyframes=keyframes), **options)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def set_nodes(model: EulerianVelocity, nodes: Tensor) -> None:
+    """Nodes (keyframes, D, *shape) of a lattice."""
+    assert isinstance(model.parametrisation, Lattice)
+    model.parametrisation.nodes.data.copy_(nodes)
+
+
+@every_parametrisation
+@every_eulerian_shape
+@pytest.mark.parametrize("keyframes", [1, 3])
+def test_every_parametrisation_starts_at_rest_and_takes_any_shape(make, shape, keyframes) -> None:
+    small = make((8,) * len(shape), keyframes=keyframes)
+    images: Parametrisation = small.fresh(shape)
+
+    assert images().shape == (keyframes, len(shape), *shape)
+    assert not images().any()
+    assert (images.image_size, images.keyframes) == (shape, keyframes)
+    model = EulerianVelocity(len(shape), shape, small)
+    assert not model(identity_grid(shape), torch.tensor(0.3)).any()
+
+
+@every_parametrisation
+@every_eulerian_shape
+def test_a_few_steps_move_the_cloud_where_it_should_go(make, shape) -> None:
+    model = EulerianVelocity(len(shape), shape, make((8,) * len(shape)))
+    identity = identity_grid(shape)
+    wanted = identity * 0.9 + 0.05
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        arrived = ODESolver("euler", 2)(model.flow(identity).velocity, identity)[-1]
+        losses.append((arrived - wanted).square().mean())
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.3 * losses[0]
+
+
+@every_eulerian_shape
+@pytest.mark.parametrize("method", ["euler", "rk4"])
+def test_a_constant_velocity_is_a_translation(shape, method) -> None:
+    model = EulerianVelocity(len(shape), shape)
+    shift = torch.tensor([1.5, -2.0, 0.25][: len(shape)]).view(1, -1, *[1] * len(shape))
+    set_nodes(model, shift.expand(1, -1, *shape))
+    identity = identity_grid(shape)
+
+    ddf = phi_to_ddf(ODESolver(method, 3)(model, identity)[-1], identity)
+
+    # nodes are in steps of the points
+    torch.testing.assert_close(ddf, shift.expand_as(ddf), atol=1e-5, rtol=0)
+
+
+@every_eulerian_shape
+def test_a_velocity_belongs_to_places(shape) -> None:
+    model = eulerian(shape)
+    cloud = (identity_grid(shape) * 0.7).repeat(2, *[1] * (1 + len(shape)))
+    order = torch.randperm(shape[-1])
+
+    velocity = model(cloud)
+
+    assert velocity.shape == cloud.shape
+    torch.testing.assert_close(model(cloud[..., order]), velocity[..., order])
+    image = model(identity_grid(shape))
+    expected = F.grid_sample(image, cloud[:1].movedim(1, -1).flip(-1), padding_mode="border", align_corners=True)
+    torch.testing.assert_close(velocity[:1], expected, atol=1e-6, rtol=1e-5)
+
+
+@every_eulerian_shape
+@every_parametrisation
+@pytest.mark.parametrize("keyframes", [1, 3])
+def test_a_flow_is_the_velocity(shape, make, keyframes) -> None:
+    model = eulerian(shape, make, keyframes)
+    identity = identity_grid(shape)
+    velocity, images = model.flow(identity)
+
+    assert len(images) == keyframes
+    for time in (0.0, 0.3, 1.0):
+        for phi in (identity, identity * 0.8):
+            t = torch.tensor(time)
+            torch.testing.assert_close(velocity(phi, t), model(phi, t), atol=1e-6, rtol=1e-5)
+    for image, time in zip(images, torch.linspace(0, 1, max(keyframes, 2)), strict=False):
+        torch.testing.assert_close(image, model(identity, time), atol=1e-6, rtol=1e-5)
+
+
+@every_eulerian_shape
+def test_keyframes_are_interpolated_in_time(shape) -> None:
+    model = eulerian(shape, keyframes=3)
+    phi = identity_grid(shape) * 0.8
+
+    def at(time: float) -> Tensor:
+        return model(phi, torch.tensor(time))
+
+    torch.testing.assert_close(at(0.25), (at(0.0) + at(0.5)) / 2)
+    torch.testing.assert_close(at(0.9), 0.2 * at(0.5) + 0.8 * at(1.0))
+    assert (at(0.0) - at(0.5)).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="several keyframes needs the time"):
+        model(phi)
+
+
+def test_equal_keyframes_are_one() -> None:
+    shape = EULERIAN_SHAPES[0]
+    one, three = eulerian(shape), EulerianVelocity(2, shape, Lattice((8, 8), 3))
+    set_nodes(three, one.parametrisation().expand(3, -1, *shape))
+    phi = identity_grid(shape) * 0.8
+    torch.testing.assert_close(three(phi, torch.tensor(0.3)), one(phi))
+
+
+@every_parametrisation
+@pytest.mark.parametrize(
+    ("shape", "finer", "spacing"), [((9, 13), (17, 25), (1.0, 1.0)), ((7, 9, 12), (12, 15, 12), (1.0, 1.0, 2.0))]
+)
+@pytest.mark.parametrize("keyframes", [1, 2])
+def test_a_finer_model_goes_on_with_the_velocity(make, shape, finer, spacing, keyframes) -> None:
+    model = eulerian(shape, make, keyframes)
+    fine = model.finer(finer, spacing)
+
+    assert fine.image_size == finer
+    # at random places: a linear interpolation between the nodes, here as there
+    for time in (0.0, 0.6):
+        phi = identity_grid(shape)
+        t = torch.tensor(time)
+        rough, smooth = fine(phi, t), model(phi, t)
+        assert (rough - smooth).norm() < 0.2 * smooth.norm()
+    # not a weight is shared
+    with torch.no_grad():
+        for parameter in fine.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(fine(phi, t), rough)
+    assert not any(parameter.requires_grad for parameter in fine.buffers())
+
+
+@pytest.mark.parametrize(("shape", "finer"), [((9, 13), (20, 31)), ((7, 9, 12), (12, 15, 25))])
+def test_a_linear_velocity_is_kept_exactly(shape, finer) -> None:
+    dims = len(shape)
+    model = EulerianVelocity(dims, shape, smoothing=AveragingSmoothing(dims, passes=0))
+    matrix = 0.3 * torch.randn(dims, dims)
+    wanted = torch.einsum("ij,bj...->bi...", matrix, identity_grid(shape))
+    set_nodes(model, phi_to_ddf(wanted, torch.zeros_like(wanted)))
+    torch.testing.assert_close(model(identity_grid(shape)), wanted)
+
+    fine = model.finer(finer)
+
+    places = 2 * torch.rand(1, dims, *shape) - 1
+    expected = torch.einsum("ij,bj...->bi...", matrix, places)
+    for velocity in (model, fine, fine.finer(tuple(2 * n for n in finer))):
+        torch.testing.assert_close(velocity(places), expected, atol=1e-5, rtol=1e-4)
+
+
+@every_eulerian_shape
+def test_a_step_is_as_long_in_mm_along_every_axis(shape) -> None:
+    dims = len(shape)
+    spacing = (1.0, 2.5, 4.0)[:dims]
+    model = EulerianVelocity(dims, shape, smoothing=AveragingSmoothing(dims, passes=0), spacing=spacing)
+    set_nodes(model, torch.ones(1, dims, *shape))
+    velocity = model(identity_grid(shape)) * voxels_per_unit(shape, torch.float32, torch.device("cpu"))
+    in_mm = velocity * torch.tensor(spacing).view(1, -1, *[1] * dims)
+    torch.testing.assert_close(in_mm, torch.ones_like(in_mm))
+
+
+@every_eulerian_shape
+def test_the_kernel_is_as_long_in_mm_along_every_axis(shape) -> None:
+    dims = len(shape)
+    spacing = (1.0, 2.0, 4.0)[:dims]
+    kernel = GaussianSmoothing(dims, 1.5)
+    model = EulerianVelocity(dims, shape, smoothing=kernel, spacing=spacing)
+    for axis, (matrix, side) in enumerate(zip(kernel.matrices(shape, spacing=spacing), spacing, strict=True)):
+        assert torch.equal(model.get_buffer(f"kernel_{axis}"), matrix)
+        # the row of a node in the middle is a Gaussian of 1.5 mm
+        row = matrix[shape[axis] // 2].double()
+        reach = (torch.arange(shape[axis]) - shape[axis] // 2) * side
+        assert (row * reach.square()).sum() < 1.5**2 * 1.05
+
+
+def test_smoothing_makes_a_smooth_velocity() -> None:
+    shape = (17, 21)
+    rough, smooth = (eulerian(shape, smoothing=GaussianSmoothing(2, sigma)) for sigma in (0.3, 3.0))
+    set_nodes(smooth, rough.parametrisation())
+    identity = identity_grid(shape)
+    assert SmoothnessLoss()(smooth(identity)) < 0.1 * SmoothnessLoss()(rough(identity))
+
+
+@every_eulerian_shape
+def test_the_flow_of_a_smooth_velocity_does_not_fold_and_its_negative_undoes_it(shape) -> None:
+    model = eulerian(shape, smoothing=GaussianSmoothing(len(shape), 2.0))
+    identity = identity_grid(shape)
+    solver = ODESolver("rk4", 8)
+    there = solver(model, identity)[-1]
+    back = solver(lambda phi, t: -model(phi, t), there)[-1]
+    inside = (..., *[slice(2, -2)] * len(shape))
+    torch.testing.assert_close(back[inside], identity[inside], atol=2e-3, rtol=0)
+    assert (there - identity).abs().max() > 0.02
+
+
+@every_parametrisation
+@every_eulerian_shape
+def test_the_adjoint_gradient_is_similar(shape, make) -> None:
+    model = eulerian(shape, make, smoothing=GaussianSmoothing(len(shape), 2.0))
+    identity, weight = identity_grid(shape), torch.randn(1, len(shape), *shape)
+    gradients = []
+    for adjoint in (False, True):
+        arrived = ODESolver("rk4", 8, adjoint=adjoint)(model, identity)[-1]
+        grads = torch.autograd.grad((arrived * weight).sum(), list(model.parameters()))
+        gradients.append(torch.cat([g.flatten() for g in grads]))
+    direct, by_adjoint = gradients
+    assert torch.cosine_similarity(direct, by_adjoint, dim=0) > 0.98
+
+
+@pytest.mark.parametrize("shape", [(1, 9), (7, 1, 9)])
+def test_an_axis_of_one_point_does_not_move(shape) -> None:
+    velocity = eulerian(shape)(identity_grid(shape))
+    assert velocity.isfinite().all()
+    assert not velocity[:, shape.index(1)].any()
+
+
+def test_eulerian_models_of_another_dimension_are_refused() -> None:
+    with pytest.raises(ValueError, match="spatial_dims=3 entries"):
+        EulerianVelocity(3, (8, 9))
+    with pytest.raises(ValueError, match="keyframes must be at least 1, got 0"):
+        Lattice((8, 9), keyframes=0)
+
+
+def test_a_network_of_nodeo_has_no_finer_one_and_flows_as_itself() -> None:
+    net = small_net((9, 13))
+    with pytest.raises(ValueError, match="NODEONet cannot go on from a coarser level"):
+        net.finer((17, 25))
+    velocity, images = net.flow(identity_grid((9, 13)))
+    assert velocity is net
+    assert images == ()

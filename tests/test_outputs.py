@@ -17,21 +17,24 @@ from ignite.engine import Engine, Events
 from monai.data import DataLoader, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, CopyItemsd, ScaleIntensityd
+from scipy import ndimage
 from synthetic import deformed_pair, smooth_image
 from torch import nn
 
 from monai_nodeo import outputs
 from monai_nodeo.datalist import PairDataset
+from monai_nodeo.grid_matching import MatchGridd
 from monai_nodeo.inferers import PairInferer, prepare_pair
 from monai_nodeo.networks import NODEONet
 from monai_nodeo.outputs import PairsFailedError, SavePair, make_output_dir, pair_figures, run
-from monai_nodeo.pair_transforms import LoadPaird, MatchGridd
+from monai_nodeo.pair_transforms import LoadPaird
+from monai_nodeo.transform_io import read_displacement
 from monai_nodeo.transforms import WarpWithDDFd
 
 SHAPE = (12, 9, 11)
 SPACING = (1.5, 2.0, 1.0)
 ITERATIONS = 2
-FILES = {"warped.nii.gz", "displacement.nii.gz", "jacobian.nii.gz", "metrics.json", "history.csv"}
+FILES = {"warped.nii.gz", "displacement.nii.gz", "jacobian.nii.gz", "transform.h5", "metrics.json", "history.csv"}
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -62,9 +65,9 @@ def images(row: Mapping[str, str], id: str) -> dict[str, str]:
 def make_evaluator(folder: Path, *rows: Mapping[str, Any], **options: Any) -> tuple[SupervisedEvaluator, PairDataset]:
     """A stock evaluator with the handler under test, made in Python as a user would do it."""
     inputs = ["fixed_input", "moving_input"]
-    steps = [LoadPaird(), MatchGridd(), CopyItemsd(["fixed", "moving"], names=inputs), ScaleIntensityd(inputs)]
+    steps = [LoadPaird(), MatchGridd(), CopyItemsd("fixed", names="fixed_input"), ScaleIntensityd(inputs)]
     dataset = PairDataset(rows, Compose(steps))
-    inferer = PairInferer(iterations=ITERATIONS)
+    inferer = PairInferer(iterations=[ITERATIONS], shrink_factors=[1])
     warps = WarpWithDDFd(
         ["moving", "moving_label"],
         ddf_key="pred",
@@ -124,16 +127,32 @@ def figures_of(ddf: torch.Tensor, **labels: torch.Tensor) -> dict[str, Any]:
     item: dict[str, Any] = {"fixed": image, "fixed_input": image, "moving_input": image}
     output: dict[str, Any] = {"pred": ddf}
     if labels:
-        item |= {"fixed_label": labels["fixed"], "moving_label": labels["moving"]}
+        item |= {f"{side}_label": MetaTensor(labels[side], affine=image.affine) for side in ("fixed", "moving")}
         output["warped_label"] = labels["warped"]
     return pair_figures(item, output, nn.MSELoss())
+
+
+def test_landmarks_are_measured_where_the_moving_image_lies() -> None:
+    ddf = torch.zeros(3, *SHAPE)
+    ddf[0] = 2
+    image = MetaTensor(smooth_image(SHAPE), affine=torch.diag(torch.tensor([*SPACING, 1.0])))
+    landmarks = torch.tensor([[[3.0, 3, 3], [5.0, 3, 3]], [[4.0, 3, 3], [6.0, 5, 3]]])
+    start = torch.diag(torch.tensor([2.0, 1, 1, 1], dtype=torch.float64))
+    item = {"fixed": image, "fixed_input": image, "moving_input": image, "landmarks": landmarks}
+    figures = pair_figures(item, {"pred": ddf}, nn.MSELoss())
+    assert figures["before"]["tre_mm"] == pytest.approx([3.0, 5.0])
+    assert figures["after"]["tre_mm"] == pytest.approx([0.0, 4.0], abs=1e-5)
+    assert figures["after"]["tre_mm_mean"] == pytest.approx(2.0)
+    started = pair_figures(item | {"initial_affine": start}, {"pred": ddf}, nn.MSELoss())
+    assert started["before"]["tre_mm"] == pytest.approx([6.0, 52**0.5])
+    assert started["initial_affine"] == start.tolist()
 
 
 def test_nothing_changes_without_displacement() -> None:
     figures = figures_of(torch.zeros(3, *SHAPE))
     assert figures.pop("before") == {"similarity": 0}
     assert figures.pop("after") == {"similarity": pytest.approx(0, abs=1e-12)}
-    assert figures == {"folding_percent": 0, "sd_log_jacobian": 0, "displacement_mm_mean": 0}
+    assert figures == {"folding_percent": 0, "folded_cells": 0, "sd_log_jacobian": 0, "displacement_mm_mean": 0}
 
 
 def test_a_translation_has_its_length_in_mm_and_does_not_fold() -> None:
@@ -188,9 +207,10 @@ def test_a_pair_with_labels_gets_all_files_and_a_row(tmp_path, row) -> None:
 def test_the_saved_warp_is_that_of_the_unscaled_moving_image(tmp_path, row) -> None:
     evaluator, _ = make_evaluator(tmp_path, images(row, "pair"))
     evaluator.run()
-    # Two steps move nothing by more than a thousandth of a voxel.
     warped = nib.nifti1.load(tmp_path / "pair" / "warped.nii.gz").get_fdata()
-    np.testing.assert_allclose(warped[1:-1, 1:-1, 1:-1], moving_voxels(row)[1:-1, 1:-1, 1:-1], atol=0.1)
+    ddf, _ = read_displacement(tmp_path / "pair" / "displacement.nii.gz")
+    expected = ndimage.map_coordinates(moving_voxels(row), np.indices(SHAPE) + ddf, order=1, mode="nearest")
+    np.testing.assert_allclose(warped[1:-1, 1:-1, 1:-1], expected[1:-1, 1:-1, 1:-1], atol=0.01)
     assert moving_voxels(row).max() > 50
 
 

@@ -2,78 +2,22 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from dicom import write_series
 from monai.data import DataLoader, MetaTensor, decollate_batch
 from monai.transforms import Compose
-from scipy import ndimage
+from scans import FLAT, SLICE, VOLUME, load, make_affine, refuse, smooth
 
-from monai_nodeo.pair_transforms import LoadPaird, MatchGridd, PairError, root_cause
-
-VOLUME, SLICE, FLAT = (9, 11, 13), (9, 11, 1), (9, 11)
-
-
-def smooth(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """Smooth random image with values in [0, 100]."""
-    image = ndimage.gaussian_filter(
-        np.random.default_rng(seed).normal(size=shape), [1.5 if n > 1 else 0 for n in shape]
-    )
-    return (100 * (image - image.min()) / np.ptp(image)).astype(np.float32)
-
-
-def rotation(angle: float, axis: int) -> np.ndarray:
-    i, j = [other for other in range(3) if other != axis]
-    matrix = np.eye(3)
-    matrix[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
-    return matrix
-
-
-def make_affine(
-    spacing: tuple[float, float, float],
-    angles: tuple[float, float, float] = (0, 0, 0),
-    origin: tuple[float, ...] = (0, 0, 0),
-) -> np.ndarray:
-    affine = np.eye(4)
-    turn = rotation(angles[0], 0) @ rotation(angles[1], 1) @ rotation(angles[2], 2)
-    affine[:3, :3] = turn @ np.diag(spacing)
-    affine[:3, 3] = origin
-    return affine
-
-
-def centred(affine: np.ndarray, shape: tuple[int, ...], centre: tuple[float, ...] = (0, 0, 0)) -> np.ndarray:
-    """The affine moved so that the middle of the grid lies at the centre."""
-    affine = affine.copy()
-    middle = np.array([(n - 1) / 2 for n in (*shape, 1)[:3]])
-    affine[:3, 3] = np.asarray(centre) - affine[:3, :3] @ middle
-    return affine
-
-
-@pytest.fixture
-def save(tmp_path: Path) -> Callable[..., str]:
-    def _save(name: str, data: np.ndarray, affine: np.ndarray | None = None) -> str:
-        nib.save(nib.Nifti1Image(data, np.eye(4) if affine is None else affine), tmp_path / name)
-        return str(tmp_path / name)
-
-    return _save
-
-
-def load(spatial_dims: int, fixed: Any, moving: Any, **labels: Any) -> dict[str, Any]:
-    return LoadPaird(spatial_dims)({"fixed": fixed, "moving": moving, "id": "pair", **labels})
-
-
-def refuse(spatial_dims: int, fixed: Any, moving: Any, **labels: Any) -> str:
-    with pytest.raises(PairError) as info:
-        load(spatial_dims, fixed, moving, **labels)
-    return str(info.value)
-
+from monai_nodeo.grid_matching import MatchGridd
+from monai_nodeo.pair_transforms import LoadPaird
+from monai_nodeo.pairs import PairError, root_cause, stored_grid
+from monai_nodeo.transform_io import ImageGrid
 
 # LoadPaird: what comes out
 
@@ -162,7 +106,7 @@ def test_missing_paths_and_files(save, tmp_path) -> None:
     assert "fixed: no path was given" in refuse(3, None, good)
     assert "moving: no path was given" in refuse(3, good, "")
     assert f"moving {tmp_path}/gone.nii.gz: there is no such file" in refuse(3, good, tmp_path / "gone.nii.gz")
-    assert f"fixed {tmp_path}: not a file" in refuse(3, tmp_path, good)
+    assert f"fixed {tmp_path}: the folder holds no DICOM files" in refuse(3, tmp_path, good)
     assert "a int is not a path" in refuse(3, 3, good)
 
 
@@ -186,10 +130,8 @@ def test_files_that_are_no_images(save, tmp_path) -> None:
         ("a.png", b"\x89PNG"),
     ):
         (tmp_path / name).write_bytes(content)
-        assert f"fixed {tmp_path / name}: not an image that nibabel reads" in refuse(3, tmp_path / name, good)
-    surface = nib.gifti.GiftiImage()
-    nib.save(surface, tmp_path / "a.gii")
-    assert "a GiftiImage has no voxel grid" in refuse(3, tmp_path / "a.gii", good)
+        reader = "nibabel" if ".nii" in name else "SimpleITK"
+        assert f"fixed {tmp_path / name}: not an image that {reader} reads" in refuse(3, tmp_path / name, good)
 
 
 @pytest.mark.parametrize(
@@ -309,157 +251,65 @@ def test_root_cause_sees_through_composes(save) -> None:
     assert root_cause(other) is other
 
 
-# MatchGridd
+# Masks
 
 
-def itk_resample(moving: str, fixed: str, nearest: bool = False) -> np.ndarray:
-    """(*spatial) of the moving file on the fixed file's grid, by SimpleITK from the headers alone."""
-    interpolator = sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear
-    images = [sitk.ReadImage(path, sitk.sitkFloat32) for path in (moving, fixed)]
-    return sitk.GetArrayFromImage(sitk.Resample(images[0], images[1], sitk.Transform(), interpolator, -1e4)).T
+def test_masks_are_ones_and_zeros_on_the_grid_of_their_image(save) -> None:
+    affine = make_affine((1, 2, 3), (0.2, 0.3, 0.4))
+    fixed, moving = save("f.nii.gz", smooth(VOLUME), affine), save("m.nii.gz", smooth((11, 9, 13), 1), affine)
+    values = np.zeros((11, 9, 13), np.float32)
+    values[2:5, 3:7], values[7] = 0.4, 255
+    row = load(3, fixed, moving, moving_mask=save("mask.nii.gz", values, affine), fixed_mask=None)
+    np.testing.assert_array_equal(row["moving_mask"].array[0], values > 0)
+    assert row["moving_mask"].dtype == torch.float32
+    assert "fixed_mask" not in row
 
 
-OBLIQUE = [
-    ((1, 1, 1), (0, 0, 0), (1.5, 0.8, 1.2), (0, 0, 0)),
-    ((1.0, 1.5, 2.0), (0.3, -0.2, 0.5), (1.4, 1.1, 1.7), (-0.1, 0.4, 0.2)),
-    ((-1.0, 1.5, 2.0), (0.3, -0.2, 1.5), (1.4, -1.1, -1.7), (1.1, 0.4, 0.2)),
-]
+def test_masks_that_are_no_masks(save) -> None:
+    affine = make_affine((1, 2, 3), (0.2, 0.3, 0.4))
+    image = save("i.nii.gz", smooth(VOLUME), affine)
+    empty = save("empty.nii.gz", np.zeros(VOLUME, np.uint8), affine)
+    assert f"fixed_mask {empty}: the mask excludes everything" in refuse(3, image, image, fixed_mask=empty)
+    other = save("other.nii.gz", np.ones((9, 11, 12), np.uint8), affine)
+    message = refuse(3, image, image, moving_mask=other)
+    assert f"moving_mask {other}: shape (9, 11, 12) differs from (9, 11, 13) of its image {image}" in message
+    elsewhere = save("elsewhere.nii.gz", np.ones(VOLUME, np.uint8))
+    assert "its affine puts a corner" in refuse(3, image, image, moving_mask=elsewhere)
 
 
-@pytest.mark.parametrize(("fixed_spacing", "fixed_angles", "moving_spacing", "moving_angles"), OBLIQUE)
-def test_volumes_are_resampled_as_by_itk(save, fixed_spacing, fixed_angles, moving_spacing, moving_angles) -> None:
-    fixed_shape, moving_shape = (15, 17, 19), (21, 26, 23)
-    fixed_affine = centred(make_affine(fixed_spacing, fixed_angles), fixed_shape, (40, -30, 20))
-    moving_affine = centred(make_affine(moving_spacing, moving_angles), moving_shape, (41, -29, 20.5))
-    fixed = save("f.nii.gz", smooth(fixed_shape, 1), fixed_affine)
-    moving = save("m.nii.gz", smooth(moving_shape, 2), moving_affine)
-    labels = {
-        "fixed_label": save("fl.nii.gz", np.ones(fixed_shape, np.uint8), fixed_affine),
-        "moving_label": save("ml.nii.gz", (smooth(moving_shape, 3) // 10).astype(np.uint8), moving_affine),
-    }
-
-    pair = MatchGridd()(load(3, fixed, moving, **labels))
-
-    expected = itk_resample(moving, fixed)
-    # ITK's field of view has half a voxel more, where it repeats the border: one voxel in, both interpolate.
-    index = np.indices(fixed_shape).reshape(3, -1)
-    position = np.linalg.inv(moving_affine) @ fixed_affine @ np.vstack([index, np.ones(index.shape[1])])
-    limit = np.array(moving_shape)[:, None] - 1
-    inside = ((position[:3] > 0.01) & (position[:3] < limit - 0.01)).all(0).reshape(fixed_shape)
-    assert inside.mean() > 0.5
-    assert pair["moving"].shape == (1, *fixed_shape)
-    np.testing.assert_allclose(pair["moving"].array[0][inside], expected[inside], atol=1e-3)  # of a range of 100
-    differing = pair["moving_label"].array[0] != itk_resample(labels["moving_label"], fixed, nearest=True)
-    assert differing[inside].mean() < 0.002  # halfway cases may round either way
-    torch.testing.assert_close(pair["moving"].affine, pair["fixed"].affine, rtol=0, atol=0)
-    np.testing.assert_allclose(pair["moving"].meta["original_affine"], moving_affine, atol=1e-4)
-    assert pair["moving"].meta["filename_or_obj"] == moving
-    assert tuple(pair["moving"].meta["spatial_shape"]) == moving_shape
+# Other formats
 
 
-CORONAL = np.array([[-1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+@pytest.mark.parametrize("name", ["f.nrrd", "f.mha"])
+def test_any_format_gives_the_same_row(save, tmp_path, name: str) -> None:
+    path = save("f.nii.gz", smooth(VOLUME), make_affine((1, 2, 3), (0.2, 0.3, 0.4), (5, 6, 7)))
+    sitk.WriteImage(sitk.ReadImage(path), str(tmp_path / name))
+    row = load(3, path, tmp_path / name)
+    assert torch.equal(row["moving"].as_tensor(), row["fixed"].as_tensor())
+    torch.testing.assert_close(row["moving"].affine, row["fixed"].affine, atol=1e-5, rtol=0)
+    grids = [stored_grid(row[key]) for key in ("fixed", "moving")]
+    assert grids[0].shape == grids[1].shape == VOLUME
 
 
-@pytest.mark.parametrize("level", [0.0, 7.5])
-@pytest.mark.parametrize("base", [np.eye(4), CORONAL, make_affine((1, 1, 1), (0.4, -0.7, 0.3))])
-def test_slices_are_resampled_in_their_plane(save, base: np.ndarray, level: float) -> None:
-    fixed_shape, moving_shape = (15, 17, 1), (24, 21, 1)
-    fixed_affine = centred(base @ make_affine((1.0, 1.5, 2.0)), fixed_shape, (5, 6, 7))
-    moving_affine = centred(base @ make_affine((1.2, 1.4, 5.0), (0, 0, 0.3)), moving_shape, (5, 6, 7))
-    values = smooth(moving_shape, 2)
-    fixed = save("f.nii.gz", smooth(fixed_shape, 1), fixed_affine)
-    same_level = save("same_level.nii.gz", values, moving_affine)
-    moving_affine[:3, 3] += level * base[:3, 2]
-    moving = save("m.nii.gz", values, moving_affine)
-
-    pair = MatchGridd()(load(2, fixed, moving))
-
-    # ITK knows no levels to ignore: it takes the slice where the planes coincide, thick enough to be interpolated.
-    expected = itk_resample(same_level, fixed)[..., 0]
-    inside = expected > -1
-    assert inside.mean() > 0.9
-    np.testing.assert_allclose(pair["moving"].array[0][inside], expected[inside], atol=2e-3)
+def test_a_dicom_series_and_a_picture_are_read(save, tmp_path) -> None:
+    affine = make_affine((1, 2, 3), (0.2, 0.3, 0.4), (5, 6, 7))
+    volume = smooth(VOLUME).astype(np.int16)
+    write_series(tmp_path / "scan", volume, affine, number=4)
+    row = load(3, save("f.nii.gz", volume, affine), f"{tmp_path / 'scan'}#4")
+    assert torch.equal(row["moving"].as_tensor(), row["fixed"].as_tensor())
+    torch.testing.assert_close(row["moving"].affine, row["fixed"].affine, atol=1e-4, rtol=0)
+    assert row["moving"].meta["original_dtype"] == "int16"
+    sitk.WriteImage(sitk.GetImageFromArray(smooth(FLAT).astype(np.uint8).T), str(tmp_path / "a.png"))
+    row = load(2, tmp_path / "a.png", tmp_path / "a.png")
+    assert stored_grid(row["fixed"]).shape == FLAT
 
 
-def test_a_true_2d_image_matches_a_slice_in_a_3d_header(save) -> None:
-    data = smooth(FLAT)
-    fixed, moving = save("f.nii.gz", data[..., None]), save("m.nii.gz", data)
-    pair = MatchGridd()(load(2, fixed, moving))
-    assert torch.equal(pair["moving"].as_tensor(), pair["fixed"].as_tensor())
-
-
-@pytest.mark.parametrize(("spatial_dims", "shape"), [(3, VOLUME), (2, SLICE)])
-def test_a_slightly_rounded_grid_keeps_its_voxels(save, spatial_dims: int, shape: tuple[int, ...]) -> None:
-    affine = make_affine((2, 0.5, 3), (0.3, 0.2, 0.1))
-    rounded = affine.copy()
-    rounded[:3, 3] += 0.002
-    row = load(spatial_dims, save("f.nii.gz", smooth(shape, 1), affine), save("m.nii.gz", smooth(shape, 2), rounded))
-    before = row["moving"].as_tensor().clone()
-    pair = MatchGridd()(row)
-    assert torch.equal(pair["moving"].as_tensor(), before)
-    torch.testing.assert_close(pair["moving"].affine, row["fixed"].affine, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("scale", [1.0, 1e-3])
-def test_a_small_difference_of_the_grids_is_not_lost(save, scale: float) -> None:
-    """MONAI's SpatialResample takes these two for equal: a matrix that differs by 9e-4, or voxels of micrometres."""
-    shape = (200, 9, 11)
-    ramp = np.broadcast_to(np.arange(200.0, dtype=np.float32)[:, None, None], shape)
-    fixed = save("f.nii.gz", ramp, make_affine((scale, scale, scale)))
-    moving = save("m.nii.gz", ramp, make_affine((scale * 1.0009, scale, scale)))
-    pair = MatchGridd()(load(3, fixed, moving))
-    np.testing.assert_allclose(pair["moving"].array[0, :, 4, 5], np.arange(200) / 1.0009, atol=1e-3)
-
-
-def test_outside_the_field_of_view_is_background(save) -> None:
-    image, labels = smooth(VOLUME) - 1000, np.full(VOLUME, 5, np.uint8)
-    far = make_affine((1, 1, 1), origin=(5, 0, 0))
-    names = [save("f.nii.gz", image), save("m.nii.gz", image, far)]
-    row = load(3, *names, fixed_label=save("fl.nii.gz", labels), moving_label=save("ml.nii.gz", labels, far))
-    pair = MatchGridd()(row)
-    assert pair["moving"][0, :5].unique().tolist() == [image.min()]
-    torch.testing.assert_close(pair["moving"].as_tensor()[:, 5:], row["moving"].as_tensor()[:, :4])
-    assert pair["moving_label"][0, :5].unique().tolist() == [0]
-    assert pair["moving_label"][0, 5:].unique().tolist() == [5]
-
-
-@pytest.mark.parametrize(("spatial_dims", "shape"), [(3, VOLUME), (2, SLICE)])
-def test_images_that_do_not_overlap(save, spatial_dims: int, shape: tuple[int, ...]) -> None:
-    fixed = save("f.nii.gz", smooth(shape))
-    moving = save("m.nii.gz", smooth(shape), make_affine((1, 1, 1), origin=(0, 50, 0)))
-    with pytest.raises(PairError) as info:
-        MatchGridd()(load(spatial_dims, fixed, moving))
-    assert f"fixed {fixed} (x -0.5 to 8.5, y -0.5 to 10.5, z " in str(info.value)
-    assert f"moving {moving} (x -0.5 to 8.5, y 49.5 to 60.5, z " in str(info.value)
-    assert "do not overlap" in str(info.value)
-
-
-def test_a_small_overlap_is_logged(save, caplog) -> None:
-    fixed = save("f.nii.gz", smooth(VOLUME))
-    moving = save("m.nii.gz", smooth(VOLUME), make_affine((1, 1, 1), origin=(8, 0, 0)))
-    with caplog.at_level(logging.WARNING):
-        MatchGridd()(load(3, fixed, moving))
-    assert "covers 11.1 % of the fixed grid" in caplog.text
-
-
-def test_slices_in_different_planes(save) -> None:
-    fixed, moving = save("f.nii.gz", smooth(SLICE)), save("m.nii.gz", smooth(SLICE), CORONAL)
-    with pytest.raises(
-        PairError, match=r"m.nii.gz: its plane \(normal .*\) is not parallel to that of fixed .*f.nii.gz"
-    ):
-        MatchGridd()(load(2, fixed, moving))
-
-
-def test_a_slice_seen_from_behind_is_turned(save) -> None:
-    data = smooth(SLICE)
-    flipped = np.diag([-1.0, 1, -1, 1])
-    flipped[0, 3] = SLICE[0] - 1
-    pair = MatchGridd()(load(2, save("f.nii.gz", data), save("m.nii.gz", data[::-1], flipped)))
-    torch.testing.assert_close(pair["moving"].as_tensor(), pair["fixed"].as_tensor(), rtol=0, atol=1e-4)
-
-
-def test_a_volume_does_not_match_a_slice(save) -> None:
-    volume, flat = save("v.nii.gz", smooth(VOLUME)), save("s.nii.gz", smooth(SLICE))
-    pair = {"fixed": load(3, volume, volume)["fixed"], "moving": load(2, flat, flat)["moving"]}
-    with pytest.raises(PairError, match="differ in dimension"):
-        MatchGridd()(pair)
+def test_the_stored_grid_survives_the_loader(save) -> None:
+    image = nib.Nifti1Image(smooth(SLICE), make_affine((2, 3, 4), (0.1, 0.2, 0.3)))
+    image.set_sform(image.affine, 4)
+    image.set_qform(image.affine, 1)
+    nib.save(image, path := save("f.nii.gz", smooth(SLICE)))
+    (item,) = decollate_batch(next(iter(DataLoader([load(2, path, path)], batch_size=1))))
+    grid, expected = stored_grid(item["fixed"]), ImageGrid.from_file(path)
+    np.testing.assert_array_equal(grid.affine, expected.affine)
+    assert (grid.shape, grid.sform_code, grid.qform_code) == (SLICE, 4, 1)

@@ -319,12 +319,16 @@ def test_grid_does_not_change_with_the_callers_array() -> None:
         grid.affine[0, 0] = 1
 
 
-def test_unit_other_than_mm_is_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("unit", "factor"), [("micron", 1e-3), ("meter", 1e3), ("mm", 1), ("unknown", 1)])
+def test_grid_is_in_mm_whatever_the_unit_of_the_header(tmp_path: Path, unit: str, factor: float) -> None:
     image = nib.Nifti1Image(np.zeros((9, 11, 13), np.float32), OBLIQUE)
-    image.header.set_xyzt_units("micron")
+    image.header.set_xyzt_units(unit)
     nib.save(image, tmp_path / "tissue.nii.gz")
-    with pytest.raises(ValueError, match=r"tissue\.nii\.gz.*micron.*expected 'mm'"):
-        ImageGrid.from_file(tmp_path / "tissue.nii.gz")
+    grid = ImageGrid.from_file(tmp_path / "tissue.nii.gz")
+    expected = np.diag([factor, factor, factor, 1]) @ OBLIQUE
+    np.testing.assert_allclose(grid.affine, expected, rtol=1e-5, atol=1e-6 * factor)
+    spacing = sitk.ReadImage(str(tmp_path / "tissue.nii.gz")).GetSpacing()  # ITK sees the same sizes
+    np.testing.assert_allclose(spacing, np.linalg.norm(grid.affine[:3, :3], axis=0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("reader", [ImageGrid.from_file, read_displacement])
@@ -472,3 +476,25 @@ def test_same_data_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a.nii.gz", "b.nii.gz"):
         write_displacement(tmp_path / name, make_ddf(VOLUME), VOLUME)
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "written"),
+    [
+        (np.int16, np.int16),
+        ("uint8", np.uint8),
+        (np.uint16, np.uint16),
+        (np.int64, np.float32),
+        (np.float64, np.float32),
+    ],
+)
+def test_images_keep_the_type_of_whole_numbers(tmp_path: Path, dtype: str, written: type) -> None:
+    values = np.linspace(-3.6, 300.4, 9 * 11 * 13).reshape(9, 11, 13)
+    write_image(tmp_path / "a.nii.gz", values, VOLUME, dtype)
+    image = load(tmp_path / "a.nii.gz")
+    assert image.get_data_dtype() == written
+    expected = values.astype(np.float32)
+    if written is not np.float32:
+        limits = np.iinfo(written)
+        expected = np.rint(values).clip(limits.min, limits.max)
+    np.testing.assert_array_equal(np.asanyarray(image.dataobj), expected)

@@ -18,7 +18,7 @@ from monai_nodeo.transforms import RegisterPair, RegisterPaird, WarpWithDDF, War
 
 SHAPES = [(25, 21), (13, 17, 11)]
 FIXED_AFFINE = torch.tensor([[2.0, 0, 0, 5], [0, -3, 0.5, 6], [0, 0.5, 4, 7], [0, 0, 0, 1]], dtype=torch.float64)
-MOVING_AFFINE = torch.diag(torch.tensor([9.0, 9.0, 9.0, 1.0], dtype=torch.float64))
+MOVING_AFFINE = torch.tensor([[2.0, 0, 0, 4], [0, -3, 0.5, 7], [0, 0.5, 4, 8], [0, 0, 0, 1]], dtype=torch.float64)
 
 
 def label_map(shape: tuple[int, ...], dtype: torch.dtype = torch.uint8) -> Tensor:
@@ -26,24 +26,27 @@ def label_map(shape: tuple[int, ...], dtype: torch.dtype = torch.uint8) -> Tenso
     return (1 + 3 * smooth_image(shape, 4)).round().to(dtype)
 
 
-def sampled(image: np.ndarray, ddf: np.ndarray, order: int) -> np.ndarray:
-    """By scipy: image(x + ddf(x)) of one channel, zeros around the image."""
-    return ndimage.map_coordinates(image, np.indices(image.shape) + ddf, order=order, mode="grid-constant", cval=0)
+def sampled(image: np.ndarray, ddf: np.ndarray, order: int, background: float = 0) -> np.ndarray:
+    """By scipy: image(x + ddf(x)) of one channel, the background where that is not in a voxel of the image."""
+    positions = np.indices(image.shape) + ddf
+    limit = np.reshape(image.shape, (-1, *[1] * image.ndim)) - 0.5
+    inside = ((positions >= -0.5) & (positions <= limit)).all(0)
+    return np.where(inside, ndimage.map_coordinates(image, positions, order=order, mode="nearest"), background)
 
 
 def inferer_of(shape: tuple[int, ...], iterations: int = 5) -> PairInferer:
-    return PairInferer(len(shape), iterations=iterations)
+    return PairInferer(len(shape), iterations=[iterations], shrink_factors=[1])
 
 
 # WarpWithDDF
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_warp_is_linear_interpolation_with_zeros_outside(shape):
-    image = torch.cat([smooth_image(shape, seed) for seed in (0, 1)]) + 1
+def test_warp_is_linear_interpolation_with_the_minimum_outside(shape):
+    image = torch.cat([smooth_image(shape, seed) for seed in (0, 1)]) - 3
     ddf = smooth_ddf(shape, 2, largest=6, sigma=3)
-    expected = np.stack([sampled(channel.numpy(), ddf.numpy(), 1) for channel in image])
-    assert (expected == 0).any()  # some lie outside
+    expected = np.stack([sampled(channel.numpy(), ddf.numpy(), 1, float(image.min())) for channel in image])
+    assert (expected == float(image.min())).mean() > 0.01  # some lie outside
     np.testing.assert_allclose(WarpWithDDF()(image, ddf), expected, atol=2e-5)
 
 
@@ -78,7 +81,8 @@ def test_warp_by_whole_voxels_is_a_shift(mode, axis):
     n = SHAPES[1][axis]
     inside, source = warped.narrow(axis + 1, 0, n - 2), image.narrow(axis + 1, 2, n - 2)
     torch.testing.assert_close(inside, source, rtol=0, atol=0 if mode == "nearest" else 1e-5)
-    assert (warped.narrow(axis + 1, n - 2, 2) == 0).all()
+    background = 0 if mode == "nearest" else image.min()
+    assert (warped.narrow(axis + 1, n - 2, 2) == background).all()
 
 
 def test_warp_of_whole_numbers_is_linear_in_float32():
@@ -90,17 +94,56 @@ def test_warp_of_whole_numbers_is_linear_in_float32():
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
-def test_warp_keeps_the_affine_of_the_fixed_grid(mode):
+def test_warp_of_tensors_without_a_place_of_their_own(mode):
     image, ddf = smooth_image(SHAPES[1]), smooth_ddf(SHAPES[1])
     warp = WarpWithDDF(mode)
     plain = warp(image, ddf)
     assert type(plain) is Tensor
-    on_fixed = warp(MetaTensor(image, affine=MOVING_AFFINE), MetaTensor(ddf, affine=FIXED_AFFINE))
-    assert torch.equal(on_fixed.affine, FIXED_AFFINE)
-    assert torch.equal(warp(image, MetaTensor(ddf, affine=FIXED_AFFINE)).affine, FIXED_AFFINE)
-    assert torch.equal(warp(MetaTensor(image, affine=MOVING_AFFINE), ddf).affine, MOVING_AFFINE)
-    assert torch.equal(on_fixed.as_tensor(), plain)
     assert torch.equal(warp(image.numpy(), ddf.numpy()), plain)
+    for result, affine in (
+        (warp(image, MetaTensor(ddf, affine=FIXED_AFFINE)), FIXED_AFFINE),
+        (warp(MetaTensor(image, affine=MOVING_AFFINE), ddf), MOVING_AFFINE),
+        (warp(MetaTensor(image, affine=FIXED_AFFINE), MetaTensor(ddf, affine=FIXED_AFFINE)), FIXED_AFFINE),
+    ):
+        assert torch.equal(result.affine, affine)
+        torch.testing.assert_close(result.as_tensor(), plain, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="give MetaTensors"):
+        warp(image[:, 1:], ddf)
+
+
+OBLIQUE = torch.tensor([[1.4, 0.3, 0, 5], [-0.3, 1.6, 0.2, 6], [0, -0.2, 2.5, 7], [0, 0, 0, 1]], dtype=torch.float64)
+START = torch.tensor([[0.98, 0.1, 0, 2], [-0.1, 1.03, 0, 1], [0, 0, 1.1, -1], [0, 0, 0, 1]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("order", [0, 1])
+def test_warp_goes_through_both_affines_and_the_start_in_one_interpolation(shape, order):
+    dims = len(shape)
+    fixed = OBLIQUE.clone()
+    if dims == 2:
+        fixed[:2, 2] = fixed[2, :2] = 0
+    own = [2 * n + 4 for n in reversed(shape)]
+    moving_affine = torch.diag(torch.tensor([0.9, -1.1, 1.3, 1], dtype=torch.float64))
+    middle = torch.tensor([*[(n - 1) / 2 for n in shape], *[0] * (3 - dims), 1], dtype=torch.float64)
+    own_middle = torch.tensor([*[(n - 1) / 2 for n in own], *[0] * (3 - dims)], dtype=torch.float64)
+    moving_affine[:3, 3] = (START @ fixed @ middle)[:3] - moving_affine[:3, :3] @ own_middle
+    image = smooth_image(own, 3) + 1
+    ddf = smooth_ddf(shape, 2, largest=3, sigma=4)
+    warp = WarpWithDDF("bilinear" if order else "nearest")
+    found = warp(MetaTensor(image, affine=moving_affine), MetaTensor(ddf, affine=fixed), START)
+
+    # voxel by voxel in homogeneous coordinates; a slice lies at 0 of its third axis
+    places = np.zeros((4, *shape))
+    places[:dims], places[3] = np.indices(shape) + ddf.numpy(), 1
+    matrix = (torch.linalg.inv(moving_affine) @ START @ fixed).numpy()
+    positions = np.einsum("ij,j...->i...", matrix, places)[:dims]
+    expected = ndimage.map_coordinates(image[0].numpy(), positions, order=order, mode="nearest")
+    limit = np.reshape(own, (-1, *[1] * dims)) - 0.5
+    inside = ((positions > -0.49) & (positions < limit - 0.01)).all(0)
+    clear = inside & ((np.abs(positions % 1 - 0.5) > 1e-3).all(0) | (order == 1))
+    assert inside.mean() > 0.3
+    np.testing.assert_allclose(found.array[0][clear], expected[clear], atol=1e-4)
+    assert torch.equal(found.affine, fixed)
 
 
 def test_warp_leaves_its_input_alone():
@@ -156,10 +199,11 @@ def test_dictionary_warp_puts_results_where_asked():
         output_keys=["warped", "warped_label"],
     )
     found = warp(data)
+    on_fixed = MetaTensor(data["field"], affine=FIXED_AFFINE)
     assert list(found) == [*data, "warped", "warped_label"]
     assert all(found[key] is data[key] for key in data)
     for source, result in (("moving", "warped"), ("label", "warped_label")):
-        assert torch.equal(found[result].as_tensor(), WarpWithDDF("nearest")(data[source], data["field"]).as_tensor())
+        assert torch.equal(found[result].as_tensor(), WarpWithDDF("nearest")(data[source], on_fixed).as_tensor())
         assert torch.equal(found[result].affine, FIXED_AFFINE)
 
 
@@ -179,7 +223,10 @@ def test_dictionary_warp_of_absent_keys():
     options["output_keys"].reverse()
     found = WarpWithDDFd(["label", "moving"], **options, allow_missing_keys=True)(data)
     assert list(found) == [*data, "warped"]
-    assert torch.equal(found["warped"].as_tensor(), WarpWithDDF()(data["moving"], data["ddf"]).as_tensor())
+    assert torch.equal(
+        found["warped"].as_tensor(),
+        WarpWithDDF()(data["moving"], MetaTensor(data["ddf"], affine=FIXED_AFFINE)).as_tensor(),
+    )
 
 
 @pytest.mark.parametrize("option", ["mode", "output_keys"])
@@ -204,7 +251,7 @@ def test_registration_as_one_step_of_a_compose(shape):
     data = {
         "fixed": MetaTensor(fixed, affine=FIXED_AFFINE),
         "moving": MetaTensor(moving, affine=FIXED_AFFINE),
-        "label": label_map(shape),
+        "label": MetaTensor(label_map(shape), affine=FIXED_AFFINE),
     }
     found = rows(data)
     assert set(found) == {*data, "ddf", "warped", "warped_label"}
@@ -232,9 +279,10 @@ def test_array_and_dictionary_registration_are_those_of_the_inferer(shape):
     assert result.iterations == len(result.history["loss"]) == 5
     assert torch.equal(register(fixed.numpy(), moving.numpy()).ddf, expected)
     assert torch.equal(Compose([register], map_items=False, unpack_items=True)((fixed, moving)).ddf, expected)
-    of_grid = register(MetaTensor(fixed, affine=FIXED_AFFINE), MetaTensor(moving, affine=MOVING_AFFINE)).ddf
+    placed = MetaTensor(fixed, affine=FIXED_AFFINE)
+    of_grid = register(placed, MetaTensor(moving, affine=MOVING_AFFINE)).ddf
     assert torch.equal(of_grid.affine, FIXED_AFFINE)
-    assert torch.equal(of_grid.as_tensor(), expected)
+    assert torch.equal(of_grid.as_tensor(), inferer(placed[None], network, moving[None])[0])  # its voxels are no cubes
 
     named = RegisterPaird(dims, fixed_key="a", moving_key="b", ddf_key="u", inferer=inferer, network=network)
     data = {"a": fixed, "b": moving, "other": 1}
@@ -257,6 +305,8 @@ def test_registration_of_images_that_do_not_fit():
         RegisterPair(2)(fixed, moving[:, 1:])
     with pytest.raises(ValueError, match="3 spatial axes and one shape"):
         RegisterPair(3)(fixed, moving)
+    with pytest.raises(ValueError, match="give MetaTensors"):
+        RegisterPaird(2)({"fixed": fixed, "moving": moving[:, 1:]})
     with pytest.raises(KeyError, match="moving"):
         RegisterPaird(2)({"fixed": fixed})
 

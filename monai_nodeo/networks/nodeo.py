@@ -1,11 +1,10 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Velocity models: ``forward(phi, t) -> d phi / dt``."""
+"""The velocity network of NODEO."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from monai.networks.layers.factories import Act, Conv, Pool
@@ -13,34 +12,9 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
 from monai_nodeo.layers import AveragingSmoothing, SeparableSmoothing, apply_along_axes, upsampling_matrix
+from monai_nodeo.networks.base import VelocityModel
 
-__all__ = ["NODEONet", "VelocityModel"]
-
-
-class VelocityModel(nn.Module, ABC):
-    """A learned velocity, optimised for one pair of images of one shape.
-
-    Attributes:
-        min_size: smallest image side in voxels that the model takes.
-    """
-
-    min_size: int = 1
-
-    @abstractmethod
-    def forward(self, phi: Tensor, t: Tensor | None = None) -> Tensor:
-        """Velocity of the cloud.
-
-        Args:
-            phi: positions in [-1, 1], (B, D, *spatial), tensor axis order.
-            t: time, a scalar tensor, on the CPU or on the device of phi.
-
-        Returns:
-            d phi / dt, (B, D, *spatial).
-        """
-
-    @abstractmethod
-    def fresh(self, image_size: Sequence[int]) -> VelocityModel:
-        """A model with the same options and new weights, for images of another shape."""
+__all__ = ["NODEONet"]
 
 
 class NODEONet(VelocityModel):
@@ -63,6 +37,8 @@ class NODEONet(VelocityModel):
             average over 15 voxels. A kernel of 0 passes leaves the velocity as it is.
         scale: factor on the output. The authors' code takes one Euler step of length 0.001; over unit time that is
             this factor.
+        spacing: distance of the points along each axis, see :py:meth:`VelocityModel.fresh`; the kernel is as long in mm
+            along each of them.
 
     Raises:
         ValueError: when the image size does not fit ``spatial_dims`` or is too small.
@@ -78,6 +54,7 @@ class NODEONet(VelocityModel):
         downsample: int = 4,
         smoothing: SeparableSmoothing | None = None,
         scale: float = 1e-3,
+        spacing: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.min_size = 2 * downsample
@@ -121,7 +98,7 @@ class NODEONet(VelocityModel):
         )
         self.smoothing = AveragingSmoothing(spatial_dims, 15) if smoothing is None else smoothing
         # Interpolation and smoothing are linear and separable: one matrix an axis takes the lattice to the smooth grid.
-        for axis, kernel in enumerate(self.smoothing.matrices(self.image_size)):
+        for axis, kernel in enumerate(self.smoothing.matrices(self.image_size, spacing=spacing)):
             upsampling = upsampling_matrix(self.lattice_size[axis], self.image_size[axis])
             self.register_buffer(f"to_grid_{axis}", kernel @ upsampling, persistent=False)
 
@@ -136,7 +113,7 @@ class NODEONet(VelocityModel):
         lattice = self.decoder(self.encoder(self.halve(phi))) * self.scale
         return apply_along_axes(lattice, [self.get_buffer(f"to_grid_{a}") for a in range(self.spatial_dims)])
 
-    def fresh(self, image_size: Sequence[int]) -> NODEONet:
+    def fresh(self, image_size: Sequence[int], spacing: Sequence[float] | None = None) -> NODEONet:
         return NODEONet(
             self.spatial_dims,
             image_size,
@@ -146,4 +123,5 @@ class NODEONet(VelocityModel):
             self.downsample,
             self.smoothing,
             self.scale,
+            spacing,
         )

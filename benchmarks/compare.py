@@ -1,0 +1,176 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Our presets, the published settings and other tools on the same pairs, in one run: ``make bench``.
+
+The pairs are rows of a data list with labels, affinely aligned and on one grid (paths start at the list's folder).
+Seconds are from images in memory to the displacement field, the median over the pairs. Every field is judged by the
+same code: mean Dice over the labels of the fixed image, nearest neighbour; folded: cells of the grid in which any
+forward or backward difference has no positive determinant. The table and a JSON with every pair are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import nibabel as nib
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+
+from monai_nodeo.evaluation import label_metrics
+from monai_nodeo.fields import jacobian_determinant, warp
+from monai_nodeo.folding import folded_cells
+from monai_nodeo.metrics import sd_log_jacobian
+from monai_nodeo.resources import config_files
+from monai_nodeo.transform_io import ImageGrid, read_transform
+
+OURS = {
+    "monai_nodeo fast": "fast",
+    "monai_nodeo": None,
+    "monai_nodeo accurate": "accurate",
+    "NODEO, published settings": "paper_lambda2.5",
+}
+PEERS = {
+    "demons (SimpleITK)": "demons",
+    "greedy (NCC)": "greedy",
+    "ANTs SyN (MI)": "ants_mi",
+    "ANTs SyN (CC)": "ants_cc",
+    "FireANTs greedy": "fireants_greedy",
+    "FireANTs SyN": "fireants_syn",
+}
+
+
+def stored_pairs(datalist: Path, crop: slice, folder: Path) -> list[dict[str, Path]]:
+    """The rows as files of their own, a slice as a true 2D image, cropped along the last axis."""
+    pairs = []
+    for number, row in enumerate(json.loads(datalist.read_text())):
+        pair = {}
+        for key in ("fixed", "moving", "fixed_label", "moving_label"):
+            image = nib.load(datalist.parent / row[key])
+            image = image.slicer[:, :, crop] if crop != slice(None) else image
+            voxels = np.asanyarray(image.dataobj).squeeze()
+            # a true 2D image lies in the world's x-y plane
+            affine = image.affine if voxels.ndim == 3 else np.diag([*image.header.get_zooms()[:2], 1, 1])
+            pair[key] = folder / f"{number}_{key}.nii.gz"
+            nib.save(nib.Nifti1Image(voxels, affine, dtype=voxels.dtype), pair[key])
+        pairs.append(pair)
+    return pairs
+
+
+def ours(preset: str | None, pairs: list[dict[str, Path]]) -> tuple[list[np.ndarray], list[float]]:
+    """Fields and seconds of a preset, by the parts of the bundle's config."""
+    dims = ImageGrid.from_file(pairs[0]["fixed"]).spatial_dims
+    parser = ConfigParser()
+    parser.read_config([str(file) for file in config_files(dims, preset)])
+    parser["quiet"] = True
+    inferer, network, prepare = (parser.get_parsed_content(id) for id in ("inferer", "network_def", "preprocessing"))
+    fields, seconds = [], []
+    for pair in pairs:
+        batch = prepare({key: str(path) for key, path in pair.items()})
+        started = time.perf_counter()
+        ddf = inferer(batch["fixed_input"][None], network, batch["moving_input"][None])
+        seconds.append(time.perf_counter() - started)
+        fields.append(ddf[0].cpu().numpy())
+    return fields, seconds
+
+
+def peer(python: str, method: str, pairs: list[dict[str, Path]], folder: Path) -> tuple[list[np.ndarray], list[float]]:
+    """Fields and seconds of another tool."""
+    jobs = [
+        {"fixed": str(pair["fixed"]), "moving": str(pair["moving"]), "field": str(folder / f"{method}_{i}.nii.gz")}
+        for i, pair in enumerate(pairs)
+    ]
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    script = Path(__file__).with_name("peers.py")
+    done = subprocess.run([python, script, method, folder / "jobs.json"], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{method} failed:\n{done.stderr[-2000:]}")
+    grids = [ImageGrid.from_file(pair["fixed"]) for pair in pairs]
+    fields = [
+        read_transform(job["field"]).displacement_on(job["field"], grid) for job, grid in zip(jobs, grids, strict=True)
+    ]
+    return fields, json.loads(done.stdout)
+
+
+def judged(field: np.ndarray, pair: dict[str, Path]) -> dict[str, Any]:
+    """Figures of one field."""
+    ddf = torch.from_numpy(np.ascontiguousarray(field, dtype=np.float32))[None]
+    images = {key: nib.load(pair[key]) for key in ("fixed_label", "moving_label")}
+    fixed, moving = (torch.from_numpy(np.asarray(i.dataobj, dtype=np.float32))[None, None] for i in images.values())
+    spacing = [float(side) for side in images["fixed_label"].header.get_zooms()[: ddf.shape[1]]]
+    labels = label_metrics(warp(moving, ddf, "nearest", "zeros")[0, 0], fixed[0, 0], spacing)
+    return {
+        "dice": labels["dice_mean"],
+        "hd95_mm": labels["hd95_mm_mean"],
+        "folding_percent": 100 * (jacobian_determinant(ddf) <= 0).float().mean().item(),
+        "folded_cells_percent": 100 * folded_cells(ddf).float().mean().item(),
+        "sd_log_jacobian": sd_log_jacobian(ddf).item(),
+    }
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| | Dice | HD95 mm | folding % | folded cells % | SDlogJ | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, result in results.items():
+        mean = {key: statistics.fmean(pair[key] for pair in result["pairs"]) for key in result["pairs"][0]}
+        lines.append(
+            f"| {name} | {mean['dice']:.4f} | {mean['hd95_mm']:.2f} | {mean['folding_percent']:.4f} "
+            f"| {mean['folded_cells_percent']:.4f} | {mean['sd_log_jacobian']:.3f} "
+            f"| {statistics.median(pair['seconds'] for pair in result['pairs']):.2f} |"
+        )
+    return "\n".join(lines)
+
+
+@click.command()
+@click.argument("datalist", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--peers", "python", help="Python of the environment that has the other tools; none: ours alone.")
+@click.option("--crop", type=int, nargs=2, help="First and last plane (exclusive) along the third axis.")
+@click.option("--only", multiple=True, help="Names of the table's rows; may be repeated.")
+@click.option("--skip", multiple=True, help="Rows to leave out; may be repeated.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="JSON to write; .md beside it.")
+def main(
+    datalist: Path, python: str | None, crop: tuple[int, int] | None, only: tuple, skip: tuple, output: Path
+) -> None:
+    """Compare registrations of the pairs in DATALIST; OMP_NUM_THREADS says how many threads each may use."""
+    threads = os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = threads
+    torch.set_num_threads(int(threads))
+    results: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        pairs = stored_pairs(datalist, slice(*crop) if crop else slice(None), folder)
+        runs: dict[str, Callable[[], tuple[list[np.ndarray], list[float]]]] = {
+            name: lambda preset=preset: ours(preset, pairs) for name, preset in OURS.items()
+        }
+        if python:
+            runs |= {name: lambda method=method: peer(python, method, pairs, folder) for name, method in PEERS.items()}
+        for name, run in runs.items():
+            if name in skip or (only and name not in only):
+                continue
+            fields, seconds = run()
+            figures = [judged(f, p) | {"seconds": s} for f, p, s in zip(fields, pairs, seconds, strict=True)]
+            results[name] = {"pairs": figures}
+            print(table({name: results[name]}).splitlines()[-1], file=sys.stderr, flush=True)
+    machine = f"{platform.machine()}, {threads} of {os.cpu_count()} cores, torch {torch.__version__}"
+    output.write_text(json.dumps({"machine": machine, "pairs": len(pairs), "results": results}, indent=1) + "\n")
+    shown = f"{len(pairs)} pairs, {machine}.\n\n{table(results)}\n"
+    output.with_suffix(".md").write_text(shown)
+    print(shown)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The command line ``monai-nodeo``: one module a command, imported when its command is named.
+
+A command's module holds a click command of the name ``command`` and imports what it works with inside it, so that help
+is there at once, without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+import monai_nodeo
+
+__all__ = ["main"]
+
+COMMANDS = ("register", "cohort", "apply", "invert", "convert", "evaluate", "report", "info")
+
+
+class _Commands(click.Group):
+    """The modules of this package as commands, in the order of `COMMANDS`; errors of the input in one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"{__name__}.{cmd_name}").command
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(monai_nodeo.__version__, message="%(prog)s %(version)s")
+def main() -> None:
+    """Register two images without training data, and use the transforms.
+
+    Images are read in the place that their headers give them; transforms are files of ITK, as ANTs and Slicer use them.
+    """

@@ -1,0 +1,135 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""``monai-nodeo cohort``: many pairs, on this machine or a cluster."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from monai_nodeo.cli.settings import parse_setting
+from monai_nodeo.resources import config_files, preset_names
+
+__all__ = ["command"]
+
+_SOME_FAILED = 3
+_INTERRUPTED = 130
+
+
+class _Shard(click.ParamType):
+    """``i/n`` with i from 1 to n."""
+
+    name = "i/n"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        try:
+            index, count = (int(part) for part in value.split("/"))
+        except ValueError:
+            index, count = 0, 0
+        if not 1 <= index <= count:
+            self.fail(f"{value!r} is no share like 3/8, the third of eight.", param, ctx)
+        return index, count
+
+
+@click.command()
+@click.argument("pairs", required=False)
+@click.option("-f", "--fixed", help="Instead of PAIRS: the image that all others are registered to.")
+@click.option("-m", "--moving", metavar="PATTERN", help="The others, as in 'sub-*/anat/*_T1w.nii.gz'.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option("--key", help="Which list of a JSON object, as in registration_val.")
+@click.option("--dataset-dir", help="Where relative paths start; by default at the list's folder.")
+@click.option("--preset", type=click.Choice(preset_names()), help="Settings laid over the bundle's.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine, one a GPU if there are GPUs.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of a worker; by default the cores are shared out.")
+@click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask cluster that is there.")
+@click.option("--scheduler-file", type=click.Path(exists=True), help="The same, by the file that its scheduler wrote.")
+@click.option("--shard", type=_Shard(), help="A share of the pairs, for job arrays; all shares with one OUTPUT.")
+@click.option("--device", help="cpu or cuda; by default a GPU if there is one.")
+@click.option("--report/--no-report", default=True, help="Make the page of each pair, and one over all.")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
+@click.option("--set", "settings", multiple=True, metavar="ID=VALUE", help="Any id of the config; may be repeated.")
+def command(pairs: str | None, output: Path, shard: tuple[int, int] | None, quiet: bool, **given: Any) -> None:
+    """Register all PAIRS of a list, and go on where an earlier run ended.
+
+    PAIRS is a JSON list, a CSV table with columns fixed and moving, a MONAI data list or the dataset.json of Learn2Reg.
+    Pairs that are done are skipped, unless their files or the config have changed; those that failed are run again.
+    The exit status is 3 if pairs failed.
+    """
+    import logging
+
+    from monai_nodeo.cohort.ledger import Ledger
+    from monai_nodeo.cohort.run import run_cohort
+    from monai_nodeo.cohort.settings import Settings
+    from monai_nodeo.cohort.storage import usable_folder
+    from monai_nodeo.cohort.summary import describe
+
+    logging.basicConfig(format="%(message)s", level=logging.ERROR if quiet else logging.INFO)
+    rows = _rows(pairs, given)
+    index, count = shard or (1, 1)
+    mine = rows[index - 1 :: count]
+    settings = Settings(tuple(_files(rows, given["preset"])), _overrides(given))
+    folder = usable_folder(output)
+    ledger = Ledger(folder, settings.key(folder))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's way to end a job
+    try:
+        summary = run_cohort(ledger, rows, mine, settings.resolve, _engine(given))
+    except KeyboardInterrupt:
+        click.echo(f"interrupted: finished pairs are in {folder}; run the same command to go on.", err=True)
+        sys.exit(_INTERRUPTED)
+    for line in describe(summary, folder):
+        if not quiet:
+            click.echo(line)
+    if summary["failed"]:
+        sys.exit(_SOME_FAILED)
+
+
+def _rows(pairs: str | None, given: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the list, or of the pattern; their paths are absolute, so that any worker finds them."""
+    from monai_nodeo.pair_lists import absolute, load_datalist, pairs_to_one
+
+    fixed, moving = given["fixed"], given["moving"]
+    if (pairs is None) == (fixed is None) or (fixed is None) != (moving is None):
+        raise click.UsageError("give PAIRS, or --fixed IMAGE and --moving PATTERN.")
+    return absolute(
+        pairs_to_one(fixed, moving) if pairs is None else load_datalist(pairs, given["dataset_dir"], given["key"])
+    )
+
+
+def _files(rows: list[dict[str, Any]], preset: str | None) -> list[Path]:
+    """The bundle's config and what lies over it: that for slices if the first image that can be read is one."""
+    from monai_nodeo.transform_io import ImageGrid
+
+    for row in rows:
+        try:
+            return config_files(ImageGrid.from_file(row["fixed"]).spatial_dims, preset)
+        except (KeyError, ValueError, OSError):
+            continue  # it will be reported with its pair
+    raise ValueError("no fixed image of the list can be read; check where its relative paths start (--dataset-dir).")
+
+
+def _overrides(given: dict[str, Any]) -> dict[str, Any]:
+    overrides = {id: given[id] for id in ("device", "report") if given[id] is not None}
+    return overrides | dict(parse_setting(text) for text in given["settings"])
+
+
+def _engine(given: dict[str, Any]) -> Any:
+    """What registers the pairs: this process, workers that it starts, or a cluster that is there."""
+    chosen = [name for name in ("workers", "scheduler", "scheduler_file") if given[name] is not None]
+    if len(chosen) > 1:
+        raise click.UsageError(f"--{' and --'.join(chosen).replace('_', '-')} exclude each other.")
+    threads, device = given["threads"], given["device"]
+    if not chosen:
+        from monai_nodeo.cohort.run import InThisProcess
+
+        return InThisProcess(threads)
+    from monai_nodeo.cohort.dask_engines import ExistingCluster, LocalWorkers
+
+    if given["workers"]:
+        return LocalWorkers(given["workers"], threads, device)
+    return ExistingCluster(
+        given["scheduler"], given["scheduler_file"], threads, needs_gpu=str(device).startswith("cuda")
+    )

@@ -1,0 +1,29 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""``monai-nodeo convert``: between the formats of transforms."""
+
+from __future__ import annotations
+
+import click
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
+@click.option("-r", "--reference", help="Image whose grid a field gets; by default that of the first field in FROM.")
+def command(source: str, target: str, reference: str | None) -> None:
+    """Convert a transform; the names of the files say their formats.
+
+    \b
+    *.h5                   ITK composite, all steps as they are
+    *.nii.gz               ITK displacement field, all steps as one
+    disp_FFFF_MMMM.nii.gz  Learn2Reg: the same in voxels of the fixed grid
+    *.tfm, *.txt, *.mat    ITK affine
+    """  # noqa: D301
+    from monai_nodeo.transform_io import ImageGrid, check_transform_target, read_transform, write_transform
+
+    check_transform_target(target)
+    grid = ImageGrid.from_file(reference) if reference else None
+    write_transform(target, read_transform(source), grid)

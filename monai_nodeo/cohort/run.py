@@ -1,0 +1,111 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A run over a cohort: what is not done yet goes to an engine, then the tables are written."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tqdm import tqdm
+
+from monai_nodeo.cohort.ledger import FAILED, Ledger
+from monai_nodeo.cohort.storage import storage_errors
+from monai_nodeo.cohort.summary import write_tables
+from monai_nodeo.cohort.task import Job, register_pair
+from monai_nodeo.pair_lists import ERROR
+
+__all__ = ["Engine", "InThisProcess", "run_cohort"]
+
+Rows = Sequence[Mapping[str, Any]]
+Engine = Callable[[Job, Rows], Iterator[dict[str, Any]]]
+
+_LOG_EVERY = 10.0  # seconds, where the output is no terminal
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InThisProcess:
+    """The simplest engine: one pair after the other, here.
+
+    Args:
+        threads: to compute with, None: as many as torch takes.
+    """
+
+    threads: int | None = None
+
+    def __call__(self, job: Job, rows: Rows) -> Iterator[dict[str, Any]]:
+        job = replace(job, threads=self.threads)
+        return (register_pair(job, row) for row in rows)
+
+
+def run_cohort(
+    ledger: Ledger,
+    rows: Rows,
+    mine: Rows,
+    resolve: Callable[[], Mapping[str, Any]],
+    engine: Engine,
+) -> dict[str, Any]:
+    """Run the pairs that are not done, or not from these files, or not with this config; then write the tables.
+
+    Args:
+        ledger: of the results.
+        rows: of the whole cohort, which the tables are about.
+        mine: those that this process is to run.
+        resolve: the config, asked for only when there is something to run.
+        engine: registers pairs and yields their results in any order.
+
+    Returns:
+        The summary, see `write_tables`.
+
+    Raises:
+        StorageError: when the results cannot be written.
+        ValueError: when the config cannot be built.
+    """
+    todo = [row for row in mine if ledger.finished(row) is None]
+    logger.info("%d of %d pairs are done and unchanged", len(mine) - len(todo), len(mine))
+    if not todo:
+        return write_tables(ledger, rows)
+    config = resolve()
+    _check(config, todo, ledger)
+    job = Job(str(ledger.folder), {**config, "quiet": True}, ledger.config_key, uuid.uuid4().hex)
+    try:
+        _watch(engine(job, todo), len(todo))
+    except KeyboardInterrupt:
+        write_tables(ledger, rows)
+        raise
+    summary = write_tables(ledger, rows)
+    if config.get("report"):
+        from monai_nodeo.report import write_index
+
+        with storage_errors(ledger.folder):
+            write_index(ledger.folder)
+    return summary
+
+
+def _check(config: Mapping[str, Any], todo: Rows, ledger: Ledger) -> None:
+    from monai_nodeo.cohort.pair_run import check_config
+
+    good = next((row for row in todo if ERROR not in row), None)
+    if good is not None:
+        check_config(config, good, ledger.folder)
+
+
+def _watch(results: Iterator[Mapping[str, Any]], count: int) -> None:
+    """Go through the results as they come, and tell about it: by a bar, elsewhere by a line now and then."""
+    failed, told = 0, time.monotonic()
+    with tqdm(total=count, unit="pair", disable=None) as bar:
+        for number, result in enumerate(results, start=1):
+            if result["status"] == FAILED:
+                failed += 1
+                logger.error("%s failed: %s", result["id"], result["reason"])
+            bar.set_postfix(failed=failed, refresh=False)
+            bar.update()
+            if bar.disable and time.monotonic() - told >= _LOG_EVERY:
+                told = time.monotonic()
+                logger.info("%d of %d pairs, %d failed", number, count, failed)

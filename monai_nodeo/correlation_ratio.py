@@ -1,0 +1,181 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Similarity of images of different contrast: how well is one a function of the other?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from monai.utils import LossReduction
+from torch import Tensor
+
+from monai_nodeo.layers import apply_along_axes, kernel_matrix, odd_window
+from monai_nodeo.losses import ImageLoss
+
+__all__ = ["LocalCorrelationRatioLoss", "MappedIntensityLoss"]
+
+_SMALLEST_WEIGHT = 1e-6
+
+
+class _Windows(NamedTuple):
+    """Weighted means over sliding windows that end at the border of the image, (B, C, *spatial) each."""
+
+    matrices: list[Tensor]
+    weight: Tensor | None
+    share: Tensor | None
+
+    @classmethod
+    def of(cls, matrices: list[Tensor], weight: Tensor | None) -> _Windows:
+        share = None if weight is None else apply_along_axes(weight, matrices).clamp(min=_SMALLEST_WEIGHT)
+        return cls(matrices, weight, share)
+
+    def mean(self, x: Tensor) -> Tensor:
+        if self.weight is None or self.share is None:
+            return apply_along_axes(x, self.matrices)
+        return apply_along_axes(x * self.weight, self.matrices) / self.share
+
+    def standardised(self, x: Tensor) -> Tensor:
+        """With mean 0 and variance 1 over the image."""
+        spatial = tuple(range(2, x.ndim))
+        weight = torch.ones_like(x[:, :1]) if self.weight is None else self.weight
+        total = weight.sum(dim=spatial, keepdim=True).clamp(min=_SMALLEST_WEIGHT)
+        centred = x - (x * weight).sum(dim=spatial, keepdim=True) / total
+        variance = (centred.square() * weight).sum(dim=spatial, keepdim=True) / total
+        return centred / variance.clamp(min=torch.finfo(x.dtype).tiny).sqrt()
+
+
+class LocalCorrelationRatioLoss(ImageLoss):
+    """One minus the share of the local variance that a parabola of the other image's values explains.
+
+    In every window the best ``a + b target + c target^2`` is fitted to ``pred``; the loss is one minus the mean of its
+    coefficient of determination. Contrasts may be inverted, bent or peak at a tissue in the middle, and they may change
+    from place to place, which global mutual information takes for noise; a local correlation, for which they have to be
+    straight lines, is the case ``c = 0``. (Correlation ratio: Roche et al., MICCAI 1998.)
+
+    Args:
+        spatial_dims: 2 or 3.
+        kernel_size: side of the window, odd, in units of the smallest voxel side.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"`` (a map).
+        eps: noise that is taken to be in every window, as a share of the variance of the image.
+
+    Raises:
+        ValueError: when ``kernel_size`` is not a positive odd number.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 3,
+        kernel_size: int = 21,
+        reduction: LossReduction | str = LossReduction.MEAN,
+        eps: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        self.reduction = LossReduction(reduction).value
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be a positive odd number of voxels, got {kernel_size}.")
+        self.spatial_dims = spatial_dims
+        self.kernel_size = kernel_size
+        self.eps = eps
+
+    def forward(
+        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
+    ) -> Tensor:
+        """See :py:meth:`monai_nodeo.losses.ImageLoss.forward`.
+
+        Raises:
+            ValueError: when the shapes differ or do not have ``spatial_dims`` spatial axes.
+        """
+        if pred.shape != target.shape or pred.ndim != self.spatial_dims + 2:
+            raise ValueError(
+                f"expected two images (B, C) with {self.spatial_dims} spatial axes and one shape, "
+                f"got {tuple(pred.shape)} and {tuple(target.shape)}."
+            )
+        windows = _Windows.of(self._matrices(pred, spacing), weight)
+        unexplained = 1 - self._explained(windows, pred, target)
+        if weight is not None:
+            unexplained = unexplained * weight
+        if self.reduction == LossReduction.NONE:
+            return unexplained
+        if self.reduction == LossReduction.SUM or weight is None:
+            return unexplained.sum() if self.reduction == LossReduction.SUM else unexplained.mean()
+        return unexplained.sum() / (weight.sum() * pred.shape[1]).clamp(min=_SMALLEST_WEIGHT)
+
+    def _matrices(self, image: Tensor, spacing: Sequence[float] | None) -> list[Tensor]:
+        """Moving average along each axis."""
+        sides = [1.0] * self.spatial_dims if spacing is None else list(spacing)
+        windows = [odd_window(self.kernel_size * min(sides) / side) for side in sides]
+        return [
+            kernel_matrix((1.0,) * k, n, "truncate", 1, image.dtype, image.device)
+            for k, n in zip(windows, image.shape[2:], strict=True)
+        ]
+
+    def _explained(self, windows: _Windows, pred: Tensor, target: Tensor) -> Tensor:
+        """Coefficient of determination of the fit in each window, (B, C, *spatial), in [0, 1).
+
+        The noise is added to the variances only, a ridge: two explanations that are alike there share the weight.
+        """
+        first = windows.standardised(target)
+        second = windows.standardised(first.square())
+        values = windows.standardised(pred)
+        means = [windows.mean(x) for x in (first, second, values)]
+
+        def covariance(x: Tensor, y: Tensor, mean_x: Tensor, mean_y: Tensor) -> Tensor:
+            return windows.mean(x * y) - mean_x * mean_y
+
+        v11 = covariance(first, first, means[0], means[0]).clamp(min=0) + self.eps
+        v22 = covariance(second, second, means[1], means[1]).clamp(min=0) + self.eps
+        v12 = covariance(first, second, means[0], means[1])
+        c1 = covariance(first, values, means[0], means[2])
+        c2 = covariance(second, values, means[1], means[2])
+        variance = covariance(values, values, means[2], means[2]).clamp(min=0) + self.eps
+        determinant = (v11 * v22 - v12.square()).clamp(min=self.eps**2)
+        return (c1.square() * v22 - 2 * c1 * c2 * v12 + c2.square() * v11) / (determinant * variance)
+
+
+class MappedIntensityLoss(ImageLoss):
+    """Mean squared difference of ``pred`` from the best function of ``target``, for images of different contrast.
+
+    The function is the mean of ``pred`` where ``target`` has a value, linear between ``num_bins`` values: the intensity
+    loss of two images of one contrast after the other contrast has been learnt from the images as they lie. (Divided by
+    the variance of ``pred`` it would be one minus the correlation ratio, Roche et al., MICCAI 1998.)
+
+    Args:
+        num_bins: values of the target at which the function is free.
+
+    Raises:
+        ValueError: when there are fewer than two bins.
+    """
+
+    def __init__(self, num_bins: int = 32) -> None:
+        super().__init__()
+        if num_bins < 2:
+            raise ValueError(f"num_bins is {num_bins}, expected 2 or more.")
+        self.num_bins = num_bins
+
+    def forward(
+        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
+    ) -> Tensor:
+        """See :py:meth:`monai_nodeo.losses.ImageLoss.forward`; each channel has a function of its own."""
+        if pred.shape != target.shape:
+            raise ValueError(f"the images have shapes {tuple(pred.shape)} and {tuple(target.shape)}, expected one.")
+        counts = torch.ones_like(pred) if weight is None else weight.expand_as(pred)
+        values, positions, counts = (x.reshape(pred.shape[0] * pred.shape[1], -1) for x in (pred, target, counts))
+        fitted = self._fitted(values, positions.detach(), counts)
+        return (counts * (values - fitted).square()).sum() / counts.sum().clamp(min=_SMALLEST_WEIGHT)
+
+    def _fitted(self, values: Tensor, positions: Tensor, counts: Tensor) -> Tensor:
+        """Each row of values (rows, N) averaged by its position and read off at the positions again."""
+        low, high = positions.amin(1, keepdim=True), positions.amax(1, keepdim=True)
+        range_ = (high - low).clamp(min=torch.finfo(positions.dtype).tiny)
+        scaled = (positions - low) / range_ * (self.num_bins - 1)
+        lower = scaled.long().clamp(max=self.num_bins - 2)
+        share = scaled - lower
+        sums = values.new_zeros(2, values.shape[0], self.num_bins)
+        for index, part in ((lower, (1 - share) * counts), (lower + 1, share * counts)):
+            sums = sums + torch.stack(
+                [torch.zeros_like(sums[0]).scatter_add(1, index, x) for x in (part * values, part)]
+            )
+        means = sums[0] / sums[1].clamp(min=_SMALLEST_WEIGHT)
+        return (1 - share) * means.gather(1, lower) + share * means.gather(1, lower + 1)

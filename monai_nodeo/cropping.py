@@ -1,0 +1,68 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Leave the air around two images out of the optimisation: in boxes of voxels, where displacements stay the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from monai.transforms.utils import generate_spatial_bounding_box
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["Box", "cropped", "extended", "foreground_box"]
+
+_DIVISOR = 16
+
+Box = tuple[slice, ...]
+
+
+def foreground_box(fixed: Tensor, moving: Tensor, margin: int = 16) -> Box:
+    """The part of the grid outside which both images hold nothing but their minimum.
+
+    What is exactly an image's minimum, as around a skull-stripped brain, is air. Noise is not, and stays in.
+
+    Args:
+        fixed: (B, C, *spatial).
+        moving: the same shape.
+        margin: voxels around it, for windows and displacements.
+
+    Returns:
+        A slice for each spatial axis; all of the grid if both images are constant.
+    """
+    held = (fixed > fixed.amin()) | (moving > moving.amin())
+    start, stop = generate_spatial_bounding_box(held.flatten(0, 1), Tensor.bool, margin=margin, allow_smaller=True)
+    return tuple(
+        slice(*_divisible(low, high, size)) if high else slice(None)
+        for low, high, size in zip(start, stop, fixed.shape[2:], strict=True)
+    )
+
+
+def _divisible(low: int, high: int, size: int) -> tuple[int, int]:
+    """The range, longer so that its length divides well among threads, if there is room."""
+    missing = -(high - low) % _DIVISOR
+    after = min(missing, size - high)
+    return max(0, low - (missing - after)), high + after
+
+
+def cropped(tensor: Tensor, box: Box) -> Tensor:
+    """The box of an image, mask or field (B, C, *spatial), as a contiguous tensor of its own."""
+    index: tuple[Any, ...] = (..., *box)
+    return tensor[index].contiguous()
+
+
+def extended(ddf: Tensor, box: Box, spatial_shape: Sequence[int]) -> Tensor:
+    """A displacement of the box continued to the grid around it, where each voxel moves as the nearest one of the box.
+
+    Args:
+        ddf: in voxels, (B, D, *spatial of the box).
+        box: as `foreground_box` gave it.
+        spatial_shape: of the grid.
+
+    Returns:
+        (B, D, *spatial_shape).
+    """
+    ends = [part.indices(size)[:2] for part, size in zip(box, spatial_shape, strict=True)]
+    padding = [n for (low, high), size in zip(ends, spatial_shape, strict=True) for n in (size - high, low)]
+    return F.pad(ddf, padding[::-1], mode="replicate")  # the last axis comes first there

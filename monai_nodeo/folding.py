@@ -1,0 +1,168 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Where a displacement folds, by every finite difference, and its repair.
+
+A cell of the grid is cut into simplices: the corner ones, whose volumes are the determinants by forward or backward
+differences along each axis (4 in 2D, 8 in 3D), and in 3D the two central tetrahedra, 10 in all. When all are positive,
+the piecewise linear transform is one-to-one in the cell ("digital diffeomorphism", Liu et al., IJCV 2024), and so is
+the determinant by central differences, which is their mean over the cells around a voxel.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+from monai.networks.layers.factories import Pool
+from torch import Tensor
+
+from monai_nodeo.fields import check_ddf, determinant
+from monai_nodeo.slabs import slabs
+
+__all__ = ["folded_cells", "unfold"]
+
+_SMALLEST_VOLUME = 1e-3  # of an unfolded simplex, 1 is that of an undeformed one
+_ROUNDS = 60
+_SWEEPS = 8  # of smoothing in each round
+_GROW_EVERY = 3  # rounds
+
+
+def simplex_volumes(corners: dict[tuple[int, ...], list[Tensor]]) -> list[Tensor]:
+    """Volumes of the simplices of cells, 1 for an undeformed one.
+
+    Args:
+        corners: place in the cell (0 or 1 along each axis) -> the D components of the displacement there.
+
+    Returns:
+        the corner simplices, 4 in 2D and 8 in 3D, and in 3D the two central tetrahedra.
+    """
+    dims = len(next(iter(corners)))
+    edges = {}
+    for place in product((0, 1), repeat=dims - 1):
+        for axis in range(dims):
+            low, high = ((*place[:axis], end, *place[axis:]) for end in (0, 1))
+            edges[axis, place] = [
+                b - a + (1 if i == axis else 0)
+                for i, (a, b) in enumerate(zip(corners[low], corners[high], strict=True))
+            ]
+    volumes = []
+    for corner in corners:
+        columns = [edges[axis, corner[:axis] + corner[axis + 1 :]] for axis in range(dims)]
+        volumes.append(determinant([[column[i] for column in columns] for i in range(dims)]))
+    if dims == 3:
+        volumes += [_central_volume(corners, parity) for parity in (0, 1)]
+    return volumes
+
+
+def _central_volume(corners: dict[tuple[int, ...], list[Tensor]], parity: int) -> Tensor:
+    """Volume of the tetrahedron of the four corners whose coordinates add up to an even or odd number."""
+    first, *others = [place for place in corners if sum(place) % 2 == parity]
+    columns = [
+        [b - a + (q - p) for a, b, p, q in zip(corners[first], corners[other], first, other, strict=True)]
+        for other in others
+    ]
+    volume = determinant([[column[i] for column in columns] for i in range(3)]) / 2
+    return -volume if parity else volume
+
+
+def folded_cells(ddf: Tensor, smallest: float = 0.0) -> Tensor:
+    """Cells of the grid in which some simplex is turned over or flat.
+
+    Args:
+        ddf: displacement in voxels, (B, D, *spatial), D = 2 or 3, tensor axis order.
+        smallest: volumes up to this count as folded, 1 is an undeformed simplex.
+
+    Returns:
+        boolean, (B, *(spatial - 1)).
+
+    Raises:
+        ValueError: when the channels do not match the spatial axes, or an axis has fewer than two voxels.
+    """
+    check_ddf(ddf)
+    dims = ddf.ndim - 2
+    folded = torch.zeros(ddf.shape[0], *[n - 1 for n in ddf.shape[2:]], dtype=torch.bool, device=ddf.device)
+    for start, stop in slabs(ddf[:, :, 1:]):
+        part = ddf[:, :, start : stop + 1]
+        corners = {}
+        for place in product((0, 1), repeat=dims):
+            cell = tuple(slice(end, n - 1 + end) for end, n in zip(place, part.shape[2:], strict=True))
+            corners[place] = list(part[(slice(None), slice(None), *cell)].unbind(1))
+        for volume in simplex_volumes(corners):
+            folded[:, start:stop] |= ~(volume > smallest)
+    return folded
+
+
+@torch.no_grad()
+def unfold(ddf: Tensor) -> Tensor:
+    """The displacement with every folded cell smoothed out, so that no finite difference shows a fold.
+
+    Around folded cells the displacement is replaced by the mean of its neighbours, a few times, in a region that grows
+    as long as something folds; elsewhere it is not touched. Should that take too many rounds, the whole displacement
+    is shortened until nothing folds, which it does not when it is short enough.
+
+    Args:
+        ddf: displacement in voxels, (B, D, *spatial), D = 2 or 3, tensor axis order.
+
+    Returns:
+        same shape; the same tensor when nothing folds.
+    """
+    if min(ddf.shape[2:]) < 2:
+        return ddf  # nothing can be differentiated along such an axis
+    cells = folded_cells(ddf, _SMALLEST_VOLUME).nonzero()
+    if len(cells):
+        ddf = ddf.clone()
+    for round_ in range(_ROUNDS):
+        if not len(cells):
+            return ddf
+        region = _voxels_around(cells, ddf, round_ // _GROW_EVERY)
+        for _ in range(_SWEEPS):
+            _average(ddf, region)
+        touched = _cells_around(region, ddf)
+        cells = touched[~(_smallest_volumes(ddf, touched) > _SMALLEST_VOLUME)]
+    while folded_cells(ddf, _SMALLEST_VOLUME).any():
+        ddf = ddf * 0.9
+    return ddf
+
+
+def _voxels_around(cells: Tensor, ddf: Tensor, reach: int) -> Tensor:
+    """The voxels at the corners of cells and up to ``reach`` voxels further, (N, 1 + D)."""
+    dims = ddf.ndim - 2
+    mask = torch.zeros(ddf.shape[0], 1, *[n - 1 for n in ddf.shape[2:]], device=ddf.device)
+    mask[:, 0][tuple(cells.unbind(1))] = 1
+    for axis in range(dims):  # a cube is three lines
+        line = [1 + (1 + 2 * reach) * (a == axis) for a in range(dims)]
+        padding = [(1 + reach) * (a == axis) if n == 1 else n // 2 for a, n in enumerate(line)]
+        mask = Pool[Pool.MAX, dims](kernel_size=line, stride=1, padding=padding)(mask)
+    return mask[:, 0].nonzero()
+
+
+def _cells_around(voxels: Tensor, ddf: Tensor) -> Tensor:
+    """The cells that have one of the voxels at a corner, (N, 1 + D)."""
+    mask = torch.zeros(ddf.shape[0], *[n - 1 for n in ddf.shape[2:]], dtype=torch.bool, device=ddf.device)
+    batch, *place = voxels.unbind(1)
+    for corner in product((0, 1), repeat=len(place)):
+        cell = [(p - c).clamp(0, n - 1) for p, c, n in zip(place, corner, mask.shape[1:], strict=True)]
+        mask[(batch, *cell)] = True
+    return mask.nonzero()
+
+
+def _smallest_volumes(ddf: Tensor, cells: Tensor) -> Tensor:
+    """Volume of the smallest simplex of each of the cells (N, 1 + D), (N,)."""
+    batch, *place = cells.unbind(1)
+    corners = {
+        corner: [ddf[:, i][(batch, *[p + c for p, c in zip(place, corner, strict=True)])] for i in range(len(place))]
+        for corner in product((0, 1), repeat=len(place))
+    }
+    return torch.stack(simplex_volumes(corners)).amin(0)
+
+
+def _average(ddf: Tensor, voxels: Tensor) -> None:
+    """Replace the displacement at some voxels (N, 1 + D) by the mean of their neighbours and themselves, in place."""
+    batch, *place = voxels.unbind(1)
+    for component in ddf.unbind(1):
+        total = component[(batch, *place)]
+        for axis, size in enumerate(component.shape[1:]):
+            for step in (-1, 1):
+                near = [(p + step).clamp(0, size - 1) if a == axis else p for a, p in enumerate(place)]
+                total = total + component[(batch, *near)]
+        component[(batch, *place)] = total / (2 * len(place) + 1)

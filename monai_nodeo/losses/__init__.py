@@ -1,0 +1,20 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Losses of a registration: similarity of two images, regularity of a displacement or of a velocity, and their sum."""
+
+from __future__ import annotations
+
+from monai_nodeo.losses.registration import RegistrationLoss
+from monai_nodeo.losses.regularity import DDFLoss, FoldingLoss, SmoothnessLoss, VelocityMagnitudeLoss
+from monai_nodeo.losses.similarity import ImageLoss, IntensityLoss, LocalNCCLoss
+
+__all__ = [
+    "DDFLoss",
+    "FoldingLoss",
+    "ImageLoss",
+    "IntensityLoss",
+    "LocalNCCLoss",
+    "RegistrationLoss",
+    "SmoothnessLoss",
+    "VelocityMagnitudeLoss",
+]

@@ -1,0 +1,11 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Pages that show what a registration did: one for each pair, and one over many pairs."""
+
+from __future__ import annotations
+
+from monai_nodeo.report.cohort import write_index
+from monai_nodeo.report.handler import ReportPair
+from monai_nodeo.report.page import write_report
+
+__all__ = ["ReportPair", "write_index", "write_report"]

@@ -1,0 +1,163 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The report of one pair: a page in a single file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from monai.config import PathLike
+from numpy.typing import NDArray
+
+from monai_nodeo.report.evidence import Evidence, gather
+from monai_nodeo.report.layers import css_gradient, inline_svg, make_layers, thumbnail
+from monai_nodeo.report.pair import FIGURES, FinishedPair, read_pair
+from monai_nodeo.report.verdict import Verdict, judge
+from monai_nodeo.transform_io import atomic_path
+from monai_nodeo.visualize import plot_dice, plot_history
+from monai_nodeo.visualize.panels import (
+    DIFFERENCE_COLOURS,
+    DISPLACEMENT_COLOURS,
+    FIXED_COLOUR,
+    FOLD_COLOUR,
+    JACOBIAN_COLOURS,
+    MOVING_COLOUR,
+)
+from monai_nodeo.visualize.planes import cut
+
+__all__ = ["PAGE", "SUMMARY", "render", "write_report"]
+
+PAGE = "report.html"
+SUMMARY = "report.json"
+
+_NAMES = {
+    "similarity": "Similarity loss",
+    "dice_mean": "Dice, mean of the labels",
+    "hd95_mm_mean": "Hausdorff distance (95 %), mean of the labels, mm",
+}
+_HIGHER_IS_BETTER = {"dice_mean"}
+
+
+def write_report(folder: PathLike) -> Path:
+    """Make the page of a finished pair from the files in its folder and the images they name.
+
+    Writes ``report.html``, and ``report.json`` with verdict, evidence and thumbnail for a page of many pairs.
+
+    Args:
+        folder: of the pair, ``output_dir/<id>``.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: when the folder holds no finished pair, or an image that was registered is gone.
+    """
+    path = Path(str(folder))
+    pair = read_pair(path)
+    evidence = gather(pair.images, pair.ddf, pair.affine)
+    verdict = judge(pair.figures, pair.history, evidence)
+    planes = cut(pair.images, pair.ddf, pair.affine, pair.labels)
+    largest = max(evidence.largest_mm, 1e-3)
+    page = render(
+        "report.html.j2",
+        title=f"Registration {pair.figures['id']}",
+        pair=pair,
+        verdict=verdict,
+        evidence=evidence,
+        comparisons=_comparisons(pair.figures, evidence),
+        planes=[(plane, make_layers(plane, largest)) for plane in planes],
+        gradients={
+            "difference": css_gradient(DIFFERENCE_COLOURS),
+            "jacobian": css_gradient(JACOBIAN_COLOURS),
+            "displacement": css_gradient(DISPLACEMENT_COLOURS),
+        },
+        colours={"fixed": FIXED_COLOUR, "moving": MOVING_COLOUR, "fold": FOLD_COLOUR},
+        tiles=_tiles(pair.figures),
+        dice_chart=_dice_chart(pair.figures),
+        dice_words=_dice_words(pair.figures),
+        history_chart=inline_svg(partial(plot_history, pair.history), "history-chart"),
+        history_words=_history_words(pair.history),
+        figures_file=FIGURES,
+        figures_text=json.dumps(pair.figures, indent=2, ensure_ascii=False),
+    )
+    with atomic_path(path / PAGE) as partial_page:
+        partial_page.write_text(page, encoding="utf-8")
+    with atomic_path(path / SUMMARY) as partial_summary:
+        partial_summary.write_text(json.dumps(_summary(pair, verdict, evidence, thumbnail(planes[0])), indent=2) + "\n")
+    return path / PAGE
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill a template of this package; everything that is not marked as safe is escaped."""
+    return _templates().get_template(template).render(**values)
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("monai_nodeo.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _summary(pair: FinishedPair, verdict: Verdict, evidence: Evidence, picture: str) -> dict[str, Any]:
+    return {
+        "id": pair.figures["id"],
+        "grade": verdict.grade.name.lower(),
+        "headline": verdict.headline,
+        "findings": [{**f._asdict(), "grade": f.grade.name.lower()} for f in verdict.findings],
+        "evidence": evidence._asdict(),
+        "thumbnail": picture,
+    }
+
+
+def _comparisons(figures: Mapping[str, Any], evidence: Evidence) -> list[tuple[str, float, float, str]]:
+    """Name, before, after and what became of it, for every single figure that there is on both sides."""
+    rows = [("Information shared with the fixed image", evidence.shared_before, evidence.shared_after, True)]
+    for key, before in figures["before"].items():
+        after = figures["after"].get(key)
+        if isinstance(before, float | int) and isinstance(after, float | int):
+            rows.append((_NAMES.get(key, key.replace("_", " ")), before, after, key in _HIGHER_IS_BETTER))
+    return [(name, before, after, _change(before, after, higher)) for name, before, after, higher in rows]
+
+
+def _change(before: float, after: float, higher_is_better: bool) -> str:
+    if f"{before:.4g}" == f"{after:.4g}":
+        return "same"
+    return "better" if (after > before) == higher_is_better else "worse"
+
+
+def _dice_chart(figures: Mapping[str, Any]) -> str | None:
+    before, after = (figures[side].get("dice") for side in ("before", "after"))
+    return inline_svg(partial(plot_dice, before, after), "dice-chart") if before and after else None
+
+
+def _dice_words(figures: Mapping[str, Any]) -> str:
+    after = figures["after"].get("dice") or {}
+    return ", ".join(f"label {label} {value:.2f}" for label, value in after.items() if value is not None)
+
+
+def _history_words(history: Mapping[str, NDArray]) -> str:
+    curves = {name: values for name, values in history.items() if name != "level"}
+    return ", ".join(f"{name} from {values[0]:.3g} to {values[-1]:.3g}" for name, values in curves.items())
+
+
+def _tiles(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("Folds", f"{figures['folding_percent']:.4g} %"),
+        ("SD of log Jacobian", f"{figures['sd_log_jacobian']:.3f}"),
+        ("Mean displacement", f"{figures['displacement_mm_mean']:.2f} mm"),
+        ("Iterations", str(figures["iterations"])),
+        ("Time of the optimisation", f"{figures['seconds_optimisation']:.1f} s"),
+        ("Time in all", f"{figures['seconds_total']:.1f} s"),
+        ("Peak memory", f"{figures['peak_memory_mb'] / 1000:.2f} GB"),
+        ("Device", figures["device"]),
+    ]

@@ -1,0 +1,196 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A verdict on a registration in words, with its reasons; where the thresholds come from: docs/decisions.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_nodeo.report.evidence import Evidence
+
+__all__ = ["Finding", "Grade", "Verdict", "judge"]
+
+# Times the information that two images share by chance.
+_FITS, _DOES_NOT_FIT = 4.0, 3.0
+_SHARED_SURELY = 0.3  # of it, whatever is shared by chance: something symmetric
+_TURNED_FACTOR, _TURNED_GAP = 1.5, 0.01
+_FOLDS_FEW, _FOLDS_MANY = 0.01, 1.0  # per cent
+_STILL_FALLING = 0.02  # of the whole fall of the loss, in the last tenth of the iterations
+_FEWEST_OF_A_TENTH = 2  # iterations, to compare two tenths
+_LABELS_WORSE = 0.01
+_LABELS_POOR = 0.3
+_FAR = 0.25  # of the diagonal of the grid
+_FEW_GREY_VALUES = 9
+
+
+class Grade(IntEnum):
+    """How good a finding is."""
+
+    GOOD = 0
+    CHECK = 1
+    BAD = 2
+
+
+class Finding(NamedTuple):
+    """One reason: what about it, how good, and why."""
+
+    topic: str
+    grade: Grade
+    text: str
+
+
+class Verdict(NamedTuple):
+    """Headline and reasons."""
+
+    grade: Grade
+    headline: str
+    findings: tuple[Finding, ...]
+
+
+def judge(figures: Mapping[str, Any], history: Mapping[str, NDArray], evidence: Evidence) -> Verdict:
+    """Say whether a registration can be trusted.
+
+    Args:
+        figures: content of metrics.json.
+        history: loss terms, (iterations,) each, with "loss" and perhaps "level".
+        evidence: what the images say.
+    """
+    findings = [
+        _alignment(evidence),
+        _similarity(figures, evidence),
+        *_labels(figures),
+        _folds(figures),
+        _size(figures, evidence),
+        _convergence(history, evidence),
+        *_input(evidence),
+    ]
+    grade = max(finding.grade for finding in findings)
+    return Verdict(grade, _headline(findings, evidence), tuple(findings))
+
+
+def _headline(findings: list[Finding], evidence: Evidence) -> str:
+    grades = {finding.topic: finding.grade for finding in findings}
+    open_questions = [f.topic for f in findings if f.grade > Grade.GOOD and f.topic != "alignment"]
+    folded = ", and the deformation folds" if grades["folds"] == Grade.BAD else ""
+    if grades["alignment"] == Grade.BAD:
+        return f"Not aligned{folded}."
+    if grades["alignment"] == Grade.CHECK:
+        return f"Perhaps not aligned{folded}. Look at the images."
+    aligned = "Aligned from the start: the two images are identical" if evidence.identical else "Aligned"
+    if not open_questions:
+        return f"{aligned}." if evidence.identical else f"{aligned}, without folds, and converged."
+    if folded:
+        return f"{aligned}, but the deformation folds."
+    return f"{aligned}, with reservations: {', '.join(dict.fromkeys(open_questions))}."
+
+
+def _alignment(evidence: Evidence) -> Finding:
+    times = evidence.shared_after / max(evidence.shared_by_chance, 1e-6)
+    text = (
+        f"The warped and the fixed image share {_percent(evidence.shared_after)} of their information "
+        f"({_percent(evidence.shared_before)} before), {times:.1f} times what they share by chance, turned over."
+    )
+    if _fits(evidence):
+        return Finding("alignment", Grade.GOOD, text)
+    rule = f"{text} Images that fit share {_FITS:.0f} times that and more"
+    if times < _DOES_NOT_FIT:
+        return Finding("alignment", Grade.BAD, f"{rule}: these do not fit.")
+    return Finding("alignment", Grade.CHECK, f"{rule}: noise, images of different kinds, or structures apart.")
+
+
+def _fits(evidence: Evidence) -> bool:
+    above_chance = evidence.shared_after >= _FITS * evidence.shared_by_chance
+    return above_chance or evidence.shared_after >= _SHARED_SURELY
+
+
+def _similarity(figures: Mapping[str, Any], evidence: Evidence) -> Finding:
+    before, after = (figures[side]["similarity"] for side in ("before", "after"))
+    text = f"The similarity loss went from {before:.4f} to {after:.4f}"
+    if evidence.identical:
+        return Finding("similarity", Grade.GOOD, f"{text}: there was nothing to gain.")
+    if after < before:
+        return Finding("similarity", Grade.GOOD, f"{text} (lower is better).")
+    return Finding("similarity", Grade.CHECK, f"{text}: the images are not more alike than before.")
+
+
+def _labels(figures: Mapping[str, Any]) -> Iterator[Finding]:
+    before, after = (figures[side].get("dice_mean") for side in ("before", "after"))
+    if before is None or after is None:
+        return
+    text = f"Mean Dice of the labels: {before:.3f} before, {after:.3f} after."
+    if after < before - _LABELS_WORSE:
+        yield Finding("labels", Grade.BAD, f"{text} The structures fit worse than before.")
+    elif after < _LABELS_POOR:
+        yield Finding("labels", Grade.BAD, f"{text} The structures hardly meet.")
+    else:
+        yield Finding("labels", Grade.GOOD, text)
+
+
+def _folds(figures: Mapping[str, Any]) -> Finding:
+    share = figures["folding_percent"]
+    if share == 0:
+        return Finding("folds", Grade.GOOD, "The deformation folds nowhere: it has an inverse.")
+    text = f"The deformation folds in {share:.3g} % of the voxels (Jacobian determinant 0 or less)"
+    if share <= _FOLDS_FEW:
+        return Finding("folds", Grade.GOOD, f"{text}: next to nowhere.")
+    if share <= _FOLDS_MANY:
+        return Finding("folds", Grade.CHECK, f"{text}: there it has no inverse, and volumes mean nothing.")
+    return Finding("folds", Grade.BAD, f"{text}: it has no inverse. More weight on folding, or more time steps, help.")
+
+
+def _size(figures: Mapping[str, Any], evidence: Evidence) -> Finding:
+    mean = figures["displacement_mm_mean"]
+    text = f"Voxels moved by {mean:.2f} mm on average, the farthest by {evidence.largest_mm:.1f} mm."
+    if evidence.largest_mm > _FAR * evidence.extent_mm:
+        return Finding("size", Grade.CHECK, f"{text} That is far: a rigid or affine start may be missing.")
+    return Finding("size", Grade.GOOD, text)
+
+
+def _convergence(history: Mapping[str, NDArray], evidence: Evidence) -> Finding:
+    loss = history["loss"]
+    if evidence.identical:
+        return Finding("convergence", Grade.GOOD, "There was nothing to optimise.")
+    if not np.isfinite(loss).all():
+        return Finding("convergence", Grade.BAD, "The loss left the finite numbers.")
+    levels = history.get("level", np.zeros_like(loss))
+    # Levels have losses of their own: what each gained counts, and only the last one can go on.
+    fall = sum(loss[levels == level][0] - loss[levels == level].min() for level in np.unique(levels))
+    last = loss[levels == levels[-1]]
+    tenth = len(last) // 10
+    if tenth < _FEWEST_OF_A_TENTH:
+        return Finding("convergence", Grade.CHECK, f"{len(last)} iterations at the end are too few to tell.")
+    gain = last[-2 * tenth : -tenth].mean() - last[-tenth:].mean()
+    if fall > 0 and gain > _STILL_FALLING * fall:
+        return Finding(
+            "convergence",
+            Grade.CHECK,
+            f"The loss was still falling at the end: {_percent(gain / fall)} of its fall came in the last {tenth} of "
+            f"{len(loss)} iterations. More iterations would help.",
+        )
+    return Finding("convergence", Grade.GOOD, f"The loss had levelled off after {len(loss)} iterations.")
+
+
+def _input(evidence: Evidence) -> Iterator[Finding]:
+    given, turned = evidence.shared_before, evidence.shared_turned
+    if not _fits(evidence) and turned > _TURNED_FACTOR * given and turned - given > _TURNED_GAP:
+        yield Finding(
+            "input",
+            Grade.BAD,
+            f"The moving image fits better when it is turned over ({' and '.join(evidence.turned_along)}): "
+            f"it would share {_percent(turned)} instead of {_percent(given)} before registration. "
+            "The orientation in one of the headers looks wrong.",
+        )
+    for name, values in zip(("fixed", "moving"), evidence.grey_values, strict=True):
+        if values < _FEW_GREY_VALUES:
+            yield Finding("input", Grade.CHECK, f"The {name} image holds {values} different values: is it a label map?")
+    if evidence.identical:
+        yield Finding("input", Grade.GOOD, "The fixed and the moving image are identical, voxel by voxel.")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share < 0.1 else f"{100 * share:.0f} %"

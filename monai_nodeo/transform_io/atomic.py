@@ -1,0 +1,51 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["atomic_path", "check_folder"]
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write a file as a whole or not at all.
+
+    Yields a path of the same name in a hidden folder beside the target; the file there takes the target's place when
+    the block ends, and is removed when the block fails in any way. An older file stays until then.
+
+    Args:
+        path: the target; its folder must exist.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> with atomic_path(folder / "note.txt") as partial:
+        ...     _ = partial.write_text("complete")
+        >>> [file.name for file in folder.iterdir()]
+        ['note.txt']
+    """
+    target = Path(path)
+    check_folder(target)
+    # A folder, not a temporary name: what a killed run leaves does not match "*.nii.gz", and the file gets the usual
+    # permissions, which mkstemp would narrow.
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        partial = Path(folder) / target.name
+        yield partial
+        os.replace(partial, target)
+
+
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Find out early that a file cannot be written because its folder is not there.
+
+    Raises:
+        FileNotFoundError: names the folder.
+    """
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{path}: the folder {folder} does not exist; make it first.")

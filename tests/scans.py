@@ -1,0 +1,61 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Images with a place in space, and what `LoadPaird` makes of their files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from monai_nodeo.pair_transforms import LoadPaird
+from monai_nodeo.pairs import PairError
+
+VOLUME, SLICE, FLAT = (9, 11, 13), (9, 11, 1), (9, 11)
+
+
+def smooth(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Smooth random image with values in [0, 100]."""
+    image = ndimage.gaussian_filter(
+        np.random.default_rng(seed).normal(size=shape), [1.5 if n > 1 else 0 for n in shape]
+    )
+    return (100 * (image - image.min()) / np.ptp(image)).astype(np.float32)
+
+
+def rotation(angle: float, axis: int) -> np.ndarray:
+    i, j = [other for other in range(3) if other != axis]
+    matrix = np.eye(3)
+    matrix[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+    return matrix
+
+
+def make_affine(
+    spacing: tuple[float, float, float],
+    angles: tuple[float, float, float] = (0, 0, 0),
+    origin: tuple[float, ...] = (0, 0, 0),
+) -> np.ndarray:
+    affine = np.eye(4)
+    turn = rotation(angles[0], 0) @ rotation(angles[1], 1) @ rotation(angles[2], 2)
+    affine[:3, :3] = turn @ np.diag(spacing)
+    affine[:3, 3] = origin
+    return affine
+
+
+def centred(affine: np.ndarray, shape: tuple[int, ...], centre: tuple[float, ...] = (0, 0, 0)) -> np.ndarray:
+    """The affine moved so that the middle of the grid lies at the centre."""
+    affine = affine.copy()
+    middle = np.array([(n - 1) / 2 for n in (*shape, 1)[:3]])
+    affine[:3, 3] = np.asarray(centre) - affine[:3, :3] @ middle
+    return affine
+
+
+def load(spatial_dims: int, fixed: Any, moving: Any, **labels: Any) -> dict[str, Any]:
+    return LoadPaird(spatial_dims)({"fixed": fixed, "moving": moving, "id": "pair", **labels})
+
+
+def refuse(spatial_dims: int, fixed: Any, moving: Any, **labels: Any) -> str:
+    with pytest.raises(PairError) as info:
+        load(spatial_dims, fixed, moving, **labels)
+    return str(info.value)

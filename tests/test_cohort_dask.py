@@ -1,0 +1,173 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import probes
+import pytest
+from cohorts import ROOT, environment, make_rows, table, write_list
+from distributed import Client, LocalCluster
+
+from monai_nodeo.cohort import dask_engines
+from monai_nodeo.cohort.dask_engines import ClusterError, ExistingCluster, LocalWorkers, run_on
+from monai_nodeo.cohort.storage import StorageError
+from monai_nodeo.cohort.task import Job
+
+# Dask closes sockets a little later than Python would like.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
+JOB = Job("/nowhere", {}, "key", "run")
+
+
+@contextmanager
+def cluster(workers: int = 2, threads: int = 1, **options: Any) -> Iterator[Client]:
+    """Workers as threads of this process, so that what they run can be replaced."""
+    with (
+        LocalCluster(
+            n_workers=workers, threads_per_worker=threads, processes=False, dashboard_address=None, **options
+        ) as local,
+        Client(local) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def task(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any, Any], Any]], None]:
+    return lambda act: monkeypatch.setattr(dask_engines, "register_pair", act)
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    return [{"id": f"p{number}"} for number in range(count)]
+
+
+def test_every_pair_comes_back_and_few_wait_at_the_scheduler(task) -> None:
+    task(lambda job, row: {"id": row["id"], "threads": job.threads})
+    with cluster() as client:
+        most = 0
+        found = []
+        for result in run_on(client, JOB, rows(100)):
+            found.append(result["id"])
+            most = max(most, len(client.cluster.scheduler.tasks))
+            left = len(client.futures)
+
+    assert sorted(found) == sorted(row["id"] for row in rows(100))
+    assert most <= 4 + 4  # those that run or wait, and as many whose end is not yet forgotten
+    assert left <= 4
+
+
+def test_full_disk_of_a_worker_ends_the_run(task) -> None:
+    def fill(job: Job, row: dict[str, Any]) -> dict[str, Any]:
+        raise StorageError("no room")
+
+    task(fill)
+    with cluster() as client, pytest.raises(StorageError, match="no room"):
+        list(run_on(client, JOB, rows(3)))
+
+
+def test_workers_without_a_gpu_are_an_error_not_silence() -> None:
+    with cluster() as client, pytest.raises(ClusterError, match=r"none of the 2 workers offers the resource GPU"):
+        list(run_on(client, JOB, rows(1), needs_gpu=True))
+
+
+def test_resource_is_used_where_it_is(task) -> None:
+    task(lambda job, row: row)
+    with cluster(resources={"GPU": 1}) as client:
+        assert len(list(run_on(client, JOB, rows(5), needs_gpu=True))) == 5
+
+
+def test_workers_with_threads_are_refused() -> None:
+    with cluster(threads=2) as client, pytest.raises(ClusterError, match="start them with --nthreads 1"):
+        list(run_on(client, JOB, rows(1)))
+
+
+def test_no_worker_at_all_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_engines, "_PATIENCE", 0.5)
+    with cluster(workers=0) as client, pytest.raises(ClusterError, match="no worker for"):
+        list(run_on(client, JOB, rows(1)))
+
+
+def test_scheduler_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_engines, "_CONNECT", 0.3)
+
+    with pytest.raises(ClusterError, match="no Dask scheduler answers at tcp://127.0.0.1:9 "):
+        list(ExistingCluster("tcp://127.0.0.1:9", None)(JOB, rows(1)))
+
+
+def test_more_workers_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_engines, "_visible_gpus", lambda: ["0", "1"])
+
+    with pytest.raises(ClusterError, match="3 workers and 2 GPUs"):
+        list(LocalWorkers(3)(JOB, rows(1)))
+
+
+def test_each_worker_sees_its_gpu_before_torch_is_imported(monkeypatch: pytest.MonkeyPatch, task) -> None:
+    monkeypatch.setattr(dask_engines, "_visible_gpus", lambda: ["3", "GPU-5"])
+    task(probes.where)
+
+    found = list(LocalWorkers(2, threads=3)(JOB, rows(12)))
+
+    assert {result["CUDA_VISIBLE_DEVICES"] for result in found} == {"3", "GPU-5"}
+    assert {(result["OMP_WAIT_POLICY"], result["OMP_NUM_THREADS"]) for result in found} == {("PASSIVE", "3")}
+    assert not any(result["torch"] for result in found)
+    assert len({result["pid"] for result in found}) == 2
+
+
+def test_pair_that_kills_its_worker_does_not_take_others_with_it(tmp_path: Path, task) -> None:
+    task(probes.die_at_p1)
+
+    found = list(LocalWorkers(2, device="cpu")(Job(str(tmp_path), {}, "key", "run"), rows(12)))
+
+    assert {result["id"]: result["status"] for result in found} == {
+        row["id"]: "failed" if row["id"] == "p1" else "done" for row in rows(12)
+    }
+
+
+def test_lost_scheduler_ends_the_run(tmp_path: Path, task) -> None:
+    task(probes.wait)
+    file = tmp_path / "scheduler.json"
+    dask = [sys.executable, "-m", "dask"]
+    local = ["--scheduler-file", str(file), "--no-dashboard"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment(), "cwd": ROOT / "tests"}
+    scheduler = subprocess.Popen([*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", *local], **quiet)
+    worker = subprocess.Popen([*dask, "worker", *local, "--nthreads", "1", "--no-nanny"], **quiet)
+    while not file.exists():
+        time.sleep(0.05)
+    found = ExistingCluster(None, str(file))(JOB, rows(50))
+    next(found)
+
+    scheduler.kill()
+
+    try:
+        with pytest.raises(ClusterError, match="the scheduler is gone; finished pairs are kept"):
+            list(found)
+    finally:
+        worker.terminate()
+        worker.wait(30)
+        scheduler.wait(30)
+
+
+def test_nothing_is_lost_or_done_twice_when_all_are_killed(tmp_path: Path) -> None:
+    """The benchmark of 200 pairs, with 20 tiny ones and without the part with a scheduler of its own."""
+    pairs = write_list(tmp_path / "pairs.json", make_rows(tmp_path / "data", 20))
+    script = [sys.executable, str(ROOT / "benchmarks" / "cohort_kills.py"), str(pairs), "--local-only"]
+    few = ["--output", str(tmp_path / "kills"), "--kills", "1", "--set", "iterations=[3,3]"]
+
+    subprocess.run([*script, *few], env=environment(), check=True, capture_output=True, timeout=300)
+
+    found = json.loads((tmp_path / "kills" / "kills.json").read_text())
+    assert found["workers_killed"] == 1
+    assert found["command_killed_while_running"]
+    assert 5 < found["done_when_command_killed"] < 20
+    assert found["status_of_last_run"] == 0
+    assert found["complete"] == found["pairs"] == 20
+    assert found["recomputed_after_result"] == []
+    assert found["figures_as_in_quiet_run"]
+    assert len(table(tmp_path / "kills" / "killed")) == 20

@@ -1,0 +1,193 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cohorts import QUICK, as_it_was, here, make_rows, results, stamps, write_list
+
+from monai_nodeo.cohort import pair_run
+from monai_nodeo.cohort.storage import StorageError
+from monai_nodeo.cohort.task import MOST_DEATHS, Job, register_pair
+from monai_nodeo.pair_lists import RowError
+
+# MONAI says of every config file, whoever wrote it, that parsing it runs code.
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+
+
+@pytest.fixture
+def row(tmp_path: Path) -> dict[str, Any]:
+    for name in ("fixed", "moving"):
+        (tmp_path / name).write_text(name)
+    return {"id": "pair", "fixed": str(tmp_path / "fixed"), "moving": str(tmp_path / "moving")}
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(str(tmp_path / "out"), {}, "key", "run")
+
+
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Puts something in the place of the registration; the list tells for whom it was called."""
+
+    def _register(act: Callable[[Path], Any] = lambda folder: None) -> list[str]:
+        calls: list[str] = []
+
+        def run_pair(config: Any, row: dict[str, Any], folder: Path) -> dict[str, str]:
+            calls.append(row["id"])
+            act(folder)
+            return {"id": row["id"], "status": "done"}
+
+        monkeypatch.setattr(pair_run, "run_pair", run_pair)
+        return calls
+
+    return _register
+
+
+def raising(error: BaseException) -> Callable[[Path], None]:
+    def act(folder: Path) -> None:
+        raise error
+
+    return act
+
+
+def test_second_call_finds_the_result(job: Job, row: dict[str, Any], register) -> None:
+    calls = register()
+
+    assert register_pair(job, row) == register_pair(replace(job, run="later"), row)
+    assert calls == ["pair"]
+
+
+def test_failure_is_settled_for_this_run_only(job: Job, row: dict[str, Any], register) -> None:
+    calls = register(raising(pair_run.PairFailedError("bad image")))
+
+    first, second = register_pair(job, row), register_pair(job, row)
+    assert first == second
+    assert (first["status"], first["reason"], first["row"]["reason"]) == ("failed", "bad image", "bad image")
+    register_pair(replace(job, run="later"), row)
+    assert calls == ["pair", "pair"]
+
+
+def test_unexpected_error_is_named_by_its_class(job: Job, row: dict[str, Any], register) -> None:
+    register(raising(ZeroDivisionError("by zero")))
+
+    assert register_pair(job, row)["reason"] == "ZeroDivisionError: by zero"
+
+
+def test_bad_row_fails_with_its_reason(job: Job) -> None:
+    result = register_pair(job, {"id": "row_2", "error": RowError('there is no "moving".')})
+
+    assert (result["status"], result["reason"]) == ("failed", 'there is no "moving".')
+
+
+def test_pair_whose_worker_dies_thrice_is_given_up(job: Job, row: dict[str, Any], register) -> None:
+    calls = register()
+    with job.ledger.claimed("pair") as attempts:
+        for _ in range(MOST_DEATHS - 1):
+            attempts.begin(job.run)
+        attempts.begin("another run")
+    (tmp := Path(job.folder) / "copy").mkdir()  # after two deaths it is tried
+    assert register_pair(replace(job, folder=str(tmp)), row)["status"] == "done"
+    with job.ledger.claimed("pair") as attempts:
+        attempts.begin(job.run)
+
+    result = register_pair(job, row)
+
+    assert calls == ["pair"]
+    assert result["status"] == "failed"
+    assert "died 3 times" in result["reason"]
+    assert register_pair(replace(job, run="later"), row)["status"] == "done"
+
+
+def test_interrupted_pair_is_no_death(job: Job, row: dict[str, Any], register) -> None:
+    for _ in range(MOST_DEATHS + 1):
+        register(raising(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            register_pair(job, row)
+    register()
+    assert register_pair(job, row)["status"] == "done"
+
+
+def test_older_files_go_before_the_new_attempt(job: Job, row: dict[str, Any], register) -> None:
+    register(lambda folder: (folder / "warped.nii.gz").write_text("old"))
+    register_pair(job, row)
+    seen: list[list[str]] = []
+    register(lambda folder: seen.append([path.name for path in folder.iterdir() if not path.name.startswith(".")]))
+    Path(row["moving"]).write_text("changed")
+
+    register_pair(job, row)
+
+    assert seen == [[]]
+
+
+def test_other_version_is_refused(job: Job, row: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="install the same on both"):
+        register_pair(replace(job, version="0.0.0"), row)
+
+
+# Where the results go
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_error_of_the_disk_ends_the_run(job: Job, row: dict[str, Any], register, code: int) -> None:
+    try:
+        try:
+            raise OSError(code, os.strerror(code))
+        except OSError as inner:
+            raise RuntimeError("writer failed") from inner
+    except RuntimeError as outer:
+        register(raising(outer))
+
+    with pytest.raises(StorageError, match=r"out.*finished pairs are kept"):
+        register_pair(job, row)
+    assert results(Path(job.folder)) == {}
+
+
+def test_error_of_an_image_does_not(job: Job, row: dict[str, Any], register) -> None:
+    register(raising(PermissionError(errno.EACCES, "Permission denied", "scan.nii.gz")))
+
+    assert register_pair(job, row)["status"] == "failed"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 400 kB, room for a few tiny pairs."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_full_and_read_only_disk_stop_the_command(small_disk: Path, tmp_path: Path) -> None:
+    pairs = write_list(tmp_path / "pairs.json", make_rows(tmp_path / "data", 15))
+    words = (pairs, "-o", small_disk / "out", *QUICK)
+
+    with as_it_was():
+        full = here(*words)
+        kept = stamps(small_disk / "out")
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+        read_only = here(*words)
+        subprocess.run(["mount", "-o", "remount,rw,size=20m", str(small_disk)], check=True)
+        roomy = here(*words)
+
+    assert full.exit_code == 1
+    assert "No space left on device" in full.stderr.splitlines()[-1], full.stderr
+    assert "finished pairs are kept" in full.stderr.splitlines()[-1]
+    assert 0 < len(kept) < 15
+    assert read_only.exit_code == 1
+    assert "Read-only file system" in read_only.stderr.splitlines()[-1], read_only.stderr
+    assert roomy.exit_code == 0, roomy.stderr
+    after = stamps(small_disk / "out")
+    assert len(after) == 15
+    assert kept.items() <= after.items()

@@ -1,0 +1,230 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from monai.data import MetaTensor
+from scans import FLAT, SLICE, VOLUME, centred, load, make_affine, smooth
+
+from monai_nodeo.grid_matching import MaskAird, MatchGridd, on_grid_of, physical_map
+from monai_nodeo.pairs import PairError
+
+
+def itk_resample(moving: str, fixed: str, nearest: bool = False) -> np.ndarray:
+    """(*spatial) of the moving file on the fixed file's grid, by SimpleITK from the headers alone."""
+    interpolator = sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear
+    images = [sitk.ReadImage(path, sitk.sitkFloat32) for path in (moving, fixed)]
+    return sitk.GetArrayFromImage(sitk.Resample(images[0], images[1], sitk.Transform(), interpolator, -1e4)).T
+
+
+def at_the_edge(fixed: MetaTensor, moving: MetaTensor) -> np.ndarray:
+    """(*spatial) of fixed, true where a voxel lies on the border of the moving field of view, but for rounding."""
+    index = np.indices(fixed.shape[1:]).reshape(3, -1)
+    position = (
+        np.linalg.inv(np.asarray(moving.affine))
+        @ np.asarray(fixed.affine)
+        @ np.vstack([index, np.ones(index.shape[1])])
+    )
+    limit = np.array(moving.shape[1:])[:, None] - 0.5
+    near = (np.abs(position[:3] + 0.5) < 1e-3) | (np.abs(position[:3] - limit) < 1e-3)
+    return near.any(0).reshape(fixed.shape[1:])
+
+
+OBLIQUE = [
+    ((1, 1, 1), (0, 0, 0), (1.5, 0.8, 1.2), (0, 0, 0)),
+    ((1.0, 1.5, 2.0), (0.3, -0.2, 0.5), (1.4, 1.1, 1.7), (-0.1, 0.4, 0.2)),
+    ((-1.0, 1.5, 2.0), (0.3, -0.2, 1.5), (1.4, -1.1, -1.7), (1.1, 0.4, 0.2)),
+]
+
+
+@pytest.mark.parametrize(("fixed_spacing", "fixed_angles", "moving_spacing", "moving_angles"), OBLIQUE)
+def test_volumes_are_resampled_as_by_itk(save, fixed_spacing, fixed_angles, moving_spacing, moving_angles) -> None:
+    fixed_shape, moving_shape = (15, 17, 19), (21, 26, 23)
+    fixed_affine = centred(make_affine(fixed_spacing, fixed_angles), fixed_shape, (40, -30, 20))
+    moving_affine = centred(make_affine(moving_spacing, moving_angles), moving_shape, (41.03, -29.04, 20.46))
+    fixed = save("f.nii.gz", smooth(fixed_shape, 1), fixed_affine)
+    moving = save("m.nii.gz", smooth(moving_shape, 2), moving_affine)
+    labels = {
+        "fixed_label": save("fl.nii.gz", np.ones(fixed_shape, np.uint8), fixed_affine),
+        "moving_label": save("ml.nii.gz", (smooth(moving_shape, 3) // 10).astype(np.uint8), moving_affine),
+    }
+
+    row = load(3, fixed, moving, **labels)
+    pair = MatchGridd()(row)
+
+    expected = itk_resample(moving, fixed)
+    inside = expected > -1e4
+    assert inside.mean() > 0.5
+    edge = at_the_edge(pair["fixed"], row["moving"])  # rounding decides on which side of the field of view it is
+    found = pair["moving_input"].array[0]
+    np.testing.assert_allclose(found[inside & ~edge], expected[inside & ~edge], atol=1e-3)  # of a range of 100
+    assert (found[~inside & ~edge] == float(row["moving"].min())).all()
+    label = on_grid_of(row["fixed"], row["moving_label"], mode="nearest").array[0]
+    differing = label != np.maximum(itk_resample(labels["moving_label"], fixed, nearest=True), 0)
+    assert differing[~edge].mean() < 0.002  # halfway cases may round either way
+    torch.testing.assert_close(pair["moving_input"].affine, pair["fixed"].affine, rtol=0, atol=0)
+    np.testing.assert_allclose(pair["moving_input"].meta["original_affine"], moving_affine, atol=1e-4)
+    assert pair["moving_input"].meta["filename_or_obj"] == moving
+    for key in ("moving", "moving_label"):
+        assert pair[key] is row[key]
+
+
+CORONAL = np.array([[-1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("level", [0.0, 7.5])
+@pytest.mark.parametrize("base", [np.eye(4), CORONAL, make_affine((1, 1, 1), (0.4, -0.7, 0.3))])
+def test_slices_are_resampled_in_their_plane(save, base: np.ndarray, level: float) -> None:
+    fixed_shape, moving_shape = (15, 17, 1), (24, 21, 1)
+    fixed_affine = centred(base @ make_affine((1.0, 1.5, 2.0)), fixed_shape, (5, 6, 7))
+    moving_affine = centred(base @ make_affine((1.2, 1.4, 5.0), (0, 0, 0.3)), moving_shape, (5, 6, 7))
+    values = smooth(moving_shape, 2)
+    fixed = save("f.nii.gz", smooth(fixed_shape, 1), fixed_affine)
+    same_level = save("same_level.nii.gz", values, moving_affine)
+    moving_affine[:3, 3] += level * base[:3, 2]
+    moving = save("m.nii.gz", values, moving_affine)
+
+    pair = MatchGridd()(load(2, fixed, moving))
+
+    # ITK knows no levels to ignore: it takes the slice where the planes coincide, thick enough to be interpolated.
+    expected = itk_resample(same_level, fixed)[..., 0]
+    inside = expected > -1
+    assert inside.mean() > 0.9
+    np.testing.assert_allclose(pair["moving_input"].array[0][inside], expected[inside], atol=2e-3)
+
+
+def test_a_true_2d_image_matches_a_slice_in_a_3d_header(save) -> None:
+    data = smooth(FLAT)
+    fixed, moving = save("f.nii.gz", data[..., None]), save("m.nii.gz", data)
+    pair = MatchGridd()(load(2, fixed, moving))
+    assert torch.equal(pair["moving_input"].as_tensor(), pair["fixed"].as_tensor())
+
+
+@pytest.mark.parametrize(("spatial_dims", "shape"), [(3, VOLUME), (2, SLICE)])
+def test_a_slightly_rounded_grid_keeps_its_voxels(save, spatial_dims: int, shape: tuple[int, ...]) -> None:
+    affine = make_affine((2, 0.5, 3), (0.3, 0.2, 0.1))
+    rounded = affine.copy()
+    rounded[:3, 3] += 0.002
+    row = load(spatial_dims, save("f.nii.gz", smooth(shape, 1), affine), save("m.nii.gz", smooth(shape, 2), rounded))
+    before = row["moving"].as_tensor().clone()
+    pair = MatchGridd()(row)
+    assert torch.equal(pair["moving_input"].as_tensor(), before)
+    torch.testing.assert_close(pair["moving_input"].affine, row["fixed"].affine, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_a_small_difference_of_the_grids_is_not_lost(save, scale: float) -> None:
+    """MONAI's SpatialResample takes these two for equal: a matrix that differs by 9e-4, or voxels of micrometres."""
+    shape = (200, 9, 11)
+    ramp = np.broadcast_to(np.arange(200.0, dtype=np.float32)[:, None, None], shape)
+    fixed = save("f.nii.gz", ramp, make_affine((scale, scale, scale)))
+    moving = save("m.nii.gz", ramp, make_affine((scale * 1.0009, scale, scale)))
+    pair = MatchGridd()(load(3, fixed, moving))
+    np.testing.assert_allclose(pair["moving_input"].array[0, :, 4, 5], np.arange(200) / 1.0009, atol=1e-3)
+
+
+def test_outside_the_field_of_view_is_background(save) -> None:
+    image, labels = smooth(VOLUME) - 1000, np.full(VOLUME, 5, np.uint8)
+    far = make_affine((1, 1, 1), origin=(5, 0, 0))
+    names = [save("f.nii.gz", image), save("m.nii.gz", image, far)]
+    marks = {"fixed_label": save("fl.nii.gz", labels), "moving_label": save("ml.nii.gz", labels, far)}
+    row = load(3, *names, **marks, moving_mask=marks["moving_label"])
+    pair = MatchGridd()(row)
+    assert pair["moving_input"][0, :5].unique().tolist() == [image.min()]
+    torch.testing.assert_close(pair["moving_input"].as_tensor()[:, 5:], row["moving"].as_tensor()[:, :4])
+    assert pair["moving_mask"][0, :5].unique().tolist() == [0]
+    assert pair["moving_mask"][0, 5:].unique().tolist() == [1]
+    label = on_grid_of(row["fixed"], row["moving_label"], mode="nearest")
+    assert label[0, :5].unique().tolist() == [0]
+    assert label[0, 5:].unique().tolist() == [5]
+
+
+@pytest.mark.parametrize(("spatial_dims", "shape"), [(3, VOLUME), (2, SLICE)])
+def test_images_that_do_not_overlap(save, spatial_dims: int, shape: tuple[int, ...]) -> None:
+    fixed = save("f.nii.gz", smooth(shape))
+    moving = save("m.nii.gz", smooth(shape), make_affine((1, 1, 1), origin=(0, 50, 0)))
+    with pytest.raises(PairError) as info:
+        MatchGridd()(load(spatial_dims, fixed, moving))
+    assert f"fixed {fixed} (x -0.5 to 8.5, y -0.5 to 10.5, z " in str(info.value)
+    assert f"moving {moving} (x -0.5 to 8.5, y 49.5 to 60.5, z " in str(info.value)
+    assert "do not overlap" in str(info.value)
+
+
+def test_a_small_overlap_is_logged(save, caplog) -> None:
+    fixed = save("f.nii.gz", smooth(VOLUME))
+    moving = save("m.nii.gz", smooth(VOLUME), make_affine((1, 1, 1), origin=(8, 0, 0)))
+    with caplog.at_level(logging.WARNING):
+        MatchGridd()(load(3, fixed, moving))
+    assert "covers 11.1 % of the fixed grid" in caplog.text
+
+
+def test_slices_in_different_planes(save) -> None:
+    fixed, moving = save("f.nii.gz", smooth(SLICE)), save("m.nii.gz", smooth(SLICE), CORONAL)
+    with pytest.raises(
+        PairError, match=r"m.nii.gz: its plane \(normal .*\) is not parallel to that of fixed .*f.nii.gz"
+    ):
+        MatchGridd()(load(2, fixed, moving))
+
+
+def test_a_slice_seen_from_behind_is_turned(save) -> None:
+    data = smooth(SLICE)
+    flipped = np.diag([-1.0, 1, -1, 1])
+    flipped[0, 3] = SLICE[0] - 1
+    pair = MatchGridd()(load(2, save("f.nii.gz", data), save("m.nii.gz", data[::-1], flipped)))
+    torch.testing.assert_close(pair["moving_input"].as_tensor(), pair["fixed"].as_tensor(), rtol=0, atol=1e-4)
+
+
+def test_a_volume_does_not_match_a_slice(save) -> None:
+    volume, flat = save("v.nii.gz", smooth(VOLUME)), save("s.nii.gz", smooth(SLICE))
+    pair = {"fixed": load(3, volume, volume)["fixed"], "moving": load(2, flat, flat)["moving"]}
+    with pytest.raises(PairError, match="differ in dimension"):
+        MatchGridd()(pair)
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_physical_map_puts_a_slice_on_one_of_another_level(flipped: bool) -> None:
+    fixed_affine = make_affine((1.0, 1.5, 2.0), (0.3, -0.2, 0.5))
+    moving_affine = make_affine((1.2, 0.8, -3.0 if flipped else 3.0), (0.3, -0.2, 0.5))
+    normal = fixed_affine[:3, 2] / np.linalg.norm(fixed_affine[:3, 2])
+    moving_affine[:3, 3] = fixed_affine[:3, 3] + 40 * normal
+    images = [MetaTensor(torch.zeros(1, 9, 11), affine=torch.from_numpy(a)) for a in (fixed_affine, moving_affine)]
+
+    there = physical_map(*images)
+
+    np.testing.assert_allclose(there[:3, :3], np.eye(3), atol=1e-6)
+    np.testing.assert_allclose(there[:3, 3], 40 * normal, atol=1e-5)
+
+
+def test_physical_map_of_volumes_is_the_affine_start() -> None:
+    fixed, moving = (MetaTensor(torch.zeros(1, 9, 11, 13), affine=torch.eye(4) * size) for size in (1, 2))
+    start = torch.tensor(make_affine((1, 1, 1), (0.1, 0.2, 0.3)))
+    assert torch.equal(physical_map(fixed, moving), torch.eye(4, dtype=torch.float64))
+    assert torch.equal(physical_map(fixed, moving, start), start)
+
+
+def test_masks_that_leave_nothing_together(save) -> None:
+    image = save("i.nii.gz", smooth(VOLUME))
+    left, right = np.zeros((2, *VOLUME), np.uint8)
+    left[:4], right[5:] = 1, 1
+    masks = {"fixed_mask": save("l.nii.gz", left), "moving_mask": save("r.nii.gz", right)}
+    with pytest.raises(PairError, match=r"fixed_mask .*l.nii.gz and moving_mask .*r.nii.gz: on the fixed grid"):
+        MatchGridd()(load(3, image, image, **masks))
+    pair = MatchGridd()(load(3, image, image, fixed_mask=masks["fixed_mask"]))
+    np.testing.assert_array_equal(pair["fixed_mask"].array[0], left)
+
+
+def test_the_mask_of_air_gives_way_to_one_that_was_given(save) -> None:
+    values = smooth(VOLUME) - 50
+    values[:3] = values.min()
+    image = save("i.nii.gz", values)
+    row = load(3, image, image)
+    mask = MaskAird()(row)["fixed_mask"]
+    np.testing.assert_array_equal(mask.array[0], values > values.min())
+    torch.testing.assert_close(mask.affine, row["fixed"].affine)
+    given = load(3, image, image, fixed_mask=save("m.nii.gz", np.ones(VOLUME, np.uint8)))
+    assert MaskAird()(given)["fixed_mask"] is given["fixed_mask"]

@@ -1,0 +1,131 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from grids import GRIDS, VOLUME, interior, make_ddf, make_start, world
+from synthetic import smooth_ddf
+
+from monai_nodeo.fields import compose, jacobian_determinant, sample_points, warp
+from monai_nodeo.inversion import invert, invert_transform
+from monai_nodeo.transform_io import Affine, Displacement, Transform
+
+SHAPES = [(31, 37), (17, 19, 23)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_translation_is_undone_by_its_inverse(shape: tuple[int, ...]) -> None:
+    shift = torch.arange(1.0, len(shape) + 1).view(-1, *[1] * len(shape)).expand(-1, *shape)
+
+    inversion = invert(shift)
+
+    torch.testing.assert_close(inversion.ddf, -shift)
+    assert inversion.figures()["residual_voxels_max"] < 1e-5
+    assert inversion.figures()["voxels_from_outside"] > 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_scaling_is_undone_although_it_stretches_threefold(shape: tuple[int, ...]) -> None:
+    position = torch.stack(torch.meshgrid(*[torch.arange(float(n)) - n // 2 for n in shape], indexing="ij"))
+
+    inversion = invert(2 * position)
+
+    torch.testing.assert_close(inversion.ddf, position / 3 - position, rtol=0, atol=2e-3)
+    assert inversion.figures()["voxels_not_converged"] == 0
+    assert inversion.figures()["voxels_from_outside"] == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_both_ways_are_the_identity(shape: tuple[int, ...]) -> None:
+    ddf = smooth_ddf(shape, largest=4.0, sigma=4.0)
+    assert jacobian_determinant(ddf[None]).min() > 0
+
+    inversion = invert(ddf)
+
+    assert inversion.figures()["voxels_not_converged"] == 0
+    assert inversion.figures()["voxels_folded"] == 0
+    there_and_back = compose(ddf[None], inversion.ddf[None])[0]
+    assert interior(there_and_back[0].numpy(), 4).max() < 2e-3
+    # the other way round, up to what a linear interpolation of the inverse can say
+    back_and_there = compose(inversion.ddf[None], ddf[None])[0]
+    assert np.abs(interior(back_and_there[0].numpy(), 4)).max() < 0.1
+
+
+def test_fold_is_told_and_the_rest_is_inverted() -> None:
+    ddf = torch.zeros(2, 40, 30)
+    ddf[0, 18:22] = torch.tensor([4.0, 1.5, -1.5, -4.0]).view(-1, 1)  # the order of these rows is turned round
+    assert jacobian_determinant(ddf[None]).min() < 0
+
+    figures = invert(ddf).figures()
+
+    assert figures["voxels_folded"] == 3 * 29
+    assert figures["voxels_not_converged"] < 0.1 * figures["voxels"]
+
+
+def test_field_without_an_inverse_converges_nowhere_near() -> None:
+    position = torch.stack(torch.meshgrid(torch.arange(16.0), torch.arange(12.0), indexing="ij"))
+    to_a_point = torch.tensor([8.0, 6.0]).view(2, 1, 1) - position
+
+    inversion = invert(to_a_point)
+
+    # only the point itself is reached
+    assert inversion.figures()["voxels_not_converged"] >= int(inversion.inside.sum()) - 1
+
+
+def test_residual_is_what_composing_says() -> None:
+    ddf = smooth_ddf((21, 25), largest=9.0, sigma=3.0)  # folds
+    inversion = invert(ddf)
+    expected = torch.linalg.vector_norm(compose(ddf[None], inversion.ddf[None])[0], dim=0)
+    torch.testing.assert_close(inversion.residual, expected, rtol=0, atol=1e-4)
+
+
+def test_simpleitk_finds_the_same_inverse() -> None:
+    ddf = torch.from_numpy(make_ddf(VOLUME))
+    ours = invert(ddf).ddf.numpy()
+
+    field = Displacement(VOLUME, ddf.numpy()).itk.GetDisplacementField()
+    theirs = sitk.InvertDisplacementField(field, 50, 1e-5, 1e-5, False)
+
+    found = Displacement.from_itk_field("theirs", theirs).ddf
+    assert np.abs(interior(found[0] - ours[0])).max() < 0.02
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+def test_registration_and_its_inverse_bring_points_home(kind: str) -> None:
+    grid = GRIDS[kind]
+    transform = Transform.of_registration(make_ddf(grid), grid, make_start(grid))
+    middle = world(
+        grid, np.random.default_rng(3).integers(8, np.array(grid.spatial_shape) - 8, (30, grid.spatial_dims))
+    )
+
+    inverse, figures = invert_transform(transform)
+
+    assert [type(step) for step in inverse.steps] == [Affine, Displacement]
+    assert figures[0]["voxels_not_converged"] == 0
+    there = transform.map_points(middle)
+    assert np.abs(there - middle).max() > 1
+    np.testing.assert_allclose(inverse.map_points(there), middle, rtol=0, atol=0.15)
+
+
+def test_composition_is_the_one_of_itk() -> None:
+    inner, outer = (make_ddf(VOLUME, seed) for seed in (0, 7))
+    ours = compose(torch.from_numpy(outer)[None], torch.from_numpy(inner)[None])[0].numpy()
+    steps = Transform((Displacement(VOLUME, inner), Displacement(VOLUME, outer)))
+    theirs = steps.displacement_on("both", VOLUME)
+    np.testing.assert_allclose(interior(theirs[0]), interior(ours[0]), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_samples_at_the_voxels_of_a_field_are_those_of_warp(shape: tuple[int, ...]) -> None:
+    image, ddf = torch.rand(1, 2, *shape), smooth_ddf(shape)[None]
+    voxels = torch.stack(torch.meshgrid(*[torch.arange(float(n)) for n in shape], indexing="ij"))[None]
+    at_points = sample_points(image, (voxels + ddf).flatten(2))
+    torch.testing.assert_close(at_points, warp(image, ddf).flatten(2), rtol=1e-4, atol=1e-4)
+
+
+def test_wrong_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"ddf must be \(D, \*spatial\)"):
+        invert(torch.zeros(1, 3, 9, 11, 13))

@@ -1,0 +1,123 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+from synthetic import smooth_image
+
+from monai_nodeo.levels import ImagePair, make_levels
+
+PAIRS = [((160, 192), (1.0, 1.0)), ((61, 40), (0.7, 2.0)), ((33, 29, 41), (1.0, 1.2, 0.9)), ((160, 192, 40), (1, 1, 5))]
+
+
+def test_long_voxels_wait_for_the_others():
+    """The example of the docstring: 1 x 1 x 5 mm shrunk by 4 is 4 x 4 x 5 mm."""
+    coarse, middle, fine = make_levels((161, 201, 40), (1, 1, 5), (4, 2, 1))
+    for level, spacing in ((coarse, (4, 4, 5)), (middle, (2, 2, 5)), (fine, (1, 1, 5))):
+        assert level.spacing == pytest.approx(spacing, rel=0.03)
+        assert level.image_size[2] == 40
+    assert (fine.image_size, fine.spacing) == ((161, 201, 40), (1, 1, 5))
+    (very_coarse,) = make_levels((161, 201, 41), (1, 1, 5), (8,))
+    assert very_coarse.spacing == pytest.approx((8, 8, 8), rel=0.06)
+
+
+@pytest.mark.parametrize(("size", "spacing"), PAIRS)
+@pytest.mark.parametrize("point_spacing", [1, 2, 3.5])
+def test_all_grids_have_the_extent_of_the_images(size, spacing, point_spacing):
+    factors = (6, 4, 2.5, 1)
+    levels = make_levels(size, spacing, factors, point_spacing)
+    extent = [(n - 1) * s for n, s in zip(size, spacing, strict=True)]
+    for index, level in enumerate(levels):
+        assert (level.index, level.count, level.coarseness) == (index, 4, factors[index])
+        for shape, sides in ((level.image_size, level.spacing), (level.cloud_size, level.cloud_spacing)):
+            assert [(n - 1) * s for n, s in zip(shape, sides, strict=True)] == pytest.approx(extent)
+        # a voxel is as long as asked for, or longer where the voxels of the pair are
+        wanted = factors[index] * min(spacing)
+        for n, s, own in zip(level.image_size, level.spacing, spacing, strict=True):
+            assert s == pytest.approx(max(wanted, own), rel=0.12) or n == 8
+        assert all(c <= n for c, n in zip(level.cloud_size, level.image_size, strict=True))
+    assert levels[-1].image_size == size
+    assert levels[-1].spacing == pytest.approx(spacing)
+    assert (levels[-1].cloud_size == size) == (point_spacing == 1)
+
+
+def test_points_are_as_far_apart_as_asked_for_or_as_the_voxels():
+    coarse, fine = make_levels((81, 61), (1.0, 1.0), (4, 1), point_spacing=2)
+    assert coarse.cloud_size == coarse.image_size
+    assert (fine.image_size, fine.spacing) == ((81, 61), (1, 1))
+    assert fine.cloud_spacing == pytest.approx((2, 2), rel=0.06)
+
+
+@pytest.mark.parametrize("size", [(12, 9), (8, 8), (5, 31), (1, 9), (12, 1, 9), (3, 3, 3)])
+def test_small_images_keep_a_few_voxels(size):
+    for level in make_levels(size, (1.0,) * len(size), (8, 4, 1), 2):
+        for shape in (level.image_size, level.cloud_size):
+            assert all(m == n if n <= 8 else 8 <= m <= n for m, n in zip(shape, size, strict=True))
+
+
+@pytest.mark.parametrize(("factors", "points"), [((), 1), ((1, 2), 1), ((2, 0.5), 1), ((2, 1), 0.5), ((0,), 1)])
+def test_factors_that_make_no_levels_are_refused(factors, points):
+    with pytest.raises(ValueError, match="from coarse to fine"):
+        make_levels((32, 32), (1.0, 1.0), factors, points)
+
+
+# ImagePair
+
+
+def pair_of(shape: tuple[int, ...]) -> ImagePair:
+    dims = len(shape)
+    images = [smooth_image(shape, seed)[None] for seed in (0, 1)]
+    masks = [(torch.rand(1, 1, *shape) > 0.3).float() for _ in range(2)]
+    return ImagePair(*images, *masks, 5 * torch.rand(1, 4, 2, dims))
+
+
+@pytest.mark.parametrize("shape", [(31, 25), (17, 21, 13)])
+def test_the_pair_at_its_own_level_is_the_pair(shape):
+    pair = pair_of(shape)
+    same = pair.at(make_levels(shape, (1.0,) * len(shape))[0])
+    for name in ("fixed", "moving", "fixed_mask", "moving_mask", "landmarks"):
+        assert torch.equal(getattr(same, name), getattr(pair, name))
+
+
+@pytest.mark.parametrize("shape", [(31, 25), (17, 21, 13)])
+def test_landmarks_keep_their_place(shape):
+    """An image whose value is the position says where a landmark is, at every level and in a box."""
+    dims = len(shape)
+    index = torch.stack(torch.meshgrid(*[torch.arange(float(n)) for n in shape], indexing="ij"))[None]
+    points = torch.tensor([4.0, 6.0, 8.0])[:dims].expand(1, 1, 2, dims)
+    pair = ImagePair(index, index, landmarks=points)
+    level, _ = make_levels(shape, (1.0,) * dims, (2, 1))
+    coarse = pair.at(level)
+    assert coarse.fixed.shape[2:] == level.image_size
+    boxed = pair.cropped((slice(2, 20), slice(None), slice(3, 13))[:dims])
+    assert torch.equal(boxed.landmarks[0, 0, 0], points[0, 0, 0] - torch.tensor([2.0, 0.0, 3.0])[:dims])
+    place = tuple(boxed.landmarks[0, 0, 0].int().tolist())
+    assert torch.equal(boxed.fixed[(0, slice(None), *place)], points[0, 0, 0])
+    found = coarse.landmarks[0, 0, 0] * torch.tensor(
+        [(n - 1) / (m - 1) for n, m in zip(shape, level.image_size, strict=True)]
+    )
+    torch.testing.assert_close(found, points[0, 0, 0])
+    # a linear image is kept exactly away from the border
+    low = coarse.landmarks[0, 0, 0].floor().int().tolist()
+    value = coarse.fixed[(0, slice(None), *low)]
+    scale = torch.tensor([(n - 1) / (m - 1) for n, m in zip(shape, level.image_size, strict=True)])
+    torch.testing.assert_close(value, torch.tensor(low) * scale, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(33, 25), (17, 21, 13)])
+def test_what_is_masked_out_does_not_leak_into_a_coarser_level(shape):
+    pair = pair_of(shape)
+    mask = torch.ones(1, 1, *shape)
+    mask[..., shape[-1] // 2 :] = 0
+    level, _ = make_levels(shape, (1.0,) * len(shape), (2, 1))
+    found = [
+        ImagePair(torch.where(mask > 0, pair.fixed, value), pair.moving, fixed_mask=mask).at(level)
+        for value in (0.0, 1000.0)
+    ]
+    assert torch.equal(found[0].fixed, found[1].fixed)
+    assert found[0].fixed_mask.amin() == 0
+    assert found[0].fixed_mask.amax() == pytest.approx(1)
+    flat = ImagePair(torch.where(mask > 0, 3.0, 50.0), pair.moving, fixed_mask=mask).at(level)
+    counted = flat.fixed_mask > 1e-3
+    torch.testing.assert_close(flat.fixed[counted], torch.full_like(flat.fixed[counted], 3.0))

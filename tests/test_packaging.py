@@ -1,0 +1,67 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = {"monai_nodeo": "monai_nodeo", "bundle": "monai_nodeo/bundle", "configs": "monai_nodeo/configs"}
+
+
+def sources(folder: Path) -> set[str]:
+    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(folder).as_posix() for path in files}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, unpacked as pip does it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    tree = folder / "tree"
+    for name in SHIPPED:
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree / name)
+    code = f"from setuptools.build_meta import build_wheel; build_wheel({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=tree, check=True, capture_output=True, text=True)
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+@pytest.mark.parametrize(("folder", "place"), SHIPPED.items())
+def test_wheel_holds_every_file(folder: str, place: str, installed: Path) -> None:
+    nested = {f"{name}/" for name in ("bundle", "configs")} if folder == "monai_nodeo" else set()
+    found = {name for name in sources(installed / place) if not name.startswith(tuple(nested))}
+
+    assert found == sources(ROOT / folder)
+
+
+def test_entry_point_is_the_command_line(installed: Path) -> None:
+    (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
+
+    assert "monai-nodeo = monai_nodeo.cli:main" in entry_points.read_text()
+
+
+@pytest.mark.parametrize("place", ["installed", "checkout"])
+def test_bundle_and_presets_are_found(place: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    root = request.getfixturevalue("installed") if place == "installed" else ROOT
+    code = (
+        f"import sys; sys.path.insert(0, {str(root)!r}); from monai_nodeo.resources import *; "
+        "print(bundle_dir() / 'configs', config_files(3, 'paper_lambda2')[-1])"
+    )
+
+    shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    configs, preset = map(Path, shown.stdout.split())
+    assert (configs / "inference.json").is_file()
+    assert preset.is_file()
+    assert configs.is_relative_to(root)
+    assert preset.is_relative_to(root)

@@ -1,0 +1,381 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from finished import FALLING, save_result
+from ignite.engine import Engine
+from synthetic import deformed_pair, smooth_ddf, smooth_image
+
+from monai_nodeo import outputs
+from monai_nodeo.cli import main
+from monai_nodeo.examples import ExamplePair, example_pair
+from monai_nodeo.inferers import PairInferer
+from monai_nodeo.report import ReportPair, cohort, write_index, write_report
+from monai_nodeo.report.evidence import Evidence, gather, shared_information
+from monai_nodeo.report.pair import read_pair
+from monai_nodeo.report.verdict import Grade, judge
+from monai_nodeo.transforms import RegisterPair
+
+AFFINE = np.diag([1.5, 2.0, 1.0, 1.0])
+
+
+def read_json(page: Path) -> Any:
+    """Content of the page's element "metrics"."""
+    (text,) = re.findall(
+        r'<script type="application/json" id="metrics">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL
+    )
+    return json.loads(text)
+
+
+@pytest.fixture
+def volume(tmp_path) -> Path:
+    """Folder of a labelled 3D pair."""
+    fixed, moving, ddf = deformed_pair((12, 9, 11))
+    images = {"fixed": fixed, "moving": moving, "fixed_label": fixed > 0.5, "moving_label": moving > 0.5}
+    return save_result(tmp_path / "out", {key: image[0].numpy() for key, image in images.items()}, ddf, AFFINE)
+
+
+@pytest.fixture
+def plane(tmp_path) -> Path:
+    """Folder of a 2D pair without labels."""
+    fixed, moving, ddf = deformed_pair((25, 21))
+    return save_result(tmp_path / "out", {"fixed": fixed[0].numpy(), "moving": moving[0].numpy()}, ddf, AFFINE)
+
+
+# evidence
+
+
+@pytest.mark.parametrize("shape", [(25, 21), (12, 15, 11)])
+def test_shared_information_of_an_image_with_itself_is_all_of_it_in_any_contrast(shape) -> None:
+    image = smooth_image(shape)[0].numpy()
+    assert shared_information(image, image) == pytest.approx(1)
+    assert shared_information(image, 3 * image + 7) == pytest.approx(1)
+
+
+def test_shared_information_is_symmetric_and_small_for_strangers() -> None:
+    one, other = (smooth_image((60, 50), seed)[0].numpy() for seed in (0, 1))
+    assert shared_information(one, other) == pytest.approx(shared_information(other, one))
+    assert shared_information(one, other) < 0.3 * shared_information(one, np.roll(one, 1, 0))
+
+
+def test_a_constant_image_shares_nothing() -> None:
+    image = smooth_image((25, 21))[0].numpy()
+    assert shared_information(image, np.ones_like(image)) == 0
+
+
+@pytest.mark.parametrize("flipped", [(0,), (2,), (0, 1)])
+def test_the_directions_of_an_image_that_was_turned_over_are_named(flipped) -> None:
+    fixed = smooth_image((14, 16, 12))[0].numpy()
+    turned = np.flip(fixed, flipped)
+    affine = np.array([[0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])  # axis 0 points to the back
+    evidence = gather({"fixed": fixed, "moving": turned, "warped": turned}, np.zeros((3, *fixed.shape)), affine)
+    names = {0: "back-front", 1: "left-right", 2: "bottom-top"}
+    assert evidence.turned_along == tuple(names[axis] for axis in flipped)
+    assert evidence.shared_turned == pytest.approx(1)
+
+
+def test_lengths_are_in_millimetres() -> None:
+    image = smooth_image((8, 9, 10))[0].numpy()
+    ddf = np.zeros((3, *image.shape))
+    ddf[1] = 3
+    evidence = gather({"fixed": image, "moving": image, "warped": image}, ddf, AFFINE)
+    assert evidence.largest_mm == pytest.approx(6)
+    assert evidence.extent_mm == pytest.approx(np.linalg.norm([12, 18, 10]))
+
+
+# verdict: one thing wrong at a time
+
+FINE = Evidence(0.05, 0.2, 0.01, 0.05, ("left-right",), False, (100, 100), 10.0, 300.0)
+FIGURES = {
+    "before": {"similarity": 0.8, "dice_mean": 0.5},
+    "after": {"similarity": 0.4, "dice_mean": 0.7},
+    "folding_percent": 0.0,
+    "displacement_mm_mean": 2.0,
+}
+CONVERGED = {"loss": FALLING.numpy()}
+
+
+def test_a_good_pair_is_good() -> None:
+    verdict = judge(FIGURES, CONVERGED, FINE)
+    assert verdict.grade == Grade.GOOD
+    assert verdict.headline == "Aligned, without folds, and converged."
+
+
+@pytest.mark.parametrize(
+    ("change", "topic", "grade"),
+    [
+        ({"shared_after": 0.05}, "alignment", Grade.BAD),
+        ({"shared_after": 0.07}, "alignment", Grade.CHECK),
+        ({"shared_after": 0.07, "shared_by_chance": 0.01}, "alignment", Grade.GOOD),
+        ({"shared_after": 0.35, "shared_by_chance": 0.2}, "alignment", Grade.GOOD),
+        ({"largest_mm": 90.0}, "size", Grade.CHECK),
+        ({"grey_values": (100, 4)}, "input", Grade.CHECK),
+        ({"shared_after": 0.05, "shared_turned": 0.08}, "input", Grade.BAD),
+    ],
+)
+def test_evidence_that_is_not_good(change, topic, grade) -> None:
+    chance = {"shared_by_chance": 0.02} | change
+    found = {f.topic: f.grade for f in judge(FIGURES, CONVERGED, FINE._replace(**chance)).findings}
+    assert found[topic] == grade
+
+
+@pytest.mark.parametrize(
+    ("change", "topic", "grade"),
+    [
+        ({"folding_percent": 0.005}, "folds", Grade.GOOD),
+        ({"folding_percent": 0.07}, "folds", Grade.CHECK),
+        ({"folding_percent": 3.0}, "folds", Grade.BAD),
+        ({"after": {"similarity": 0.9, "dice_mean": 0.7}}, "similarity", Grade.CHECK),
+        ({"after": {"similarity": 0.4, "dice_mean": 0.4}}, "labels", Grade.BAD),
+        (
+            {"before": {"similarity": 0.8, "dice_mean": 0.1}, "after": {"similarity": 0.4, "dice_mean": 0.2}},
+            "labels",
+            2,
+        ),
+    ],
+)
+def test_figures_that_are_not_good(change, topic, grade) -> None:
+    verdict = judge(FIGURES | change, CONVERGED, FINE)
+    assert {f.topic: f.grade for f in verdict.findings}[topic] == grade
+    assert verdict.grade == grade
+
+
+@pytest.mark.parametrize(
+    ("history", "grade"),
+    [
+        ({"loss": np.linspace(1, 0, 60)}, Grade.CHECK),
+        ({"loss": np.linspace(1, 0, 9)}, Grade.CHECK),
+        ({"loss": np.array([1.0, np.nan] * 20)}, Grade.BAD),
+        # the last level counts, and it has converged
+        ({"loss": np.concatenate([np.linspace(1, 0.5, 60), FALLING]), "level": np.repeat([0, 1], 60)}, Grade.GOOD),
+        ({"loss": np.concatenate([FALLING, np.linspace(1, 0.5, 60)]), "level": np.repeat([0, 1], 60)}, Grade.CHECK),
+        # a level that has little left to do after the coarse ones
+        (
+            {"loss": np.concatenate([FALLING, np.linspace(0.5, 0.4, 20)]), "level": np.repeat([0, 1], [60, 20])},
+            Grade.GOOD,
+        ),
+    ],
+)
+def test_convergence_is_that_of_the_last_level(history, grade) -> None:
+    found = {f.topic: f.grade for f in judge(FIGURES, history, FINE).findings}
+    assert found["convergence"] == grade
+
+
+# verdict: real pairs
+
+
+@pytest.fixture(scope="module")
+def head() -> ExamplePair:
+    return example_pair(2, 2.0)
+
+
+def registered(pair: ExamplePair, moving: np.ndarray, folder: Path) -> Path:
+    """Folder of a registration with the default settings."""
+    fixed, other = (torch.from_numpy(np.ascontiguousarray(x))[None] for x in (pair.fixed, moving))
+    result = RegisterPair(2, PairInferer(2, handlers=[]))(fixed, other)
+    images = {"fixed": pair.fixed, "moving": moving}
+    return save_result(folder, images, result.ddf, pair.affine, history=result.history)
+
+
+def test_a_pair_that_aligns_is_said_to_be_aligned(head, tmp_path) -> None:
+    page = write_report(registered(head, head.moving, tmp_path))
+    summary = json.loads((page.parent / "report.json").read_text(encoding="utf-8"))
+    assert summary["headline"].startswith("Aligned")
+    assert summary["findings"][0]["grade"] == "good"
+
+
+def test_an_upside_down_moving_image_is_said_to_be_not_aligned(head, tmp_path) -> None:
+    pair = read_pair(registered(head, head.moving[:, ::-1], tmp_path))
+    verdict = judge(pair.figures, pair.history, gather(pair.images, pair.ddf, pair.affine))
+    assert verdict.headline == "Not aligned."
+    (reason,) = [f.text for f in verdict.findings if f.topic == "input"]
+    assert "turned over" in reason
+
+
+def test_a_perfect_pair_is_said_to_be_identical(head, tmp_path) -> None:
+    zero = torch.zeros(2, *head.fixed.shape)
+    pair = read_pair(save_result(tmp_path, {"fixed": head.fixed, "moving": head.fixed}, zero, head.affine))
+    verdict = judge(pair.figures, pair.history, gather(pair.images, pair.ddf, pair.affine))
+    assert verdict.grade == Grade.GOOD
+    assert verdict.headline == "Aligned from the start: the two images are identical."
+
+
+def test_a_pair_that_folds_is_said_to_fold(head, tmp_path) -> None:
+    ddf = torch.from_numpy(head.ddf).float() + smooth_ddf(head.fixed.shape, largest=2, sigma=0.7)
+    pair = read_pair(save_result(tmp_path, {"fixed": head.fixed, "moving": head.moving}, ddf, head.affine))
+    verdict = judge(pair.figures, pair.history, gather(pair.images, pair.ddf, pair.affine))
+    assert pair.figures["folding_percent"] > 1
+    assert verdict.grade == Grade.BAD
+    assert verdict.headline == "Aligned, but the deformation folds."
+
+
+def test_the_moving_image_is_shown_after_its_affine_start(tmp_path) -> None:
+    fixed = smooth_image((16, 18, 14))[0].numpy()
+    moving = np.roll(fixed, 3, axis=1)
+    start = np.eye(4)
+    start[1, 3] = 3 * AFFINE[1, 1]
+    images = {"fixed": fixed, "moving": moving, "fixed_label": fixed > 0.5, "moving_label": moving > 0.5}
+    pair = read_pair(save_result(tmp_path, images, torch.zeros(3, *fixed.shape), AFFINE, start=start))
+    for shown in (pair.images, pair.labels):
+        np.testing.assert_allclose(shown["moving"][:, :-3], shown["fixed"][:, :-3], atol=1e-5)
+        np.testing.assert_allclose(shown["warped"][:, :-3], shown["fixed"][:, :-3], atol=1e-5)
+
+
+# the page
+
+
+class _References(HTMLParser):
+    """Everything that a page would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")]
+
+
+@pytest.mark.parametrize("kind", ["volume", "plane"])
+def test_the_page_is_small_and_needs_nothing_beside_it(kind, request) -> None:
+    page = write_report(request.getfixturevalue(kind))
+    assert page.stat().st_size < 3e6
+    references = _References()
+    references.feed(page.read_text(encoding="utf-8"))
+    # charts refer to marks within themselves
+    assert all(reference.startswith(("data:", "#")) for reference in references.found)
+    assert "@import" not in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["volume", "plane"])
+def test_the_figures_in_the_page_are_those_of_the_file(kind, request) -> None:
+    folder = request.getfixturevalue(kind)
+    assert read_json(write_report(folder)) == json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("kind", "planes", "layers"), [("volume", 3, 12), ("plane", 1, 9)])
+def test_every_picture_is_described_and_there_is_one_for_each_plane_and_layer(kind, planes, layers, request) -> None:
+    page = write_report(request.getfixturevalue(kind)).read_text(encoding="utf-8")
+    pictures = re.findall(r'<img data-layer="([^"]+)" alt="([^"]+)"', page)
+    assert len(pictures) == planes * layers
+    assert len(set(pictures)) == planes * layers
+    assert ("Dice of the structures" in page) == (kind == "volume")  # which has labels
+
+
+def test_names_from_outside_are_text_in_the_page(tmp_path) -> None:
+    image = smooth_image((25, 21))[0].numpy()
+    name = "<img src=x onerror=alert(1)>"  # a file name may hold it
+    folder = save_result(tmp_path, {"fixed": image, "moving": image}, torch.zeros(2, 25, 21), AFFINE, id=name)
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert name not in page
+    assert "&lt;img src=x" in page
+
+
+def test_an_image_that_is_gone_is_named(plane) -> None:
+    moving = Path(json.loads((plane / "metrics.json").read_text(encoding="utf-8"))["moving"])
+    moving.unlink()
+    with pytest.raises(ValueError, match="is not there any more") as info:
+        write_report(plane)
+    assert str(moving) in str(info.value)
+    assert not (plane / "report.html").exists()
+
+
+def test_a_folder_without_a_finished_pair_is_named(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"holds no metrics\.json") as info:
+        write_report(tmp_path)
+    assert str(tmp_path) in str(info.value)
+
+
+# the page over many pairs, the handler and the command
+
+
+def write_table(folder: Path, *rows: dict[str, Any]) -> None:
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, outputs._COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def done(id: str, dice: float) -> dict[str, Any]:
+    return {"id": id, "status": "done", "dice_mean_after": dice, "similarity_after": 0.4, "seconds_optimisation": 2}
+
+
+def test_the_tables_of_run_and_page_are_one_file() -> None:
+    assert cohort.TABLE == outputs.TABLE
+    assert {c.name for c in cohort._COLUMNS} | {c.before for c in cohort._COLUMNS if c.before} <= set(outputs._COLUMNS)
+
+
+def test_the_worst_pair_comes_first(tmp_path) -> None:
+    grades = {"fine": "good", "poor": "bad", "folded": "check", "fair": "good"}
+    for id, grade in grades.items():
+        (tmp_path / id).mkdir()
+        summary = {"id": id, "grade": grade, "headline": f"It is {grade}.", "thumbnail": "data:,"}
+        (tmp_path / id / "report.json").write_text(json.dumps(summary))
+    broken = {"id": "broken", "status": "failed", "reason": "no such <file>"}
+    write_table(tmp_path, *[done(id, dice) for id, dice in zip(grades, (0.9, 0.8, 0.7, 0.6), strict=True)], broken)
+    page = write_index(tmp_path).read_text(encoding="utf-8")
+    order = re.findall(r'<td data-sort="(\w+)">', page)
+    assert order == ["broken", "poor", "folded", "fair", "fine"]
+    assert "no such &lt;file&gt;" in page
+    assert 'href="poor/report.html"' in page
+    assert "broken/report.html" not in page
+
+
+def test_a_folder_without_a_table_is_named(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"holds no metrics\.csv"):
+        write_index(tmp_path)
+
+
+def test_a_table_of_failures_only_is_a_page_without_charts(tmp_path) -> None:
+    write_table(tmp_path, {"id": "a", "status": "failed", "reason": "gone"})
+    assert "Distributions" not in write_index(tmp_path).read_text(encoding="utf-8")
+
+
+def run_handler(handler: ReportPair, *ids: str) -> None:
+    engine = Engine(lambda engine, batch: engine.state.batch)
+    handler.attach(engine)
+    engine.run([[{"id": id}] for id in ids], max_epochs=1)
+
+
+def test_the_handler_makes_both_pages_and_warns_of_a_report_that_fails(plane, caplog) -> None:
+    write_table(plane.parent, done("pair", 0.8))
+    run_handler(ReportPair(plane.parent), "pair", "nowhere")
+    assert (plane / "report.html").exists()
+    assert (plane.parent / "index.html").exists()
+    assert "nowhere: no report" in caplog.text
+
+
+def test_a_single_pair_in_the_folder_itself_gets_its_page_only(plane) -> None:
+    run_handler(ReportPair(plane, pair_folder="."), "pair")
+    assert (plane / "report.html").exists()
+    assert not (plane / "index.html").exists()
+
+
+def test_the_command_makes_one_report_or_all(plane) -> None:
+    write_table(plane.parent, done("pair", 0.8))
+    for folder, pages in ((plane, 1), (plane.parent, 2)):
+        result = CliRunner().invoke(main, ["report", str(folder)])
+        assert result.exit_code == 0, result.output
+        assert len(result.output.splitlines()) == pages
+    Path(json.loads((plane / "metrics.json").read_text(encoding="utf-8"))["fixed"]).unlink()
+    result = CliRunner().invoke(main, ["report", str(plane.parent)])
+    assert result.exit_code == 1
+    assert "1 reports could not be made" in result.output
+    assert (plane.parent / "index.html").exists()
+
+
+def test_a_folder_name_with_odd_characters_is_linked(tmp_path) -> None:
+    (tmp_path / "a b#1").mkdir()
+    (tmp_path / "a b#1" / "report.json").write_text(json.dumps({"id": "x", "grade": "good", "headline": "Fine."}))
+    write_table(tmp_path, done("x", 0.8))
+    assert 'href="a%20b%231/report.html"' in write_index(tmp_path).read_text(encoding="utf-8")

@@ -1,0 +1,261 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from grids import (
+    FLIPPED,
+    GRIDS,
+    OBLIQUE,
+    PLANE,
+    VOLUME,
+    interior,
+    make_ddf,
+    make_image,
+    make_start,
+    moved,
+    warped,
+    world,
+)
+
+from monai_nodeo.resampling import apply_to_image, apply_to_points, read_chain
+from monai_nodeo.transform_io import Affine, ImageGrid, Transform, write_affine, write_image, write_transform
+
+
+def load(path: Path) -> nib.Nifti1Image:
+    return nib.Nifti1Image.from_filename(path)
+
+
+def save(path: Path, values: np.ndarray, affine: np.ndarray) -> str:
+    nib.save(nib.Nifti1Image(values, affine), path)
+    return str(path)
+
+
+def registration(grid: ImageGrid) -> Transform:
+    return Transform.of_registration(make_ddf(grid), grid, make_start(grid))
+
+
+@pytest.fixture(params=GRIDS)
+def grid(request: pytest.FixtureRequest) -> ImageGrid:
+    return GRIDS[request.param]
+
+
+@pytest.fixture
+def image(grid: ImageGrid, tmp_path: Path) -> str:
+    write_image(tmp_path / "moving.nii.gz", make_image(grid), grid)
+    return str(tmp_path / "moving.nii.gz")
+
+
+def test_image_is_sampled_once_where_its_points_arrive(grid: ImageGrid, image: str, tmp_path: Path) -> None:
+    apply_to_image(image, image, registration(grid), str(tmp_path / "warped.nii.gz"))
+
+    result = load(tmp_path / "warped.nii.gz")
+    expected = warped(grid, make_image(grid), make_ddf(grid), make_start(grid))
+    assert result.shape == grid.shape
+    assert result.get_data_dtype() == np.float32
+    np.testing.assert_array_equal(result.affine, load(Path(image)).affine)
+    np.testing.assert_allclose(
+        interior(result.get_fdata().reshape(expected.shape)), interior(expected), rtol=0, atol=1e-2
+    )
+
+
+def test_points_go_the_way_opposite_to_the_image(grid: ImageGrid, tmp_path: Path) -> None:
+    """A bright voxel of the moving image is seen at the fixed point that is mapped on to it."""
+    index = np.array(grid.spatial_shape)[None] // 2
+    there = moved(grid, make_ddf(grid), make_start(grid), index)
+    flip = np.array([-1, -1, 1])
+    lines = ["x,y,z,t", ",".join(map(str, [*(world(grid, index)[0] * flip), 0]))]
+    (tmp_path / "fixed.csv").write_text("\n".join(lines))
+
+    apply_to_points(str(tmp_path / "fixed.csv"), registration(grid), str(tmp_path / "moving.csv"))
+
+    header, line = (tmp_path / "moving.csv").read_text().split()
+    assert header == "x,y,z,t"
+    expected = there[0] * flip
+    np.testing.assert_allclose([float(x) for x in line.split(",")[:3]], expected, rtol=0, atol=1e-4)
+
+    # an image that is the first coordinate itself: its value on the fixed voxel is where the point went
+    coordinates = world(grid, np.indices(grid.spatial_shape).reshape(grid.spatial_dims, -1).T)[:, 0]
+    write_image(tmp_path / "x.nii.gz", coordinates.reshape(grid.spatial_shape), grid)
+    name = str(tmp_path / "x.nii.gz")
+    apply_to_image(name, name, registration(grid), str(tmp_path / "warped.nii.gz"))
+    value = load(tmp_path / "warped.nii.gz").get_fdata().reshape(grid.spatial_shape)[tuple(index[0])]
+    assert value == pytest.approx(there[0, 0], abs=1e-3)
+
+
+def test_reference_may_be_finer_than_the_fixed_image(tmp_path: Path) -> None:
+    fine = ImageGrid(OBLIQUE @ np.diag([0.5, 0.5, 0.5, 1]), (45, 53, 61))
+    write_image(tmp_path / "moving.nii.gz", make_image(VOLUME), VOLUME)
+    write_image(tmp_path / "fine.nii.gz", np.zeros(fine.shape), fine)
+    names = [str(tmp_path / name) for name in ("moving.nii.gz", "fine.nii.gz", "warped.nii.gz")]
+
+    apply_to_image(names[0], names[1], registration(VOLUME), names[2])
+
+    expected = warped(VOLUME, make_image(VOLUME), make_ddf(VOLUME), make_start(VOLUME))
+    values = load(Path(names[2])).get_fdata()
+    assert values.shape == fine.shape
+    np.testing.assert_allclose(interior(values[::2, ::2, ::2]), interior(expected), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64, np.dtype(">i2")])
+@pytest.mark.parametrize("interpolation", ["linear", "nearest", "label"])
+def test_type_of_the_values_is_kept(dtype: Any, interpolation: str, tmp_path: Path) -> None:
+    labels = np.floor(make_image(VOLUME) / 50).astype(dtype)
+    name = save(tmp_path / "in.nii.gz", labels, OBLIQUE)
+
+    apply_to_image(name, name, registration(VOLUME), str(tmp_path / "out.nii.gz"), interpolation)
+
+    result = load(tmp_path / "out.nii.gz")
+    assert result.get_data_dtype() == np.dtype(dtype).newbyteorder("=")
+    values = np.asarray(result.dataobj)
+    if interpolation != "linear":
+        assert set(np.unique(values)) <= {0, *np.unique(labels)}
+
+
+def test_labels_with_fractions_are_refused(tmp_path: Path) -> None:
+    name = save(tmp_path / "in.nii.gz", make_image(VOLUME), OBLIQUE)
+    with pytest.raises(ValueError, match=r"in\.nii\.gz: the values are no whole numbers"):
+        apply_to_image(name, name, registration(VOLUME), str(tmp_path / "out.nii.gz"), "label")
+
+
+def test_scaled_values_become_numbers(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(make_image(VOLUME), OBLIQUE)
+    image.set_data_dtype(np.int16)
+    nib.save(image, tmp_path / "in.nii.gz")
+    name = str(tmp_path / "in.nii.gz")
+    apply_to_image(name, name, registration(VOLUME), str(tmp_path / "out.nii.gz"))
+    result = load(tmp_path / "out.nii.gz")
+    expected = warped(VOLUME, make_image(VOLUME), make_ddf(VOLUME), make_start(VOLUME))
+    assert result.get_data_dtype() == np.float32
+    np.testing.assert_allclose(interior(result.get_fdata()), interior(expected), rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize(("rest", "intent"), [((4,), 0), ((1, 3), 1007)])
+def test_volumes_of_a_series_and_channels_are_warped_alike(rest: tuple[int, ...], intent: int, tmp_path: Path) -> None:
+    series = np.stack([make_image(VOLUME, seed) for seed in range(rest[-1])], axis=-1).reshape(*VOLUME.shape, *rest)
+    image = nib.Nifti1Image(series.astype(np.float32), OBLIQUE)
+    image.header.set_xyzt_units("mm", "sec")
+    image.header.set_zooms((*image.header.get_zooms()[:3], *[2.5] * len(rest)))
+    nib.save(image, tmp_path / "series.nii.gz")
+    name = str(tmp_path / "series.nii.gz")
+
+    apply_to_image(name, name, registration(VOLUME), str(tmp_path / "out.nii.gz"))
+
+    result = load(tmp_path / "out.nii.gz")
+    assert result.shape == series.shape
+    assert result.header.get_zooms()[3:] == (2.5,) * len(rest)
+    assert result.header.get_xyzt_units() == ("mm", "sec")
+    assert int(result.header["intent_code"]) == intent
+    volumes = result.get_fdata().reshape(*VOLUME.shape, -1)
+    for seed in range(rest[-1]):
+        expected = warped(VOLUME, make_image(VOLUME, seed), make_ddf(VOLUME), make_start(VOLUME))
+        np.testing.assert_allclose(interior(volumes[..., seed]), interior(expected), rtol=0, atol=1e-2)
+
+
+def test_header_of_the_reference_is_kept(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(make_image(VOLUME).astype(np.int16), OBLIQUE)
+    image.set_sform(OBLIQUE, 4)
+    image.set_qform(OBLIQUE, 1)
+    nib.save(image, tmp_path / "fixed.nii.gz")
+    name = str(tmp_path / "fixed.nii.gz")
+    apply_to_image(name, name, registration(VOLUME), str(tmp_path / "out.nii.gz"))
+    header = load(tmp_path / "out.nii.gz").header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (4, 1)
+
+
+def test_last_transform_reaches_the_image_first(tmp_path: Path) -> None:
+    """As antsApplyTransforms: a point of the fixed image goes through the first one first."""
+    double = np.diag([2.0, 2, 2, 1])
+    shift = np.eye(4)
+    shift[0, 3] = 5
+    for name, matrix in {"double.mat": double, "shift.mat": shift}.items():
+        write_affine(tmp_path / name, matrix)
+    names = [str(tmp_path / name) for name in ("double.mat", "shift.mat")]
+    point = np.array([[1.0, 0, 0]])
+
+    assert read_chain(names).map_points(point)[0, 0] == 7
+    assert read_chain(names[::-1]).map_points(point)[0, 0] == 12
+    assert read_chain([f"[{names[0]},1]", names[1]]).map_points(point)[0, 0] == 5.5
+    assert read_chain([f"[{names[0]}, 0]", names[1]]).map_points(point)[0, 0] == 7
+
+
+def test_chain_of_files_is_the_transform_in_one(tmp_path: Path) -> None:
+    write_transform(tmp_path / "warp.nii.gz", Transform.of_registration(make_ddf(VOLUME), VOLUME))
+    write_affine(tmp_path / "start.mat", make_start(VOLUME))
+    points = world(VOLUME, np.random.default_rng(0).integers(1, 20, (20, 3)))
+    chain = read_chain([str(tmp_path / "warp.nii.gz"), str(tmp_path / "start.mat")])
+    np.testing.assert_allclose(chain.map_points(points), registration(VOLUME).map_points(points), rtol=0, atol=1e-4)
+
+
+def test_nonsense_chains_are_refused(tmp_path: Path) -> None:
+    write_affine(tmp_path / "flat.mat", np.eye(4), 2)
+    write_affine(tmp_path / "solid.mat", np.eye(4), 3)
+    write_transform(tmp_path / "warp.h5", registration(VOLUME))
+    with pytest.raises(ValueError, match=r"flat\.mat is 2D, .*solid\.mat is 3D"):
+        read_chain([str(tmp_path / "flat.mat"), str(tmp_path / "solid.mat")])
+    with pytest.raises(ValueError, match=r"warp\.h5 holds a displacement field; make its inverse"):
+        read_chain([f"[{tmp_path / 'warp.h5'},1]"])
+
+
+def far_away(grid: ImageGrid) -> ImageGrid:
+    affine = grid.affine.copy()
+    affine[:3, 3] += 1000
+    return ImageGrid(affine, grid.shape)
+
+
+def test_transform_of_another_image_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_image(tmp_path / "here.nii.gz", make_image(VOLUME), VOLUME)
+    write_image(tmp_path / "far.nii.gz", make_image(VOLUME), far_away(VOLUME))
+    here, far, out = (str(tmp_path / name) for name in ("here.nii.gz", "far.nii.gz", "out.nii.gz"))
+
+    with pytest.raises(ValueError, match="the reference lies outside the grid of the displacement field"):
+        apply_to_image(here, far, registration(VOLUME), out)
+    with pytest.raises(ValueError, match=r"far\.nii\.gz: the transform takes no point of the reference into this"):
+        apply_to_image(far, here, registration(VOLUME), out)
+    (tmp_path / "far.csv").write_text("x,y,z\n900,900,900\n")
+    with pytest.raises(ValueError, match=r"far\.csv lies outside the grid"):
+        apply_to_points(str(tmp_path / "far.csv"), registration(VOLUME), out)
+    assert not Path(out).exists()
+    assert not caplog.records
+
+
+def test_field_that_covers_little_of_the_reference_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    part = ImageGrid(OBLIQUE, (12, 14, 16))
+    write_image(tmp_path / "all.nii.gz", make_image(VOLUME), VOLUME)
+    name = str(tmp_path / "all.nii.gz")
+    apply_to_image(name, name, Transform.of_registration(make_ddf(part), part), str(tmp_path / "out.nii.gz"))
+    assert "of the reference lie on the grid" in caplog.text
+
+
+def test_dimensions_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    write_image(tmp_path / "volume.nii.gz", make_image(VOLUME), VOLUME)
+    write_image(tmp_path / "plane.nii.gz", make_image(PLANE), PLANE)
+    volume, plane, out = (str(tmp_path / name) for name in ("volume.nii.gz", "plane.nii.gz", "out.nii.gz"))
+    with pytest.raises(ValueError, match=r"volume\.nii\.gz: an image of shape .* transform of 2D points"):
+        apply_to_image(volume, plane, registration(PLANE), out)
+    with pytest.raises(ValueError, match=r"plane\.nii\.gz: an image of shape .* transform of 3D points"):
+        apply_to_image(volume, plane, registration(VOLUME), out)
+
+
+def test_value_outside_is_the_given_one(tmp_path: Path) -> None:
+    name = save(tmp_path / "ct.nii.gz", np.full((9, 11, 13), 50, np.int16), FLIPPED)
+    shift = np.eye(4)
+    shift[0, 3] = 6
+    apply_to_image(name, name, Transform((Affine(shift),)), str(tmp_path / "out.nii.gz"), outside=-1024)
+    assert set(np.unique(np.asarray(load(tmp_path / "out.nii.gz").dataobj))) == {-1024, 50}
+
+
+def test_other_formats_are_applied_to_as_well(tmp_path: Path) -> None:
+    write_image(tmp_path / "moving.nii.gz", make_image(VOLUME), VOLUME)
+    sitk.WriteImage(sitk.ReadImage(tmp_path / "moving.nii.gz"), tmp_path / "moving.nrrd")
+    for name in ("moving.nii.gz", "moving.nrrd"):
+        apply_to_image(*[str(tmp_path / name)] * 2, registration(VOLUME), str(tmp_path / f"{name}.out.nii.gz"))
+    ours, theirs = (load(tmp_path / f"moving.{end}.out.nii.gz") for end in ("nii.gz", "nrrd"))
+    np.testing.assert_allclose(ours.get_fdata(), theirs.get_fdata(), rtol=0, atol=1e-2)
+    np.testing.assert_allclose(ours.affine, theirs.affine, rtol=0, atol=1e-4)

@@ -1,0 +1,299 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from grids import GRIDS, OBLIQUE, VOLUME, interior, make_ddf, make_image, make_start, moved, warped, world
+
+from monai_nodeo.transform_io import (
+    Affine,
+    Displacement,
+    ImageGrid,
+    Transform,
+    read_affine,
+    read_points,
+    read_transform,
+    write_affine,
+    write_image,
+    write_points,
+    write_transform,
+)
+
+FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS
+
+
+def registration(grid: ImageGrid) -> Transform:
+    return Transform.of_registration(make_ddf(grid), grid, make_start(grid))
+
+
+def some_voxels(grid: ImageGrid, count: int = 40) -> np.ndarray:
+    return np.random.default_rng(5).integers(1, np.array(grid.spatial_shape) - 1, (count, grid.spatial_dims))
+
+
+def as_file_point(point: np.ndarray, world_dims: int) -> list[float]:
+    return (FLIP[:3, :3] @ point)[:world_dims].tolist()
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+def test_composite_comes_back(kind: str, tmp_path: Path) -> None:
+    grid, transform = GRIDS[kind], registration(GRIDS[kind])
+    write_transform(tmp_path / "transform.h5", transform)
+
+    first, second = read_transform(tmp_path / "transform.h5").steps
+
+    assert isinstance(first, Displacement)
+    assert isinstance(second, Affine)
+    assert first.grid.shape == grid.shape
+    np.testing.assert_allclose(first.grid.affine[:3, : grid.spatial_dims], grid.affine[:3, : grid.spatial_dims])
+    np.testing.assert_allclose(first.ddf, make_ddf(grid), atol=1e-6)
+    np.testing.assert_allclose(second.matrix, make_start(grid), atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+@pytest.mark.parametrize("name", ["transform.h5", "displacement.nii.gz", "disp_0001_0002.nii.gz"])
+def test_every_format_takes_points_to_the_moving_image(kind: str, name: str, tmp_path: Path) -> None:
+    grid = GRIDS[kind]
+    if name.startswith("disp_") and kind == "plane":
+        with pytest.raises(ValueError, match="of volumes"):
+            write_transform(tmp_path / name, registration(grid))
+        return
+    write_transform(tmp_path / name, registration(grid))
+
+    index = some_voxels(grid)
+    there = read_transform(tmp_path / name).map_points(world(grid, index))
+
+    expected = moved(grid, make_ddf(grid), make_start(grid), index)
+    assert np.abs(expected - world(grid, index)).max() > 1
+    np.testing.assert_allclose(there, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+def test_simpleitk_applies_our_composite_and_gets_our_image(kind: str, tmp_path: Path) -> None:
+    grid, moving = GRIDS[kind], make_image(GRIDS[kind])
+    write_transform(tmp_path / "transform.h5", registration(grid))
+    write_image(tmp_path / "moving.nii.gz", moving, grid)
+    image = sitk.ReadImage(tmp_path / "moving.nii.gz", sitk.sitkFloat64)
+    transform = sitk.ReadTransform(tmp_path / "transform.h5")
+
+    theirs = sitk.GetArrayFromImage(sitk.Resample(image, image, transform, sitk.sitkLinear)).T.reshape(moving.shape)
+
+    ours = warped(grid, moving, make_ddf(grid), make_start(grid))
+    assert np.abs(interior(moving - ours)).max() > 100
+    np.testing.assert_allclose(interior(theirs), interior(ours), rtol=0, atol=1e-2)
+    index = some_voxels(grid)
+    dims = len(grid.shape)
+    for point, expected in zip(world(grid, index), moved(grid, make_ddf(grid), make_start(grid), index), strict=True):
+        there = transform.TransformPoint(as_file_point(point, dims))
+        np.testing.assert_allclose(there, as_file_point(expected, dims), rtol=0, atol=1e-4)
+
+
+def test_nitransforms_reads_our_composite(tmp_path: Path) -> None:
+    from nitransforms.manip import TransformChain
+
+    write_transform(tmp_path / "transform.h5", registration(VOLUME))
+    index = some_voxels(VOLUME)
+
+    there = TransformChain.from_filename(tmp_path / "transform.h5", fmt="itk").map(world(VOLUME, index))
+
+    np.testing.assert_allclose(there, moved(VOLUME, make_ddf(VOLUME), make_start(VOLUME), index), rtol=0, atol=1e-4)
+
+
+def test_nitransforms_applies_the_field_of_all_steps(tmp_path: Path) -> None:
+    from nitransforms.nonlinear import DenseFieldTransform
+    from nitransforms.resampling import apply
+
+    moving = make_image(VOLUME)
+    write_transform(tmp_path / "displacement.nii.gz", registration(VOLUME))
+    write_image(tmp_path / "moving.nii.gz", moving, VOLUME)
+
+    transform = DenseFieldTransform.from_filename(tmp_path / "displacement.nii.gz", fmt="itk")
+    theirs = apply(transform, tmp_path / "moving.nii.gz", order=1).get_fdata()
+
+    ours = warped(VOLUME, moving, make_ddf(VOLUME), make_start(VOLUME))
+    np.testing.assert_allclose(interior(theirs), interior(ours), rtol=0, atol=1e-1)
+
+
+def test_learn2reg_holds_voxels_along_the_arrays_axes(tmp_path: Path) -> None:
+    from scipy.ndimage import map_coordinates
+
+    write_transform(tmp_path / "disp_0001_0002.nii.gz", registration(VOLUME))
+    field = np.asarray(nib.Nifti1Image.from_filename(tmp_path / "disp_0001_0002.nii.gz").dataobj)
+
+    # what Learn2Reg's evaluation does, whatever the headers say
+    moving = make_image(VOLUME)
+    theirs = map_coordinates(moving, np.indices(moving.shape) + np.moveaxis(field, 3, 0), order=1)
+
+    assert field.shape == (*VOLUME.shape, 3)
+    assert field.dtype == np.float32
+    ours = warped(VOLUME, moving, make_ddf(VOLUME), make_start(VOLUME))
+    np.testing.assert_allclose(interior(theirs), interior(ours), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["start.mat", "start.tfm", "start.txt", "start.h5"])
+@pytest.mark.parametrize("kind", GRIDS)
+def test_affine_comes_back(name: str, kind: str, tmp_path: Path) -> None:
+    start = make_start(GRIDS[kind])
+    write_affine(tmp_path / name, start, len(GRIDS[kind].shape))
+
+    np.testing.assert_allclose(read_affine(tmp_path / name), start, rtol=0, atol=1e-9)
+    assert read_transform(tmp_path / name).world_dims == len(GRIDS[kind].shape)
+
+
+def test_linear_transforms_of_every_kind_are_read(tmp_path: Path) -> None:
+    rigid = sitk.Euler3DTransform((10.0, -20.0, 30.0), 0.2, -0.1, 0.3, (1.0, 2.0, 3.0))
+    similarity = sitk.Similarity3DTransform(1.1, (0.0, 0.0, 1.0), 0.2, (4.0, 5.0, 6.0), (7.0, 8.0, 9.0))
+    shift = sitk.TranslationTransform(3, (1.0, -2.0, 3.0))
+    point = np.array([11.0, -12.0, 13.0])
+    for transform in (rigid, similarity, shift, sitk.CompositeTransform([rigid, similarity, shift])):
+        sitk.WriteTransform(transform, tmp_path / "t.h5")
+        lps = FLIP @ read_affine(tmp_path / "t.h5") @ FLIP
+        np.testing.assert_allclose(lps[:3, :3] @ point + lps[:3, 3], transform.TransformPoint(point.tolist()))
+
+
+def test_affine_alone_becomes_a_field_on_a_given_grid(tmp_path: Path) -> None:
+    start = Transform((Affine(make_start(VOLUME)),))
+    with pytest.raises(ValueError, match=r"field\.nii\.gz: a field needs a grid"):
+        write_transform(tmp_path / "field.nii.gz", start)
+
+    write_transform(tmp_path / "field.nii.gz", start, VOLUME)
+
+    points = world(VOLUME, some_voxels(VOLUME))
+    there = read_transform(tmp_path / "field.nii.gz").map_points(points)
+    np.testing.assert_allclose(there, start.map_points(points), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("ending", [".mha", ".nrrd"])
+def test_fields_in_other_formats_are_read(ending: str, tmp_path: Path) -> None:
+    field = Displacement(VOLUME, make_ddf(VOLUME)).itk.GetDisplacementField()
+    sitk.WriteImage(field, tmp_path / f"field{ending}")
+
+    (step,) = read_transform(tmp_path / f"field{ending}").steps
+
+    assert isinstance(step, Displacement)
+    np.testing.assert_allclose(step.ddf, make_ddf(VOLUME), rtol=0, atol=1e-6)
+
+
+def test_composite_is_small_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    write_transform(tmp_path / "transform.h5", registration(VOLUME))
+
+    assert [path.name for path in tmp_path.iterdir()] == ["transform.h5"]
+    assert (tmp_path / "transform.h5").stat().st_size < make_ddf(VOLUME).nbytes + 20000
+
+
+def test_bad_transforms_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"absent\.h5: there is no such file"):
+        read_transform(tmp_path / "absent.h5")
+    for name, text in {"fsl.mat": "1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", "bad.h5": "none", "bad.tfm": ""}.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=rf"{name}: no transform of ITK"):
+            read_transform(tmp_path / name)
+    (tmp_path / "x.pdf").touch()
+    with pytest.raises(ValueError, match=r"x\.pdf: transforms are files that end with \.h5"):
+        read_transform(tmp_path / "x.pdf")
+    with pytest.raises(ValueError, match=r"x\.png: transforms are files"):
+        write_transform(tmp_path / "x.png", registration(VOLUME))
+    with pytest.raises(ValueError, match=r"x\.mat: the transform holds a displacement"):
+        write_transform(tmp_path / "x.mat", registration(VOLUME))
+    sitk.WriteTransform(sitk.BSplineTransform(3), tmp_path / "spline.h5")
+    with pytest.raises(ValueError, match=r"spline\.h5: holds a BSplineTransform"):
+        read_transform(tmp_path / "spline.h5")
+    sitk.WriteImage(sitk.Image([5, 6, 7], sitk.sitkFloat32), tmp_path / "scalar.mha")
+    with pytest.raises(ValueError, match=r"scalar\.mha: 1 values a voxel"):
+        read_transform(tmp_path / "scalar.mha")
+
+
+def test_values_that_make_no_transform_are_refused() -> None:
+    with pytest.raises(ValueError, match="singular"):
+        Affine(np.diag([1.0, 0, 1, 1]))
+    with pytest.raises(ValueError, match="4 x 4"):
+        Affine(np.full((4, 4), np.nan))
+    with pytest.raises(ValueError, match="expected"):
+        Displacement(VOLUME, make_ddf(VOLUME)[:, 1:])
+    with pytest.raises(ValueError, match="no step"):
+        Transform(())
+    with pytest.raises(ValueError, match="of one world"):
+        Transform((Affine(np.eye(4)), Affine(np.eye(4), 2)))
+    with pytest.raises(ValueError, match="2D world"):
+        Transform((Affine(np.eye(4), 2),)).displacement_on("it", VOLUME)
+
+
+def test_field_of_a_slice_holds_the_part_within_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    grid = GRIDS["slice"]
+    away = np.eye(4)
+    away[:3, 3] = np.cross(*grid.affine[:3, :2].T) * 7
+    whole = Transform((*registration(grid).steps, Affine(away)))
+    index = some_voxels(grid)
+
+    write_transform(tmp_path / "transform.h5", whole)
+    write_transform(tmp_path / "field.nii.gz", whole)
+
+    assert "leaves the slice by up to 7 mm" in caplog.text
+    points = world(grid, index)
+    whole_way = read_transform(tmp_path / "transform.h5").map_points(points)
+    within = read_transform(tmp_path / "field.nii.gz").map_points(points)
+    np.testing.assert_allclose(within, registration(grid).map_points(points), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(whole_way - within, np.broadcast_to(away[:3, 3], within.shape), rtol=0, atol=1e-4)
+
+
+def test_identity_is_no_step() -> None:
+    assert len(Transform.of_registration(make_ddf(VOLUME), VOLUME, np.eye(4)).steps) == 1
+
+
+def test_inverse_affine_undoes_it() -> None:
+    start = Affine(make_start(VOLUME))
+    there_and_back = Transform((start, start.inverse()))
+    points = world(VOLUME, some_voxels(VOLUME))
+    np.testing.assert_allclose(there_and_back.map_points(points), points, rtol=0, atol=1e-9)
+
+
+def test_points_keep_their_columns(tmp_path: Path) -> None:
+    (tmp_path / "points.csv").write_text("label,x,y,z,t\nleft,1,2,3,0\nright, -4.5,5,6,1\n\n")
+    points = read_points(tmp_path / "points.csv")
+    np.testing.assert_array_equal(points.ras, [[-1, -2, 3], [4.5, -5, 6]])
+
+    write_points(tmp_path / "moved.csv", points.moved_to(points.ras + [1, 0, 0]))
+
+    text = (tmp_path / "moved.csv").read_text()
+    assert text.split() == [
+        "label,x,y,z,t",
+        "left,0.000000,2.000000,3.000000,0",
+        "right,-5.500000,5.000000,6.000000,1",
+    ]
+
+
+def test_points_of_a_plane_have_no_third_coordinate(tmp_path: Path) -> None:
+    (tmp_path / "points.csv").write_text("x,y\n1,2\n")
+    points = read_points(tmp_path / "points.csv")
+    np.testing.assert_array_equal(points.ras, [[-1, -2, 0]])
+    write_points(tmp_path / "out.csv", points)
+    assert (tmp_path / "out.csv").read_text().split() == ["x,y", "1.000000,2.000000"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the header is ''"),
+        ("1,2,3\n4,5,6\n", "the header is '1,2,3', expected x,y,z"),
+        ("x,y,z\n", "no point below"),
+        ("x,y,z\n1,2,3\n1,two,3\n", "point 2 is '1,two,3'"),
+        ("x,y,z\n1,2\n", "point 1 is '1,2'"),
+        ("x,y,z\n1,2,nan\n", "not finite"),
+    ],
+)
+def test_bad_points_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "points.csv").write_text(text)
+    with pytest.raises(ValueError, match=rf"points\.csv: .*{message}"):
+        read_points(tmp_path / "points.csv")
+
+
+def test_field_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    values = np.zeros((5, 6, 7, 3), np.float32)
+    values[1, 2, 3] = np.nan
+    nib.save(nib.Nifti1Image(values, OBLIQUE), tmp_path / "disp_1_2.nii.gz")
+    with pytest.raises(ValueError, match=r"disp_1_2\.nii\.gz: .*NaN"):
+        read_transform(tmp_path / "disp_1_2.nii.gz")
