@@ -119,7 +119,7 @@ def cluster(folder: Path, count: int):
 
 def table(folder: Path) -> dict[str, dict[str, str]]:
     """Id -> figures of a run, without those that are measured."""
-    with (folder / "metrics.csv").open(newline="") as file:
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         return {row["id"]: {k: v for k, v in row.items() if k not in MEASURED} for row in csv.DictReader(file)}
 
 
@@ -135,7 +135,7 @@ def main() -> None:
     random.seed(0)
     folder = arguments.output.absolute()
     folder.mkdir(parents=True)
-    count = len(json.loads(Path(arguments.pairs).read_text()))
+    count = len(json.loads(Path(arguments.pairs).read_text(encoding="utf-8")))
     settings = ["--no-report", "--device", "cpu", *(word for value in arguments.set for word in ("--set", value))]
 
     def start(output: str, *engine: str) -> subprocess.Popen[str]:
@@ -185,7 +185,7 @@ def main() -> None:
         "figures_as_in_quiet_run": found == expected,
         "seconds": seconds,
     }
-    (folder / "kills.json").write_text(json.dumps(figures, indent=2) + "\n")
+    (folder / "kills.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(figures, indent=2))
 
 

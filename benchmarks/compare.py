@@ -54,7 +54,7 @@ PEERS = {
 def stored_pairs(datalist: Path, crop: slice, folder: Path) -> list[dict[str, Path]]:
     """The rows as files of their own, a slice as a true 2D image, cropped along the last axis."""
     pairs = []
-    for number, row in enumerate(json.loads(datalist.read_text())):
+    for number, row in enumerate(json.loads(datalist.read_text(encoding="utf-8"))):
         pair = {}
         for key in ("fixed", "moving", "fixed_label", "moving_label"):
             image = nib.load(datalist.parent / row[key])
@@ -91,7 +91,7 @@ def peer(python: str, method: str, pairs: list[dict[str, Path]], folder: Path) -
         {"fixed": str(pair["fixed"]), "moving": str(pair["moving"]), "field": str(folder / f"{method}_{i}.nii.gz")}
         for i, pair in enumerate(pairs)
     ]
-    (folder / "jobs.json").write_text(json.dumps(jobs))
+    (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     script = Path(__file__).with_name("peers.py")
     done = subprocess.run([python, script, method, folder / "jobs.json"], capture_output=True, text=True)
     if done.returncode:
@@ -166,9 +166,11 @@ def main(
             results[name] = {"pairs": figures}
             print(table({name: results[name]}).splitlines()[-1], file=sys.stderr, flush=True)
     machine = f"{platform.machine()}, {threads} of {os.cpu_count()} cores, torch {torch.__version__}"
-    output.write_text(json.dumps({"machine": machine, "pairs": len(pairs), "results": results}, indent=1) + "\n")
+    output.write_text(
+        json.dumps({"machine": machine, "pairs": len(pairs), "results": results}, indent=1) + "\n", encoding="utf-8"
+    )
     shown = f"{len(pairs)} pairs, {machine}.\n\n{table(results)}\n"
-    output.with_suffix(".md").write_text(shown)
+    output.with_suffix(".md").write_text(shown, encoding="utf-8")
     print(shown)
 
 

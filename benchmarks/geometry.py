@@ -127,7 +127,7 @@ def main() -> None:
     for name, (pair, start) in cases.items():
         results[name] = judged(pair, start, options.register)
         print(f"{name:30}", *(f"{key} {value:8.4f}" for key, value in results[name].items()), flush=True)
-    Path(__file__).with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
+    Path(__file__).with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def main() -> None:
             )
     machine = {"cpu": platform.machine(), "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
     result = {"shape": SHAPE, "milliseconds": table, "machine": machine, "torch": torch.__version__}
-    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ METHODS: dict[str, Callable[[Job], float]] = {
 
 def main() -> None:
     """Run the jobs of the command line."""
-    method, jobs = METHODS[sys.argv[1]], json.loads(Path(sys.argv[2]).read_text())
+    method, jobs = METHODS[sys.argv[1]], json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
     # What the tools print goes to the error stream, the result alone to the output.
     output = os.dup(1)
     os.dup2(2, 1)

@@ -113,8 +113,8 @@ def main(one: tuple[str, str] | None, sizes: str, output: Path | None) -> None:
     shown = f"{machine}\n\n" + "\n".join(lines) + "\n\n" + iteration_profile((160, 192, 144)) + "\n"
     print(shown)
     if output:
-        output.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
-        output.with_suffix(".md").write_text(shown)
+        output.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        output.with_suffix(".md").write_text(shown, encoding="utf-8")
 
 
 if __name__ == "__main__":

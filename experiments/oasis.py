@@ -126,5 +126,5 @@ def _write_list(archive: Archive, folder: Path, name: str, pairs: Iterable[tuple
         rows.append(row)
     path = folder / f"{archive.name}_{name}.json"
     with atomic_path(path) as partial:
-        partial.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+        partial.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8")
     return path

@@ -65,7 +65,7 @@ def write_page(results: Path, output: Path, quick: bool = False) -> None:
         },
     )
     with atomic_path(output) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
 
 def _of(runs: Mapping[str, Run], name: str) -> dict[str, Run]:

@@ -50,7 +50,7 @@ def field_file(results: Path, run: Run) -> Path:
 def read_result(results: Path, run: Run) -> dict[str, Any] | None:
     """The recorded result of a run, whatever its config was."""
     file = result_file(results, run)
-    return json.loads(file.read_text()) if file.is_file() else None
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def parser_of(run: Run) -> ConfigParser:
@@ -141,7 +141,7 @@ def perform(run: Run, data: Path | None, results: Path) -> dict[str, Any]:
         with atomic_path(field_file(results, run)) as partial:
             np.savez_compressed(partial, **fields)
     with atomic_path(result_file(results, run)) as partial:
-        partial.write_text(_as_lines(result))
+        partial.write_text(_as_lines(result), encoding="utf-8")
     return result
 
 

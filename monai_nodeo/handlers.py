@@ -173,8 +173,9 @@ class TensorBoardCurves:
 class OnInterrupt:
     """What ctrl-C does to a pair that is being optimised: drop it, or keep the best field so far.
 
-    One for all trainers of a run. To keep the field, the level ends with the iteration, and each finer one after its
-    first, so that the field is on the full grid.
+    One for all trainers of a run, told by the run when a pair is complete. To keep the field, the level ends with the
+    iteration, and each finer one after its first, so that the field is on the full grid; what is being written then is
+    written to its end.
 
     Args:
         action: "drop" or "save".
@@ -188,7 +189,7 @@ class OnInterrupt:
             raise ValueError(f"on_interrupt is {action!r}, expected 'drop' or 'save'.")
         self.action = action
         self.requested = False
-        self._optimising = False
+        self._in_pair = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -203,21 +204,22 @@ class OnInterrupt:
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._begin)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED, self._end)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop)
 
-    def __call__(self, engine: Engine) -> None:
+    def pair_completed(self, engine: Engine) -> None:
+        """Handler of the run's engine: no further pair after a saved one."""
+        self._in_pair = False
+        self._stop(engine)
+
+    def _stop(self, engine: Engine) -> None:
         if self.requested:
             engine.terminate()
 
     def _begin(self, engine: Engine) -> None:
-        self._optimising = True
-
-    def _end(self, engine: Engine) -> None:
-        self._optimising = False
+        self._in_pair = True
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self.requested or not self._optimising:  # the second time, or there is no field yet
+        if self.requested or not self._in_pair:  # the second time, or there is no field yet
             raise KeyboardInterrupt
         self.requested = True
         logger.warning("interrupted: saving the best field so far; once more to drop it.")

@@ -172,7 +172,7 @@ class SavePair:
             "config": self.config,
         }
         with atomic_path(folder / "metrics.json") as partial:
-            partial.write_text(json.dumps(figures, indent=2, default=str) + "\n")
+            partial.write_text(json.dumps(figures, indent=2, default=str) + "\n", encoding="utf-8")
         self._results[item["id"]] = figures
         self._write_table()
         logger.info("%s: %s", item["id"], _summary(figures))
@@ -185,7 +185,7 @@ class SavePair:
         }
         done = {id: _table_row(figures) for id, figures in self._results.items()}
         rows = [{**failed, **done}[row["id"]] for row in self.dataset.data if row["id"] in failed or row["id"] in done]
-        with atomic_path(self.output_dir / TABLE) as partial, partial.open("w", newline="") as file:
+        with atomic_path(self.output_dir / TABLE) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, _COLUMNS)
             writer.writeheader()
             writer.writerows(rows)
@@ -206,7 +206,7 @@ def run(evaluator: Engine, dataset: PairDataset, output_dir: PathLike, interrupt
     """
     folder = Path(str(output_dir)).expanduser().absolute()
     interrupt = interrupt or OnInterrupt()
-    evaluator.add_event_handler(Events.ITERATION_COMPLETED, interrupt)  # no further pair after a saved one
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, interrupt.pair_completed)
     try:
         with interrupt.listening():
             evaluator.run()
@@ -300,7 +300,7 @@ def _summary(figures: Mapping[str, Any]) -> str:
 
 def _write_history(path: Path, history: Mapping[str, Tensor]) -> None:
     columns: Sequence[Iterable[float]] = [values.tolist() for values in history.values()]
-    with atomic_path(path) as partial, partial.open("w", newline="") as file:
+    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["iteration", *history])
         writer.writerows([i, *values] for i, values in enumerate(zip(*columns, strict=True), start=1))

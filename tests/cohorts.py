@@ -48,7 +48,7 @@ def make_rows(folder: Path, count: int, different: int = 4) -> list[dict[str, An
 
 
 def write_list(path: Path, rows: Sequence[Any]) -> Path:
-    path.write_text(json.dumps(rows))
+    path.write_text(json.dumps(rows), encoding="utf-8")
     return path
 
 
@@ -83,12 +83,12 @@ def as_it_was() -> Iterator[None]:
 
 def table(folder: Path) -> dict[str, dict[str, str]]:
     """Id -> row of metrics.csv without what differs from run to run."""
-    with (folder / "metrics.csv").open(newline="") as file:
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         return {row["id"]: {k: v for k, v in row.items() if k not in MEASURED} for row in csv.DictReader(file)}
 
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:
-    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/result.json")}
+    return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*/result.json")}
 
 
 def stamps(folder: Path) -> dict[str, int]:

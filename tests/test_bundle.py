@@ -195,7 +195,7 @@ def names(folder: Path) -> set[str]:
 
 
 def table(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as file:
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -203,11 +203,11 @@ def figures(folder: Path) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON")
 
-    return json.loads((folder / "metrics.json").read_text(), parse_constant=refuse)
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 def history(folder: Path) -> dict[str, np.ndarray]:
-    with (folder / "history.csv").open(newline="") as file:
+    with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
     return dict(zip(header, np.array(rows, dtype=float).T, strict=True))
 
@@ -500,7 +500,7 @@ def test_metadata_follows_the_schema_without_a_network(commands) -> None:
 
 def test_metadata_names_the_tested_versions() -> None:
     metadata = ConfigParser.load_config_file(METADATA)
-    pins = dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
     keys = {"monai": "monai", "torch": "pytorch", "numpy": "numpy"}
     named = {name: metadata[f"{key}_version"] for name, key in keys.items()}
     others = dict(metadata["required_packages_version"])
@@ -1120,7 +1120,7 @@ def test_pairs_of_different_shapes_and_headers_share_a_list(tmp_path) -> None:
 
 
 def test_a_real_slice_is_registered_by_the_paper_s_preset(oasis, tmp_path) -> None:
-    (row, *_) = json.loads((oasis / "pairs2d.json").read_text())
+    (row, *_) = json.loads((oasis / "pairs2d.json").read_text(encoding="utf-8"))
     row["id"] = "pair"
     options = {"datalist": write_list(tmp_path, [row]), "dataset_dir": str(oasis)} | PAPER | {"iterations": [300]}
     workflow(tmp_path / "out", INFERENCE_2D, ROOT / "configs" / "paper_lambda2.5.json", **options).run()

@@ -208,7 +208,7 @@ def test_evaluate_finds_a_known_transform_perfect(folder: Path) -> None:
 
     shown = succeed("evaluate", "-t", folder / "transform.h5", *labels, *landmarks, "-o", folder / "figures.json")
 
-    figures: dict[str, Any] = json.loads((folder / "figures.json").read_text())
+    figures: dict[str, Any] = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
     assert figures["labels"]["after"]["dice_mean"] == 1
     assert figures["labels"]["before"]["dice_mean"] < 0.9
     assert max(figures["landmarks"]["after"]["tre_mm"]) < 1e-4
@@ -242,7 +242,7 @@ def test_mistakes_are_told_in_one_line(folder: Path) -> None:
 
 
 def _text(path: Path) -> Path:
-    path.write_text("no transform")
+    path.write_text("no transform", encoding="utf-8")
     return path
 
 
@@ -291,7 +291,7 @@ def test_register_writes_what_apply_takes(
     )
 
     assert done.returncode == 0, done.stderr
-    figures = json.loads((out / "metrics.json").read_text())
+    figures = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert figures["iterations"] == 4
     assert figures["config"]["spatial_dims"] == grids["fixed"].spatial_dims
     assert figures["config"]["shrink_factors"] == [1]

@@ -162,7 +162,7 @@ def test_nothing_is_lost_or_done_twice_when_all_are_killed(tmp_path: Path) -> No
 
     subprocess.run([*script, *few], env=environment(), check=True, capture_output=True, timeout=300)
 
-    found = json.loads((tmp_path / "kills" / "kills.json").read_text())
+    found = json.loads((tmp_path / "kills" / "kills.json").read_text(encoding="utf-8"))
     assert found["workers_killed"] == 1
     assert found["command_killed_while_running"]
     assert 5 < found["done_when_command_killed"] < 20

@@ -114,7 +114,7 @@ def test_one_pair_in_ten_is_broken(tmp_path: Path) -> None:
     assert '"moving"' in failed["row_6"]
     assert "20 pairs: 15 done, 5 failed" in said
     assert all(reason in said for reason in failed.values())
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
     assert {entry["id"]: entry["reason"] for entry in summary["failures"]} == failed
     values = [float(row["similarity_after"]) for row in found.values() if row["status"] == "done"]
     figure = summary["figures"]["similarity_after"]
@@ -151,7 +151,7 @@ def test_pages_are_made(tmp_path: Path) -> None:
     run(pairs, "-o", tmp_path / "out", *quick)
 
     assert (tmp_path / "out" / "p00" / "report.html").exists()
-    assert "p00" in (tmp_path / "out" / "index.html").read_text()
+    assert "p00" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
 
 
 def test_command_that_a_batch_system_ends_goes_on_later(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_key_is_noted_for_the_same_settings(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Settings, "resolve", lambda self: pytest.fail("resolved again"))
 
     assert settings.key(tmp_path) == key
-    assert json.loads((tmp_path / "config.json").read_text())["config"]["seed"] == 1
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["config"]["seed"] == 1
     with pytest.raises(pytest.fail.Exception):
         Settings(settings.files, {"seed": 2}).key(tmp_path)
 

@@ -121,7 +121,7 @@ def test_older_files_go_before_the_new_attempt(job: Job, row: dict[str, Any], re
     register_pair(job, row)
     seen: list[list[str]] = []
     register(lambda folder: seen.append([path.name for path in folder.iterdir() if not path.name.startswith(".")]))
-    Path(row["moving"]).write_text("changed")
+    Path(row["moving"]).write_text("changed", encoding="utf-8")
 
     register_pair(job, row)
 

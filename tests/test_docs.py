@@ -27,7 +27,9 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
 
 
 def commands(page: str) -> list[list[str]]:
@@ -63,7 +65,7 @@ def test_page_for_newcomers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for words in commands("first_registration.md"):
         run([*words, "--set", "iterations=[10,10,5]"] if words[0] == "register" else words)
 
-    labels = json.loads((tmp_path / "figures.json").read_text())["labels"]
+    labels = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["labels"]
 
     assert labels["before"]["dice_mean"] < 0.4
     assert labels["after"]["dice_mean"] > 0.6

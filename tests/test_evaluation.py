@@ -114,7 +114,7 @@ def test_shapes_that_do_not_fit_are_refused(
 
 def test_real_labels_before_registration(oasis) -> None:
     nib = pytest.importorskip("nibabel")
-    pairs = json.loads((oasis / "pairs2d.json").read_text())
+    pairs = json.loads((oasis / "pairs2d.json").read_text(encoding="utf-8"))
     maps = [
         [np.asarray(nib.load(oasis / pair[key]).dataobj)[..., 0] for key in ("moving_label", "fixed_label")]
         for pair in pairs

@@ -72,7 +72,7 @@ def test_presets_hold_differences_only_and_are_used() -> None:
     assert used == set(files)
     published = parser_of(dataclasses.replace(TINY, settings={}))
     for path in files.values():
-        for id, value in json.loads(path.read_text()).items():
+        for id, value in json.loads(path.read_text(encoding="utf-8")).items():
             assert published[id] != value, f"{path.name}: {id} is {value} anyway"
 
 
@@ -176,7 +176,7 @@ def test_quick_command_and_its_page(tmp_path: Path) -> None:
     page = python_m("page", *where, "--output", str(tmp_path / "page.md"))
     assert page.returncode == 0, page.stderr
 
-    text = (tmp_path / "page.md").read_text()
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
     done = [line for line in text.splitlines() if line.startswith("| (") and "±" in line]
     assert len(done) == len(COLUMNS)
     assert text.count("not run yet") > 20
@@ -242,7 +242,7 @@ def test_reproduction_counts_28_structures_with_the_background() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "results").glob("*.json")), ids=lambda path: path.stem)
 def test_recorded_results_belong_to_a_run(path: Path) -> None:
-    recorded = json.loads(path.read_text())
+    recorded = json.loads(path.read_text(encoding="utf-8"))
 
     assert recorded["run"] == path.stem
     assert recorded["registered"] == repr(RUNS[path.stem].pairs)

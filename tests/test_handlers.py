@@ -290,6 +290,22 @@ def test_ctrl_c_before_there_is_a_field_is_ctrl_c_and_the_old_answer_comes_back(
     assert signal.getsignal(signal.SIGINT) == before
 
 
+def test_ctrl_c_between_two_levels_saves_too():
+    handler = OnInterrupt("save")
+    interrupted_run(handler, [])
+    with handler.listening():
+        signal.raise_signal(signal.SIGINT)
+    assert handler.requested
+    assert interrupted_run(handler, []).state.iteration == 1
+
+
+def test_ctrl_c_between_two_pairs_is_ctrl_c():
+    handler = OnInterrupt("save")
+    handler.pair_completed(interrupted_run(handler, []))
+    with pytest.raises(KeyboardInterrupt), handler.listening():
+        signal.raise_signal(signal.SIGINT)
+
+
 def test_an_unknown_action_is_refused():
     with pytest.raises(ValueError, match="'keep', expected 'drop' or 'save'"):
         OnInterrupt("keep")

@@ -104,7 +104,7 @@ import torch
 from monai_nodeo.host_memory import keep_freed_memory
 
 def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 def allocate_and_free():
     arrays = [torch.ones(4 * 2**18) for _ in range(16)]  # 4 MiB each

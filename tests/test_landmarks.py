@@ -28,7 +28,7 @@ def write_points(path: Path, voxels: np.ndarray, affine: np.ndarray) -> str:
     """Voxels (N, 3) as ANTs has them: LPS mm."""
     lps = (voxels @ affine[:3, :3].T + affine[:3, 3]) * (-1, -1, 1)
     rows = [f"{x:.8f},{y:.8f},{z:.8f},0" for x, y, z in lps]
-    path.write_text("\n".join(["x,y,z,t", *rows]) + "\n")
+    path.write_text("\n".join(["x,y,z,t", *rows]) + "\n", encoding="utf-8")
     return str(path)
 
 

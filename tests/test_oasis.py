@@ -66,7 +66,7 @@ def test_archive_becomes_a_folder_and_lists(served: tuple[Path, str], tmp_path: 
     assert len(rows) == 5 * (len(SUBJECTS) - 1)
     assert all(Path(row[key]).is_file() for row in rows for key in ("fixed", "moving", "fixed_label", "moving_label"))
     assert {row["id"][-4:] for row in rows} == {"0001", "0010", "0020", "0030", "0040"}
-    pairs = [row["id"] for row in json.loads(validation.read_text())]
+    pairs = [row["id"] for row in json.loads(validation.read_text(encoding="utf-8"))]
     assert (len(pairs), pairs[0], pairs[-1]) == (19, "0439_to_0438", "0457_to_0456")
     assert "OASIS_OAS1_0438_MR1" in load_datalist(validation)[0]["fixed"]
 

@@ -38,7 +38,7 @@ FILES = {"warped.nii.gz", "displacement.nii.gz", "jacobian.nii.gz", "transform.h
 
 
 def table(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as file:
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -99,7 +99,7 @@ def test_a_folder_is_made_with_its_parents_and_stays_empty(tmp_path) -> None:
 def test_an_existing_folder_keeps_what_is_in_it(tmp_path) -> None:
     (tmp_path / "note.txt").write_text("mine")
     assert make_output_dir(str(tmp_path)) == tmp_path
-    assert (tmp_path / "note.txt").read_text() == "mine"
+    assert (tmp_path / "note.txt").read_text(encoding="utf-8") == "mine"
 
 
 def test_the_folder_is_absolute_and_home_is_expanded(tmp_path, monkeypatch) -> None:
@@ -190,7 +190,7 @@ def test_a_pair_with_labels_gets_all_files_and_a_row(tmp_path, row) -> None:
     evaluator.run()
     assert names(tmp_path) == {"pair", "metrics.csv"}
     assert names(tmp_path / "pair") == FILES | {"warped_label.nii.gz"}
-    figures = json.loads((tmp_path / "pair" / "metrics.json").read_text())
+    figures = json.loads((tmp_path / "pair" / "metrics.json").read_text(encoding="utf-8"))
     assert figures["config"] == {"iterations": ITERATIONS}
     assert figures["iterations"] == ITERATIONS
     assert figures["fixed"] == row["fixed"]

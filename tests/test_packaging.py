@@ -47,7 +47,7 @@ def test_wheel_holds_every_file(folder: str, place: str, installed: Path) -> Non
 def test_entry_point_is_the_command_line(installed: Path) -> None:
     (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
 
-    assert "monai-nodeo = monai_nodeo.cli:main" in entry_points.read_text()
+    assert "monai-nodeo = monai_nodeo.cli:main" in entry_points.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("place", ["installed", "checkout"])

@@ -300,7 +300,7 @@ def test_a_folder_without_a_finished_pair_is_named(tmp_path) -> None:
 
 
 def write_table(folder: Path, *rows: dict[str, Any]) -> None:
-    with (folder / "metrics.csv").open("w", newline="") as file:
+    with (folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, outputs._COLUMNS)
         writer.writeheader()
         writer.writerows(rows)

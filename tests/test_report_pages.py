@@ -74,7 +74,7 @@ def cohort(tmp_path_factory) -> Path:
     """Page over many pairs, some of them failed."""
     folder = tmp_path_factory.mktemp("many")
     rng = np.random.default_rng(0)
-    with (folder / "metrics.csv").open("w", newline="") as file:
+    with (folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, outputs._COLUMNS, restval="")
         writer.writeheader()
         for i in range(ROWS):

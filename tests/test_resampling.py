@@ -75,7 +75,7 @@ def test_points_go_the_way_opposite_to_the_image(grid: ImageGrid, tmp_path: Path
 
     apply_to_points(str(tmp_path / "fixed.csv"), registration(grid), str(tmp_path / "moving.csv"))
 
-    header, line = (tmp_path / "moving.csv").read_text().split()
+    header, line = (tmp_path / "moving.csv").read_text(encoding="utf-8").split()
     assert header == "x,y,z,t"
     expected = there[0] * flip
     np.testing.assert_allclose([float(x) for x in line.split(",")[:3]], expected, rtol=0, atol=1e-4)

@@ -258,7 +258,7 @@ def test_points_keep_their_columns(tmp_path: Path) -> None:
 
     write_points(tmp_path / "moved.csv", points.moved_to(points.ras + [1, 0, 0]))
 
-    text = (tmp_path / "moved.csv").read_text()
+    text = (tmp_path / "moved.csv").read_text(encoding="utf-8")
     assert text.split() == [
         "label,x,y,z,t",
         "left,0.000000,2.000000,3.000000,0",
@@ -271,7 +271,7 @@ def test_points_of_a_plane_have_no_third_coordinate(tmp_path: Path) -> None:
     points = read_points(tmp_path / "points.csv")
     np.testing.assert_array_equal(points.ras, [[-1, -2, 0]])
     write_points(tmp_path / "out.csv", points)
-    assert (tmp_path / "out.csv").read_text().split() == ["x,y", "1.000000,2.000000"]
+    assert (tmp_path / "out.csv").read_text(encoding="utf-8").split() == ["x,y", "1.000000,2.000000"]
 
 
 @pytest.mark.parametrize(

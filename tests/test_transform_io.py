@@ -438,7 +438,7 @@ def test_failed_write_leaves_the_folder_as_it_was(
 
     with pytest.raises(error):
         write_half()
-    assert [file.read_text() for file in tmp_path.iterdir()] == ([older] if older else [])
+    assert [file.read_text(encoding="utf-8") for file in tmp_path.iterdir()] == ([older] if older else [])
 
 
 def test_file_appears_whole_and_with_the_usual_permissions(tmp_path: Path) -> None:
@@ -447,10 +447,10 @@ def test_file_appears_whole_and_with_the_usual_permissions(tmp_path: Path) -> No
     with atomic_path(str(target)) as partial:
         assert partial.name.endswith(".nii.gz")
         partial.write_text("newer")
-        assert target.read_text() == "older"
+        assert target.read_text(encoding="utf-8") == "older"
         # What a killed run would leave here is no *.nii.gz of this folder.
         assert list(tmp_path.glob("*.nii.gz")) == [target]
-    assert target.read_text() == "newer"
+    assert target.read_text(encoding="utf-8") == "newer"
     assert list(tmp_path.iterdir()) == [target]
     (tmp_path / "plain").touch()
     assert stat.S_IMODE(os.stat(target).st_mode) == stat.S_IMODE(os.stat(tmp_path / "plain").st_mode)

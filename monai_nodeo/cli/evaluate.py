@@ -47,5 +47,5 @@ def command(transforms: tuple[str, ...], output: str | None, as_json: bool, **fi
     figures["step"] = transform_figures(transform)
     if output:
         with atomic_path(output) as partial:
-            partial.write_text(json.dumps(figures, indent=2) + "\n")
+            partial.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     echo_figures(figures, as_json)

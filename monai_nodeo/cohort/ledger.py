@@ -92,7 +92,7 @@ class Ledger:
         folder = self.pair_folder(id)
         names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
         recorded = {"id": id, **result, "config_key": self.config_key, "files": names}
-        with atomic_path(folder / RESULT) as partial, partial.open("w") as file:
+        with atomic_path(folder / RESULT) as partial, partial.open("w", encoding="utf-8") as file:
             json.dump(recorded, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
@@ -122,7 +122,7 @@ class Ledger:
 @contextmanager
 def locked(path: Path) -> Iterator[IO[str]]:
     """Hold a lock on a file, made if it is not there; on a file system without locks, just open it."""
-    with path.open("a+") as file:
+    with path.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:

@@ -69,7 +69,7 @@ def run_pair(config: Mapping[str, Any], row: Mapping[str, Any], folder: Path) ->
         raise PairFailedError(str(error).removeprefix("error: ")) from error
     if dataset.failures:
         raise PairFailedError(dataset.failures[0].reason)
-    with (folder / TABLE).open(newline="") as file:
+    with (folder / TABLE).open(newline="", encoding="utf-8") as file:
         return next(csv.DictReader(file))
 
 

@@ -76,12 +76,14 @@ class Settings:
         config = self.resolve()
         key = config_key(config)
         with storage_errors(folder), atomic_path(folder / _FILE) as partial:
-            partial.write_text(json.dumps({"request": request, "key": key, "config": config}, indent=1, default=str))
+            partial.write_text(
+                json.dumps({"request": request, "key": key, "config": config}, indent=1, default=str), encoding="utf-8"
+            )
         return key
 
     def _request(self) -> str:
         start = self.overrides.get("initial_transform")
-        contents = [file.read_text() for file in self.files]
+        contents = [file.read_text(encoding="utf-8") for file in self.files]
         return _digest(
             [
                 contents,

@@ -58,13 +58,13 @@ def write_tables(ledger: Ledger, rows: Sequence[Mapping[str, Any]]) -> dict[str,
         results = _collect(ledger, rows)
         summary = _summarise(rows, results)
         table = [results[row["id"]]["row"] for row in rows if row["id"] in results]
-        with atomic_path(ledger.folder / TABLE) as partial, partial.open("w", newline="") as file:
+        with atomic_path(ledger.folder / TABLE) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             # Rows of failures have some of the columns, all others the same ones.
             writer = csv.DictWriter(file, dict.fromkeys(column for row in table for column in row))
             writer.writeheader()
             writer.writerows(table)
         with atomic_path(ledger.folder / SUMMARY) as partial:
-            partial.write_text(json.dumps(summary, indent=1) + "\n")
+            partial.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
 
 

@@ -90,7 +90,7 @@ def read_table(folder: Path) -> list[dict[str, str]]:
         ValueError: when there is none.
     """
     try:
-        with (folder / TABLE).open(newline="") as file:
+        with (folder / TABLE).open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no {TABLE}; give the output_dir of a run.") from error

@@ -88,7 +88,9 @@ def write_report(folder: PathLike) -> Path:
     with atomic_path(path / PAGE) as partial_page:
         partial_page.write_text(page, encoding="utf-8")
     with atomic_path(path / SUMMARY) as partial_summary:
-        partial_summary.write_text(json.dumps(_summary(pair, verdict, evidence, thumbnail(planes[0])), indent=2) + "\n")
+        partial_summary.write_text(
+            json.dumps(_summary(pair, verdict, evidence, thumbnail(planes[0])), indent=2) + "\n", encoding="utf-8"
+        )
     return path / PAGE
 
 

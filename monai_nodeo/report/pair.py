@@ -106,7 +106,7 @@ def read_figures(folder: Path) -> dict[str, Any]:
 
 def read_history(folder: Path) -> dict[str, NDArray]:
     """Columns of history.csv without the number of the iteration."""
-    with (folder / "history.csv").open(newline="") as file:
+    with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     names = [name for name in rows[0] if name != "iteration"] if rows else []
     return {name: np.array([float(row[name]) for row in rows]) for name in names}

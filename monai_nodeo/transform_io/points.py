@@ -65,7 +65,7 @@ def read_points(path: PathLike) -> Points:
 def write_points(path: PathLike, points: Points) -> None:
     """Write a table of points, the inverse of `read_points`, to a thousandth of a micrometre."""
     places = [dict(zip(_AXES, point, strict=True)) for point in points.ras @ RAS_TO_LPS]
-    with atomic_path(path) as partial, partial.open("w", newline="") as file:
+    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(points.columns)
         for place, row in zip(places, points.rows, strict=True):
