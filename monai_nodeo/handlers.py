@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import EarlyStopping
 from monai.config import PathLike
 from monai.handlers import TensorBoardStatsHandler
 from torch import Tensor
@@ -66,29 +65,36 @@ class BestField:
 
 
 class EarlyStop:
-    """Stops the optimisation when the total loss no longer falls; ignite's ``EarlyStopping``, looked at now and then.
+    """Ends a level when the loss is flat: the slope of a window of iterations, as ANTs and ITK look at it.
+
+    The slope is that of the line through the last losses (least squares). It is flat when what it promises for another
+    window is less than a share of how far the loss has fallen from its highest, so that no unit matters. The loss as a
+    whole is looked at: the similarity alone is flat long before the folds are gone.
 
     Args:
-        patience: looks without improvement before it stops.
-        min_delta: smallest fall of the loss that counts.
-        every: iterations from look to look; each waits for the device once.
+        threshold: that share.
+        window: iterations that are looked at, and from look to look; each look waits for the device once.
+
+    Raises:
+        ValueError: for a window of less than two iterations.
     """
 
-    def __init__(self, patience: int = 3, min_delta: float = 1e-4, every: int = 10) -> None:
-        self.patience = patience
-        self.min_delta = min_delta
-        self.every = every
+    def __init__(self, threshold: float = 0.01, window: int = 10) -> None:
+        if window < 2:
+            raise ValueError(f"a slope needs a window of at least 2 iterations, got {window}.")
+        self.threshold = threshold
+        self.window = window
 
     def attach(self, engine: Engine) -> None:
-        stop = EarlyStopping(
-            # the last by position: its name changes between versions of ignite
-            self.patience,
-            lambda e: -e.state.output["loss"].item(),
-            engine,
-            self.min_delta,
-            True,
-        )
-        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), stop)
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.window), self)
+
+    def __call__(self, engine: Engine) -> None:
+        losses = engine.state.history["loss"][: engine.state.iteration].double()
+        last = losses[-self.window :]
+        steps = torch.arange(self.window, device=last.device).double() - (self.window - 1) / 2
+        fall = -self.window * (steps * last).sum() / steps.square().sum()
+        if (fall <= self.threshold * (losses.max() - last.mean())).item():
+            engine.terminate()
 
 
 class ProgressBar:

@@ -678,9 +678,8 @@ def test_handlers_are_a_matter_of_config(data, tmp_path) -> None:
     stop = {
         "_target_": "monai_nodeo.handlers.EarlyStop",
         "_mode_": "callable",
-        "patience": 1,
-        "min_delta": 9.0,
-        "every": 1,
+        "threshold": 9.0,
+        "window": 5,
     }
     options = {**paths(data, "volume"), "pair_id": "pair", "trainer_handlers": [stop], "iterations": [50, 50]}
     workflow(tmp_path / "out", **options).run()

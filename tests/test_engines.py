@@ -280,6 +280,6 @@ def test_a_step_that_waits_for_the_device_would_be_noticed(look):
 
 
 def test_early_stop_waits_only_when_it_looks():
-    on_meta(SHAPES[0], handlers=(EarlyStop(every=6),), iterations=5).run()
+    on_meta(SHAPES[0], handlers=(EarlyStop(window=6),), iterations=5).run()
     with pytest.raises(RuntimeError, match="meta"):
-        on_meta(SHAPES[0], handlers=(EarlyStop(every=5),), iterations=5).run()
+        on_meta(SHAPES[0], handlers=(EarlyStop(window=5),), iterations=5).run()

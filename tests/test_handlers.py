@@ -94,29 +94,44 @@ def test_best_field_takes_any_spatial_dims_and_device():
 
 # EarlyStop
 
-FALLS = [10.0, 9.0, 8.0, 7.0]
+FALL = [10.0, 9.0, 8.0, 7.0]
+
+
+def stopped_after(stop: EarlyStop, losses: Sequence[float]) -> int:
+    """Iterations of an engine whose history holds these losses."""
+    engine = Engine(lambda *_: None)
+    engine.state.history = {"loss": torch.tensor(losses)}
+    stop.attach(engine)
+    return engine.run(range(len(losses)), max_epochs=1).iteration
 
 
 @pytest.mark.parametrize(
-    ("losses", "patience", "every", "iterations"),
+    ("losses", "window", "iterations"),
     [
-        ([*FALLS, *[7.0] * 10], 3, 1, 7),
-        ([*FALLS, *[7.0] * 10], 1, 1, 5),
-        ([*FALLS, *[7.0] * 10], 3, 2, 10),
-        ([*FALLS, *[7.0] * 10], 1, 5, 10),
-        ([*FALLS, 8.0, 6.0, 8.0, 8.0, 5.0, 6.0], 3, 1, 10),  # never three in a row
-        ([*FALLS, 8.0, 9.0, 10.0, 6.0, 5.0, 4.0], 3, 1, 7),
-        ([float(-i) for i in range(20)], 1, 1, 20),
+        ([*FALL, *[7.0] * 10], 2, 6),
+        ([*FALL, *[7.0] * 10], 4, 8),
+        ([*FALL, 6.9, 6.89, 6.88, 6.87, 1.0, 0.0], 4, 8),  # 0.04 a window, of 3.1 so far, is not 2 %
+        ([*FALL, 9.0, 6.5, 9.0, 6.5, 9.0, 6.0], 6, 10),  # noise that still falls
+        ([*FALL, 8.0, 9.0, 10.0, 11.0], 4, 8),
+        ([float(-i) for i in range(20)], 5, 20),
+        ([1.0] * 9, 3, 3),
+        ([1.0, 2.0, 3.0, 4.0], 2, 2),
     ],
 )
-def test_early_stop_counts_the_looks_without_improvement(losses, patience, every, iterations):
-    assert run(EarlyStop(patience, 0.0, every), with_losses(*losses)).state.iteration == iterations
+def test_early_stop_ends_where_the_slope_is_flat(losses, window, iterations):
+    assert stopped_after(EarlyStop(0.02, window), losses) == iterations
 
 
-@pytest.mark.parametrize(("fall", "iterations"), [(0.04, 20), (0.01, 4)])
-def test_early_stop_adds_up_small_falls(fall, iterations):
-    losses = [1 - fall * i for i in range(20)]
-    assert run(EarlyStop(3, min_delta=0.1, every=1), with_losses(*losses)).state.iteration == iterations
+def test_early_stop_does_not_mind_the_unit_of_the_loss():
+    losses = torch.tensor([1 + 0.9**i for i in range(200)])
+    stops = {stopped_after(EarlyStop(), (scale * losses + shift).tolist()) for scale, shift in ((1, 0), (50, -7))}
+    assert len(stops) == 1
+    assert 20 < stops.pop() < 100
+
+
+def test_early_stop_needs_a_window():
+    with pytest.raises(ValueError, match="at least 2 iterations, got 1"):
+        EarlyStop(window=1)
 
 
 @pytest.mark.parametrize("shape", [(25, 21), (13, 17, 11)])
@@ -125,16 +140,17 @@ def test_early_stop_ends_a_converged_run_and_the_next_pair_gets_its_own(shape):
     same = smooth_image(shape)
     fixed, moving, _ = deformed_pair(shape)
     gently = partial(torch.optim.Adam, lr=0.005, amsgrad=True)
-    stop = [lambda: EarlyStop(patience=1, min_delta=1e-5, every=3)]
+    stop = [lambda: EarlyStop(window=3)]
     inferer, network = (
-        PairInferer(dims, optimizer=gently, iterations=(12,), shrink_factors=(1,), handlers=stop),
+        PairInferer(dims, optimizer=gently, iterations=(30,), shrink_factors=(1,), handlers=stop),
         NODEONet(dims),
     )
     inferer(torch.stack([same, fixed, same]), network, torch.stack([same, moving, same]))
-    assert [r.iterations for r in inferer.registrations] == [6, 12, 6]
-    assert [len(r.history["loss"]) for r in inferer.registrations] == [6, 12, 6]
+    first, other, last = (r.iterations for r in inferer.registrations)
+    assert first == last < other
+    assert [len(r.history["loss"]) for r in inferer.registrations] == [first, other, last]
     inferer(fixed[None], network, moving[None])
-    assert inferer.registrations[0].iterations == 12
+    assert inferer.registrations[0].iterations == other
 
 
 # ProgressBar
@@ -213,7 +229,7 @@ def test_progress_bar_seldom_looks_and_closes_when_the_run_fails():
 @pytest.mark.usefixtures("_all_bars_closed")
 def test_progress_bar_closes_after_a_stop():
     fixed, moving, _ = deformed_pair((25, 21))
-    handlers = [lambda: EarlyStop(patience=1, min_delta=10.0, every=1), ProgressBar]
+    handlers = [lambda: EarlyStop(threshold=10.0, window=2), ProgressBar]
     inferer = PairInferer(2, iterations=(5,), shrink_factors=(1,), handlers=handlers)
     with terminal() as screen:
         inferer(fixed[None], NODEONet(2), moving[None])

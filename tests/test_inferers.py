@@ -129,7 +129,7 @@ def test_same_seed_same_result(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("handlers", [(BestField,), (BestField, lambda: EarlyStop(patience=1, min_delta=1, every=2))])
+@pytest.mark.parametrize("handlers", [(BestField,), (BestField, lambda: EarlyStop(threshold=1, window=2))])
 def test_nothing_leaks_from_pair_to_pair(shape, handlers):
     a, b = (deformed_pair(shape, seed)[:2] for seed in (0, 5))
     options = {**FEW, "iterations": (7, 5), "handlers": handlers}
