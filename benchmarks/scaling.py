@@ -27,7 +27,9 @@ from monai_nodeo.fields import resize
 from monai_nodeo.resources import config_files
 
 SIZES = (64, 96, 128, 160, 192, 256)
-PRESETS = ("fast", None)
+PRESETS = ("fast", "default")
+STEPS = (1, 2, 4, 8)
+STEPS_ON = [128, 128, 128]
 UNIT = 1 if platform.system() == "Darwin" else 1024  # of ru_maxrss
 
 
@@ -48,18 +50,20 @@ def inferer_of(preset: str | None, **settings: Any) -> tuple[Any, Any]:
     return parser.get_parsed_content("inferer"), parser.get_parsed_content("network_def")
 
 
-def measure(preset: str | None, size: tuple[int, ...]) -> dict[str, Any]:
+def measure(preset: str, size: list[int], **settings: Any) -> dict[str, Any]:
     """Seconds and memory of one registration in this process."""
-    fixed, moving = pair_of(size)
-    inferer, network = inferer_of(preset)
+    fixed, moving = pair_of(tuple(size))
+    inferer, network = inferer_of(None if preset == "default" else preset, **settings)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT
     started = time.perf_counter()
     inferer(fixed, network, moving)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT
     return {
-        "preset": preset or "default",
-        "size": list(size),
+        "preset": preset,
+        "size": size,
+        "steps": inferer.solver.num_steps,
+        "gradient": "adjoint" if inferer.solver.adjoint else "direct",
         "seconds": round(seconds, 2),
         "peak_gb": round(peak / 1e9, 3),
         "bytes_per_voxel": round((peak - before) / fixed.numel()),
@@ -88,27 +92,37 @@ def iteration_profile(size: tuple[int, ...]) -> str:
 
 
 @click.command()
-@click.option("--one", nargs=2, type=str, hidden=True, help="Preset and size of a single measurement.")
+@click.option("--one", hidden=True, help="What a single measurement is of, as JSON.")
 @click.option("--sizes", default=",".join(map(str, SIZES)), help="Sides of the cubes.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON to write; .md beside it.")
-def main(one: tuple[str, str] | None, sizes: str, output: Path | None) -> None:
-    """Measure cubes of several sizes, and profile an iteration on 160 x 192 x 144 voxels."""
+def main(one: str | None, sizes: str, output: Path | None) -> None:
+    """Measure cubes of several sizes, numbers of solver steps, and profile an iteration on 160 x 192 x 144 voxels."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     if one:
-        preset, size = one
-        print(json.dumps(measure(None if preset == "default" else preset, tuple(map(int, size.split("x"))))))
+        print(json.dumps(measure(**json.loads(one))))
         return
+    shapes = [[int(side)] * 3 for side in sizes.split(",")] + [[160, 192, 224]]
+    wanted: list[dict[str, Any]] = [{"preset": preset, "size": size} for preset in PRESETS for size in shapes]
+    wanted += [
+        {"preset": "default", "size": STEPS_ON, "solver::num_steps": steps, "solver::adjoint": adjoint}
+        for adjoint in (False, True)
+        for steps in STEPS
+    ]
     rows = []
-    shapes = ["x".join([side] * 3) for side in sizes.split(",")] + ["160x192x224"]
-    for preset in PRESETS:
-        for shape in shapes:
-            command = [sys.executable, __file__, "--one", preset or "default", shape]
-            rows.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout))
-            print(rows[-1], file=sys.stderr, flush=True)
-    lines = ["| preset | size | seconds | peak GB | bytes per voxel |", "|---|---|---|---|---|"]
+    for settings in wanted:
+        command = [sys.executable, __file__, "--one", json.dumps(settings)]
+        rows.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout))
+        print(rows[-1], file=sys.stderr, flush=True)
+    lines = [
+        "| preset | size | steps | gradient | seconds | peak GB | bytes per voxel |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         size = "x".join(map(str, row["size"]))
-        lines.append(f"| {row['preset']} | {size} | {row['seconds']} | {row['peak_gb']} | {row['bytes_per_voxel']} |")
+        lines.append(
+            f"| {row['preset']} | {size} | {row['steps']} | {row['gradient']} | {row['seconds']} | {row['peak_gb']} "
+            f"| {row['bytes_per_voxel']} |"
+        )
     machine = f"{platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} cores, torch {torch.__version__}"
     shown = f"{machine}\n\n" + "\n".join(lines) + "\n\n" + iteration_profile((160, 192, 144)) + "\n"
     print(shown)
