@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +11,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from scipy import ndimage
 from scipy.stats import norm, ttest_rel
 
-from experiments.catalogue import COLUMNS, Run, experiments
+from experiments.__main__ import main
+from experiments.catalogue import Run, experiments
+from experiments.page import write_page
 from experiments.pairs import Shapes, Slices, Volumes, disc_and_c
 from experiments.running import _reproduction_dice, config_of, is_done, parser_of, read_result, run_all
 from experiments.tables import ablation_table, cohort_table, paired_difference, volume_table
@@ -25,16 +25,6 @@ from experiments.tables import ablation_table, cohort_table, paired_difference, 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = {run.name: run for group in experiments().values() for run in group.values()}
 TINY = Run("tiny", Shapes((20, 24)), settings={"iterations": [3], "best_window": 1})
-
-
-def python_m(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "experiments", *words],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
 
 
 # what is run
@@ -169,18 +159,25 @@ def test_missing_data_are_found_before_anything_is_run(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_quick_command_and_its_page(tmp_path: Path) -> None:
-    where = ("--quick", "--results", str(tmp_path / "results"))
-    run = python_m("run", "cohort", *where, MONAI_NODEO_DATA="")
-    assert run.returncode == 0, run.stderr
-    page = python_m("page", *where, "--output", str(tmp_path / "page.md"))
-    assert page.returncode == 0, page.stderr
+def test_the_page_says_what_is_recorded(tmp_path: Path) -> None:
+    """`make reproduce QUICK=1`, which .ci/run calls, shows that the commands run."""
+    recorded = ROOT / "docs" / "reproduction.md"
+    for picture in recorded.parent.glob(f"{recorded.stem}_*.png"):
+        (tmp_path / picture.name).touch()
+    command = CliRunner().invoke(main, ["page", "--output", str(tmp_path / recorded.name)])
+    assert command.exit_code == 0, command.output
+    assert (tmp_path / recorded.name).read_text(encoding="utf-8") == recorded.read_text(encoding="utf-8")
 
-    text = (tmp_path / "page.md").read_text(encoding="utf-8")
-    done = [line for line in text.splitlines() if line.startswith("| (") and "±" in line]
-    assert len(done) == len(COLUMNS)
-    assert text.count("not run yet") > 20
-    assert "unknown group cohrt; known are figure, cohort" in python_m("run", "cohrt", "--quick").stderr
+
+def test_a_page_without_results_says_so(tmp_path: Path) -> None:
+    write_page(tmp_path / "results", tmp_path / "page.md", quick=True)
+    assert (tmp_path / "page.md").read_text(encoding="utf-8").count("not run yet") > 20
+
+
+def test_an_unknown_group_is_named() -> None:
+    command = CliRunner().invoke(main, ["run", "cohrt", "--quick"])
+    assert command.exit_code == 2
+    assert "unknown group cohrt; known are figure, cohort" in command.output
 
 
 # tables
