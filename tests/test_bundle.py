@@ -674,14 +674,16 @@ def test_the_solver_is_a_matter_of_config(data, tmp_path, solver: dict[str, Any]
         assert getattr(bundle.inferer.solver, id.removeprefix("solver::")) == value
 
 
-def test_handlers_are_a_matter_of_config(data, tmp_path) -> None:
-    stop = {
-        "_target_": "monai_nodeo.handlers.EarlyStop",
-        "_mode_": "callable",
-        "threshold": 9.0,
-        "window": 5,
-    }
-    options = {**paths(data, "volume"), "pair_id": "pair", "trainer_handlers": [stop], "iterations": [50, 50]}
+HANDLER = {"_target_": "monai_nodeo.handlers.EarlyStop", "_mode_": "callable", "threshold": 9.0}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"trainer_handlers": [HANDLER]}, {"convergence_threshold": 9.0}],
+    ids=lambda options: next(iter(options)),
+)
+def test_handlers_are_a_matter_of_config(data, tmp_path, options: dict[str, Any]) -> None:
+    options = {**paths(data, "volume"), "pair_id": "pair", "iterations": [50, 50], **options}
     workflow(tmp_path / "out", **options).run()
     stopped = figures(tmp_path / "out" / "pair")["iterations"]
     assert stopped < 100
