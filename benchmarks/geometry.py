@@ -21,7 +21,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import ScaleIntensityd
+from monai.transforms import ScaleIntensityRangePercentilesd
 from nibabel.processing import resample_from_to
 from scipy.spatial.transform import Rotation
 
@@ -91,7 +91,8 @@ def judged(pair: Pair, start: str | None, register: bool) -> dict[str, float]:
         for key in ("fixed", "moving"):
             paths[key] = str(Path(folder) / f"{key}.nii.gz")
             nib.save(getattr(pair, key), paths[key])
-        row = ScaleIntensityd(["fixed", "moving"])(LoadPaird(3)(paths))
+        scale = ScaleIntensityRangePercentilesd(["fixed", "moving"], 0.5, 99.5, 0, 1, clip=True)
+        row = scale(LoadPaird(3)(paths))
     began = time.perf_counter()
     row = AlignPaird(start)(row)
     seconds = {"seconds_start": time.perf_counter() - began}
