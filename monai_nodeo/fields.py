@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from monai_nodeo.layers import apply_along_axes, resampling_matrix
+from monai_nodeo.slabs import slabs
 
 __all__ = [
     "check_ddf",
@@ -322,7 +323,10 @@ def jacobian_determinant(ddf: Tensor) -> Tensor:
     """
     check_ddf(ddf)
     dims = ddf.ndim - 2
-    base = ddf[lower_corner(dims)]
-    columns = [(ddf[lower_corner(dims, axis)] - base).unbind(1) for axis in range(dims)]
-    jacobian = [[columns[a][i] + 1 if a == i else columns[a][i] for a in range(dims)] for i in range(dims)]
-    return determinant(jacobian)
+    parts = []
+    for start, stop in slabs(ddf[:, :, 1:]):
+        part = ddf[:, :, start : stop + 1]
+        base = part[lower_corner(dims)]
+        columns = [(part[lower_corner(dims, axis)] - base).unbind(1) for axis in range(dims)]
+        parts.append(determinant([[columns[a][i] + (a == i) for a in range(dims)] for i in range(dims)]))
+    return torch.cat(parts, dim=1)

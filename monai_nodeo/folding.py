@@ -13,7 +13,6 @@ from __future__ import annotations
 from itertools import product
 
 import torch
-from monai.networks.layers.factories import Pool
 from torch import Tensor
 
 from monai_nodeo.fields import check_ddf, determinant
@@ -126,24 +125,25 @@ def unfold(ddf: Tensor) -> Tensor:
 
 def _voxels_around(cells: Tensor, ddf: Tensor, reach: int) -> Tensor:
     """The voxels at the corners of cells and up to ``reach`` voxels further, (N, 1 + D)."""
-    dims = ddf.ndim - 2
-    mask = torch.zeros(ddf.shape[0], 1, *[n - 1 for n in ddf.shape[2:]], device=ddf.device)
-    mask[:, 0][tuple(cells.unbind(1))] = 1
-    for axis in range(dims):  # a cube is three lines
-        line = [1 + (1 + 2 * reach) * (a == axis) for a in range(dims)]
-        padding = [(1 + reach) * (a == axis) if n == 1 else n // 2 for a, n in enumerate(line)]
-        mask = Pool[Pool.MAX, dims](kernel_size=line, stride=1, padding=padding)(mask)
-    return mask[:, 0].nonzero()
+    return _spread(cells, ddf, range(-reach, reach + 2), [n - 1 for n in ddf.shape[2:]])
 
 
 def _cells_around(voxels: Tensor, ddf: Tensor) -> Tensor:
     """The cells that have one of the voxels at a corner, (N, 1 + D)."""
-    mask = torch.zeros(ddf.shape[0], *[n - 1 for n in ddf.shape[2:]], dtype=torch.bool, device=ddf.device)
-    batch, *place = voxels.unbind(1)
-    for corner in product((0, 1), repeat=len(place)):
-        cell = [(p - c).clamp(0, n - 1) for p, c, n in zip(place, corner, mask.shape[1:], strict=True)]
-        mask[(batch, *cell)] = True
-    return mask.nonzero()
+    return _spread(voxels, ddf, range(-1, 1), [n - 2 for n in ddf.shape[2:]])
+
+
+def _spread(places: Tensor, ddf: Tensor, steps: range, last: list[int]) -> Tensor:
+    """Every place (N, 1 + D) after every combination of steps along the axes, each place once; up to the last index."""
+    # Folds are few: what works on the places alone takes a fraction of the time of a dilation of the whole grid.
+    for axis, limit in enumerate(last, start=1):
+        mask = torch.zeros(ddf.shape[0], *ddf.shape[2:], dtype=torch.bool, device=ddf.device)
+        for step in steps:
+            moved = places.clone()
+            moved[:, axis] = (places[:, axis] + step).clamp(0, limit)
+            mask[tuple(moved.unbind(1))] = True
+        places = mask.nonzero()
+    return places
 
 
 def _smallest_volumes(ddf: Tensor, cells: Tensor) -> Tensor:

@@ -79,7 +79,8 @@ def mean_displacement(ddf: Tensor, spacing: float | Sequence[float] = 1.0) -> Te
         (B,).
     """
     size = torch.as_tensor(spacing, dtype=ddf.dtype, device=ddf.device).expand(ddf.shape[1])
-    return torch.linalg.vector_norm(ddf * size.view(1, -1, *[1] * (ddf.ndim - 2)), dim=1).flatten(1).mean(1)
+    # a norm along an axis that is not the last one takes four times as long on a CPU
+    return (ddf * size.view(1, -1, *[1] * (ddf.ndim - 2))).square().sum(1).sqrt().flatten(1).mean(1)
 
 
 class _FieldMetric(CumulativeIterationMetric):

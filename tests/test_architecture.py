@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     # 1: nothing of ours
     "layers": set(),
     "slabs": set(),
-    "fields": {"layers"},
+    "fields": {"layers", "slabs"},
     "integration": set(),
     "host_memory": set(),
     "transform_io.atomic": set(),

@@ -25,7 +25,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from monai_nodeo.transform_io.atomic import atomic_path, check_folder
-from monai_nodeo.transform_io.grid import ImageGrid, PathLike, grid_of, open_image
+from monai_nodeo.transform_io.grid import ImageGrid, PathLike, grid_of, itk_geometry, open_image
 from monai_nodeo.transform_io.nifti import read_displacement, read_values, save_nifti, write_displacement
 from monai_nodeo.transform_io.transform import Affine, Displacement, Transform
 
@@ -182,29 +182,38 @@ def _write_learn2reg(path: PathLike, ddf: np.ndarray, grid: ImageGrid) -> None:
 
 
 def _write_composite(path: PathLike, transform: Transform) -> None:
-    composite = transform.to_itk()
+    """ITK writes the file with fields of one voxel, and the fields themselves go in here.
+
+    ITK takes them through several copies in double precision and does not compress them; single precision is what a
+    displacement file has.
+    """
+    steps = transform.steps[::-1]  # ITK lets the step that was added last act first
+    frame = sitk.CompositeTransform(transform.world_dims)
+    for step in steps:
+        frame.AddTransform(step.itk if isinstance(step, Affine) else _one_voxel(transform.world_dims))
     with atomic_path(path) as partial:
-        raw = partial.with_name(f"raw{partial.suffix}")
-        sitk.WriteTransform(composite, raw)
-        _compress(raw, partial)
-        raw.unlink()
+        sitk.WriteTransform(frame, partial)
+        with h5py.File(partial, "r+") as file:
+            for number, step in enumerate(steps, start=1):  # 0 is the composite
+                if isinstance(step, Displacement):
+                    _put_field(file[f"TransformGroup/{number}"], step)
 
 
-def _compress(source: Path, target: Path) -> None:
-    """ITK writes fields in double precision without compression; single precision is what a displacement file has."""
-    with h5py.File(source) as raw, h5py.File(target, "w") as packed:
+def _one_voxel(dims: int) -> sitk.Transform:
+    return sitk.DisplacementFieldTransform(sitk.Image([1] * dims, sitk.sitkVectorFloat64))
 
-        def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
-            if isinstance(item, h5py.Group):
-                packed.create_group(name)
-            elif item.size > 1000:
-                packed.create_dataset(
-                    name, data=item[()].astype(np.float32), compression="gzip", compression_opts=1, shuffle=True
-                )
-            else:
-                raw.copy(item, packed, name)
 
-        raw.visititems(copy)
+def _put_field(group: h5py.Group, step: Displacement) -> None:
+    geometry = itk_geometry(step.grid)
+    del group["TransformFixedParameters"], group["TransformParameters"]
+    group["TransformFixedParameters"] = np.concatenate([step.grid.shape, *geometry.values()], dtype=np.float64)
+    group.create_dataset(
+        "TransformParameters",
+        data=step.itk_vectors(np.float32).ravel(),
+        compression="gzip",
+        compression_opts=1,
+        shuffle=True,
+    )
 
 
 def _single_matrix(path: PathLike, transform: Transform) -> np.ndarray:

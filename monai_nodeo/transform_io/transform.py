@@ -102,12 +102,15 @@ class Displacement:
         """Coordinates of a point in the file: 2 for true 2D images, 3 for volumes and slices in a 3D header."""
         return len(self.grid.shape)
 
+    def itk_vectors(self, dtype: np.typing.DTypeLike) -> np.ndarray:
+        """Vectors in LPS mm as ITK's arrays have them, (*reversed grid.shape, components)."""
+        lps = displacement_to_lps(np.asarray(self.ddf, np.float64), self.grid).reshape(*self.grid.shape, -1)
+        return lps.transpose(*reversed(range(self.world_dims)), self.world_dims).astype(dtype, order="C")
+
     @cached_property
     def itk(self) -> sitk.Transform:
         """The same for ITK."""
-        lps = displacement_to_lps(np.asarray(self.ddf, np.float64), self.grid).reshape(*self.grid.shape, -1)
-        axes = (*reversed(range(self.world_dims)), self.world_dims)
-        field = sitk.GetImageFromArray(lps.transpose(axes), isVector=True)
+        field = sitk.GetImageFromArray(self.itk_vectors(np.float64), isVector=True)
         for name, value in itk_geometry(self.grid).items():
             getattr(field, f"Set{name}")(value)
         return sitk.DisplacementFieldTransform(field)
