@@ -156,8 +156,8 @@ def _check_writable_grid(fixed: MetaTensor) -> None:
 def _check_shape(name: str, shape: tuple[int, ...], spatial_dims: int) -> None:
     if len(shape) > 3:
         raise PairError(
-            f"{name}: shape {shape} is {len(shape)}D, a series or a vector image; expected one single-channel image, "
-            "extract one volume or component first."
+            f"{name}: shape {shape} is {len(shape)}D, a series or an image with channels; expected one real number a "
+            "voxel, extract one volume or channel first."
         )
     if len(shape) < 2 or min(shape) < 1:
         raise PairError(f"{name}: shape {shape} is no image; expected (X, Y, Z), or (X, Y) or (X, Y, 1) for a slice.")
