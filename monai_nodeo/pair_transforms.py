@@ -19,7 +19,7 @@ from monai.transforms import Transform
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 from torch import Tensor
 
-from monai_nodeo.grid_matching import SAME_GRID_VOXELS, to_voxels, world_corners
+from monai_nodeo.image_geometry import SAME_GRID_VOXELS, to_voxels, world_corners
 from monai_nodeo.pairs import (
     IMAGE_KEYS,
     LABEL_KEYS,
