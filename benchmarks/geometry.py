@@ -27,7 +27,7 @@ from scipy.spatial.transform import Rotation
 
 from monai_nodeo.alignment import AlignPaird
 from monai_nodeo.evaluation import label_metrics
-from monai_nodeo.grid_matching import on_grid_of
+from monai_nodeo.image_geometry import on_grid_of
 from monai_nodeo.pair_transforms import LoadPaird
 from monai_nodeo.transforms import RegisterPaird, WarpWithDDF
 

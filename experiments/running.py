@@ -25,7 +25,7 @@ from torch import Tensor
 
 from experiments.catalogue import Run
 from monai_nodeo.fields import jacobian_determinant
-from monai_nodeo.outputs import device_name, pair_figures, peak_memory_mb
+from monai_nodeo.pair_figures import device_name, pair_figures, peak_memory_mb
 from monai_nodeo.transform_io import atomic_path
 
 __all__ = ["field_file", "is_done", "read_result", "result_file", "run_all"]

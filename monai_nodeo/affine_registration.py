@@ -19,7 +19,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from monai_nodeo.grid_matching import affine_3d
+from monai_nodeo.image_geometry import affine_3d
 from monai_nodeo.pairs import PairError, source_name
 
 __all__ = ["find_affine"]

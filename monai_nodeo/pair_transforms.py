@@ -19,7 +19,7 @@ from monai.transforms import Transform
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 from torch import Tensor
 
-from monai_nodeo.grid_matching import SAME_GRID_VOXELS, to_voxels, world_corners
+from monai_nodeo.image_geometry import SAME_GRID_VOXELS, to_voxels, world_corners
 from monai_nodeo.pairs import (
     IMAGE_KEYS,
     LABEL_KEYS,
@@ -156,8 +156,8 @@ def _check_writable_grid(fixed: MetaTensor) -> None:
 def _check_shape(name: str, shape: tuple[int, ...], spatial_dims: int) -> None:
     if len(shape) > 3:
         raise PairError(
-            f"{name}: shape {shape} is {len(shape)}D, a series or a vector image; expected one single-channel image, "
-            "extract one volume or component first."
+            f"{name}: shape {shape} is {len(shape)}D, a series or an image with channels; expected one real number a "
+            "voxel, extract one volume or channel first."
         )
     if len(shape) < 2 or min(shape) < 1:
         raise PairError(f"{name}: shape {shape} is no image; expected (X, Y, Z), or (X, Y) or (X, Y, 1) for a slice.")

@@ -61,7 +61,7 @@ def apply_to_image(
     """Bring an image on to the grid of a reference and write it as NIfTI, with its own type of values.
 
     Args:
-        image: file of the moving image; axes after the third, as of a series, are warped one by one.
+        image: file of the moving image; the volumes of a series and the channels of an image are warped one by one.
         reference: file whose grid the result gets, such as the fixed image or the moving image itself.
         transform: points of the reference's space -> points of the image's space.
         output: target, .nii.gz or .nii.
@@ -75,8 +75,10 @@ def apply_to_image(
     grid = _grid(target, transform.world_dims)
     check_place(transform, grid, stored)
     values = resample(stored, grid, transform, interpolation, outside)
-    intent = "vector" if values.ndim == 5 and values.shape[3] == 1 else "none"
-    save_nifti(output, values, grid, intent, stored.steps)
+    further = stored.shape[3:]
+    if further:  # in a file, these come after three axes of space
+        values = values.reshape(*grid.shape, *[1] * (3 - len(grid.shape)), *further)
+    save_nifti(output, values, grid, "vector" if further[:1] == (1,) else "none", stored.steps)
 
 
 def resample(
@@ -85,7 +87,7 @@ def resample(
     """An image on a grid.
 
     Args:
-        stored: the moving image, (X, Y, Z) or (X, Y), perhaps with more axes.
+        stored: the moving image, (X, Y, Z) or (X, Y), or with more axes after three.
         grid: where to sample it.
         transform: points of the grid's space -> points of the image's space.
         interpolation: a key of `INTERPOLATIONS`.

@@ -17,7 +17,8 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor
 
 from monai_nodeo.alignment import AlignPaird
-from monai_nodeo.grid_matching import MatchGridd, on_grid_of
+from monai_nodeo.grid_matching import MatchGridd
+from monai_nodeo.image_geometry import on_grid_of
 from monai_nodeo.inferers import PAIR_EXTRAS, PairInferer, Registration
 from monai_nodeo.networks import EulerianVelocity, VelocityModel
 from monai_nodeo.pairs import LANDMARK_KEYS, MASK_KEYS

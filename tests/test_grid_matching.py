@@ -11,7 +11,8 @@ import torch
 from monai.data import MetaTensor
 from scans import FLAT, SLICE, VOLUME, centred, load, make_affine, smooth
 
-from monai_nodeo.grid_matching import MaskAird, MatchGridd, on_grid_of, physical_map
+from monai_nodeo.grid_matching import MaskAird, MatchGridd
+from monai_nodeo.image_geometry import on_grid_of, physical_map
 from monai_nodeo.pairs import PairError
 
 

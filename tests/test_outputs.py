@@ -26,7 +26,8 @@ from monai_nodeo.datalist import PairDataset
 from monai_nodeo.grid_matching import MatchGridd
 from monai_nodeo.inferers import PairInferer, prepare_pair
 from monai_nodeo.networks import NODEONet
-from monai_nodeo.outputs import PairsFailedError, SavePair, make_output_dir, pair_figures, run
+from monai_nodeo.outputs import PairsFailedError, SavePair, make_output_dir, run
+from monai_nodeo.pair_figures import pair_figures
 from monai_nodeo.pair_transforms import LoadPaird
 from monai_nodeo.transform_io import read_displacement
 from monai_nodeo.transforms import WarpWithDDFd

@@ -129,10 +129,47 @@ def test_what_is_no_image(tmp_path) -> None:
         assert f"{tmp_path / name}: not an image that SimpleITK reads" in message
         assert "expected NIfTI, NRRD, MHA, a folder of DICOM files" in message
     assert "holds no DICOM files" in refuse(tmp_path)
-    sitk.WriteImage(sitk.Image([9, 11], sitk.sitkVectorUInt8, 3), str(tmp_path / "colour.png"))
-    assert "vector of 8-bit unsigned integer with 3 channels; expected one real number" in refuse(
-        tmp_path / "colour.png"
-    )
+    sitk.WriteImage(sitk.Image([9, 11, 13], sitk.sitkComplexFloat32), str(tmp_path / "complex.nrrd"))
+    assert "complex of 32-bit float; expected real numbers, take the magnitude" in refuse(tmp_path / "complex.nrrd")
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "shape"),
+    [
+        ("colour.png", (9, 11), (9, 11, 1, 1, 3)),
+        ("vector.nrrd", (9, 11, 13), (9, 11, 13, 1, 3)),
+        ("vector.nii.gz", (9, 11, 13), (9, 11, 13, 1, 3)),
+        ("both.mha", (9, 11, 13, 4), (9, 11, 13, 4, 3)),
+    ],
+)
+def test_channels_are_the_last_axis(tmp_path, name: str, sizes: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    values = numbers((*sizes, 3), np.uint8)
+    axes = (*reversed(range(len(sizes))), len(sizes))
+    image = sitk.GetImageFromArray(values.transpose(axes), isVector=True)
+    sitk.WriteImage(image, str(tmp_path / name))
+    stored = open_stored(tmp_path / name)
+    assert stored.shape == shape
+    np.testing.assert_array_equal(stored.load(), values.reshape(shape))
+    with pytest.raises(ValueError, match=rf"{name}: .* series or an image with channels; expected one real number"):
+        ImageGrid.from_file(tmp_path / name)
+
+
+def test_colours_of_nifti_are_channels(tmp_path) -> None:
+    values = numbers((*VOLUME, 3), np.uint8)
+    colours = np.zeros(VOLUME, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    for i, name in enumerate("RGB"):
+        colours[name] = values[..., i]
+    nib.save(nib.Nifti1Image(colours, OBLIQUE), tmp_path / "a.nii.gz")
+    stored = open_stored(tmp_path / "a.nii.gz")
+    assert (stored.shape, stored.dtype) == ((*VOLUME, 1, 3), np.uint8)
+    np.testing.assert_array_equal(stored.load()[:, :, :, 0], values)
+
+
+def test_steps_of_a_series_are_known(tmp_path) -> None:
+    image = sitk.GetImageFromArray(numbers((4, *VOLUME), np.int16), isVector=False)
+    image.SetSpacing((1, 1, 2, 2.5))
+    sitk.WriteImage(image, str(tmp_path / "series.nrrd"))
+    assert open_stored(tmp_path / "series.nrrd").steps[0] == (2.5,)
 
 
 @pytest.mark.parametrize("name", ["a.mha", "a.nrrd", "a.tif"])

@@ -21,7 +21,7 @@ from nibabel.orientations import aff2axcodes
 from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 
-from monai_nodeo.grid_matching import on_grid_of
+from monai_nodeo.image_geometry import on_grid_of
 from monai_nodeo.pair_transforms import LoadPaird
 from monai_nodeo.pairs import IMAGE_KEYS, LABEL_KEYS
 from monai_nodeo.transform_io import read_displacement

@@ -76,8 +76,17 @@ class ImageGrid:
 
     @classmethod
     def from_file(cls, path: PathLike) -> ImageGrid:
-        """The grid of the image in a file of any format; but for DICOM, only the header is read."""
+        """The grid of the image in a file of any format; but for DICOM, only the header is read.
+
+        Raises:
+            ValueError: when the file is no image, one of many volumes or channels, or has a grid that ITK cannot hold.
+        """
         stored = open_stored(path)
+        if len(stored.shape) > 3:
+            raise ValueError(
+                f"{path}: shape {stored.shape} is {len(stored.shape)}D, a series or an image with channels; "
+                "expected one real number a voxel, extract one volume or channel first."
+            )
         return _named(path, stored.affine, stored.shape, stored.sform_code, stored.qform_code)
 
     @property

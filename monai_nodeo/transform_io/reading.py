@@ -45,7 +45,8 @@ class StoredImage:
     Args:
         path: where it was read.
         affine: (4, 4), voxel indices -> RAS mm. A true 2D image has a third axis of 1 mm.
-        shape: the stored array's, without axes of length 1 after the third.
+        shape: the stored array's, without axes of length 1 after the third. Channels are the last axis, behind one of
+            time, as in a NIfTI of vectors: those of a volume (X, Y, Z, 1, C), of a picture (X, Y, 1, 1, C).
         dtype: type of the values, after the header's scaling.
         load: reads the array of this shape; an error of the file is an `ImageFileError`.
         sform_code: NIfTI code of the space, greater than 0.
@@ -71,8 +72,8 @@ def open_stored(path: str | os.PathLike[str]) -> StoredImage:
 
     Raises:
         FileNotFoundError: when there is none.
-        ImageFileError: when the file is empty, damaged, of no known format, has several channels, or the
-            slices of a series are no regular volume.
+        ImageFileError: when the file is empty, damaged, of no known format, holds complex numbers, or the slices of a
+            series are no regular volume.
     """
     name = os.fspath(path)
     file, series = _existing(name)
@@ -138,25 +139,35 @@ def _open_nibabel(name: str, file: Path) -> StoredImage:
         ) from error
     if not isinstance(image, SpatialImage) or image.affine is None:
         raise ImageFileError(f"{name}: a {type(image).__name__} has no voxel grid; expected {_FORMATS}.")
-    dtype = image.get_data_dtype()
-    if dtype.names or np.issubdtype(dtype, np.complexfloating):
-        raise _no_scalars(name, f"{'RGB' if dtype.names else 'complex'} ({dtype})")
+    stored = image.get_data_dtype()
+    if np.issubdtype(stored, np.complexfloating):
+        raise _complex(name, str(stored))
+    channels = len(stored.names or ())  # NIfTI's RGB and RGBA
+    dtype = stored[0] if channels else stored
     scaling = getattr(image.dataobj, "slope", 1), getattr(image.dataobj, "inter", 0)
     try:
         affine, sform_code, qform_code = nifti_place(image)
     except ValueError as error:
         raise ImageFileError(f"{name}: {error}") from error
-    shape = _shape(image.shape)
+    shape = _shape(_with_channels(image.shape, channels))
     return StoredImage(
         name,
         affine,
         shape,
         dtype if scaling == (1, 0) else np.dtype(np.float32),
-        lambda: _load(name, lambda: np.asanyarray(image.dataobj).reshape(shape)),
+        lambda: _load(name, lambda: _numbers(np.asanyarray(image.dataobj), channels).reshape(shape)),
         sform_code,
         qform_code,
         _steps(image, len(shape)),
     )
+
+
+def _with_channels(sizes: tuple[int, ...], channels: int) -> tuple[int, ...]:
+    return (*sizes, *[1] * (4 - len(sizes)), channels) if channels > 1 else tuple(sizes)
+
+
+def _numbers(values: np.ndarray, channels: int) -> np.ndarray:
+    return np.stack([values[name] for name in values.dtype.names or ()], axis=-1) if channels else values
 
 
 def _steps(image: SpatialImage, axes: int) -> tuple[tuple[float, ...], str]:
@@ -173,17 +184,25 @@ def _open_itk(name: str, file: Path) -> StoredImage:
         raise ImageFileError(
             f"{name}: not an image that SimpleITK reads, or a damaged one ({_short(error)}); expected {_FORMATS}."
         ) from error
-    channels, pixel = reader.GetNumberOfComponents(), sitk.GetPixelIDValueAsString(reader.GetPixelID())
-    if channels > 1 or "complex" in pixel:
-        raise _no_scalars(name, f"{pixel} with {channels} channels")
-    shape = _shape(reader.GetSize())
+    pixel, channels = sitk.GetPixelIDValueAsString(reader.GetPixelID()), reader.GetNumberOfComponents()
+    if "complex" in pixel:
+        raise _complex(name, pixel)
+    shape = _shape(_with_channels(reader.GetSize(), channels))
+    further = reader.GetSpacing()[3:]
     return StoredImage(
         name,
         itk_place(reader),
         shape,
         _numpy_type(reader.GetPixelID()),
-        lambda: _load(name, lambda: sitk.GetArrayFromImage(reader.Execute()).T.reshape(shape)),
+        lambda: _load(name, lambda: _itk_values(reader.Execute()).reshape(shape)),
+        steps=(further if len(shape) == 3 + len(further) else (), "unknown"),
     )
+
+
+def _itk_values(image: sitk.Image) -> np.ndarray:
+    """The voxels in the order of the axes, channels last."""
+    values = sitk.GetArrayFromImage(image).T
+    return np.moveaxis(values, 0, -1) if image.GetNumberOfComponentsPerPixel() > 1 else values
 
 
 def _open_series(name: str, folder: Path, wanted: str) -> StoredImage:
@@ -200,11 +219,9 @@ def _open_series(name: str, folder: Path, wanted: str) -> StoredImage:
         raise ImageFileError(f"{name}: the series cannot be read ({_short(error)}); copy it again.") from error
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(warned)
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        raise _no_scalars(name, f"{image.GetPixelIDTypeAsString()}, {image.GetNumberOfComponentsPerPixel()} channels")
     _check_slices(name, image, reader, len(files))
-    shape = _shape(image.GetSize())
-    voxels = sitk.GetArrayFromImage(image).T.reshape(shape)
+    shape = _shape(_with_channels(image.GetSize(), image.GetNumberOfComponentsPerPixel()))
+    voxels = _itk_values(image).reshape(shape)
     return StoredImage(name, itk_place(image), shape, voxels.dtype, lambda: voxels)
 
 
@@ -275,8 +292,8 @@ def _load(name: str, read: Callable[[], np.ndarray]) -> np.ndarray:
         ) from error
 
 
-def _no_scalars(name: str, kind: str) -> ImageFileError:
-    return ImageFileError(f"{name}: the voxels are {kind}; expected one real number each, extract a channel first.")
+def _complex(name: str, kind: str) -> ImageFileError:
+    return ImageFileError(f"{name}: the voxels are {kind}; expected real numbers, take the magnitude first.")
 
 
 def _numpy_type(pixel_id: int) -> np.dtype:

@@ -1,0 +1,87 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of a registered pair, in memory, and of the machine that registered it; as plain dicts for JSON."""
+
+from __future__ import annotations
+
+import platform
+import resource
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from torch import Tensor, nn
+
+from monai_nodeo.evaluation import label_metrics, landmark_metrics
+from monai_nodeo.fields import warp
+from monai_nodeo.image_geometry import affine_3d, on_grid_of
+from monai_nodeo.landmarks import landmark_errors
+from monai_nodeo.metrics import folded_cell_count, folding_fraction, mean_displacement, sd_log_jacobian
+
+__all__ = ["device_name", "pair_figures", "peak_memory_mb"]
+
+
+def pair_figures(item: Mapping[str, Any], output: Mapping[str, Any], similarity: nn.Module) -> dict[str, Any]:
+    """Figures of a pair before and after: similarity loss (lower is better), overlap and distances, and the field.
+
+    Before is after the affine start, if there is one. With labels there are Dice and HD95, with landmarks the TRE.
+
+    Args:
+        item: "fixed", "fixed_input", "moving_input", (1, *spatial) each, perhaps "fixed_label", (1, *spatial),
+            "moving_label" (1, *its own spatial), "landmarks" (N, 2, D) and "initial_affine" (4, 4).
+        output: "pred", the ddf (D, *spatial), and perhaps "warped_label", (1, *spatial).
+        similarity: loss of two images (B, C, *spatial).
+    """
+    ddf = _plain(output["pred"])[None]
+    fixed, moving = (_plain(item[key]).to(ddf)[None] for key in ("fixed_input", "moving_input"))
+    spacing = _spacing(item["fixed"])
+    figures: dict[str, Any] = {
+        side: {"similarity": similarity(image, fixed).item()}
+        for side, image in (("before", moving), ("after", warp(moving, ddf)))
+    }
+    if "fixed_label" in item:
+        before = on_grid_of(item["fixed"], item["moving_label"], item.get("initial_affine"), mode="nearest")
+        for side, label in (("before", before), ("after", output["warped_label"])):
+            figures[side] |= label_metrics(_plain(label), _plain(item["fixed_label"]), spacing)
+    if "landmarks" in item:
+        for side, field in (("before", torch.zeros_like(ddf)), ("after", ddf)):
+            errors = landmark_errors(field, item["landmarks"][None])[0]
+            figures[side] |= landmark_metrics(errors, _voxel_to_mm(item))
+    if "initial_affine" in item:
+        figures["initial_affine"] = item["initial_affine"].tolist()
+    return {
+        **figures,
+        "folding_percent": 100 * folding_fraction(ddf).item(),
+        "folded_cells": int(folded_cell_count(ddf)),
+        "sd_log_jacobian": sd_log_jacobian(ddf).item(),
+        "displacement_mm_mean": mean_displacement(ddf, spacing).item(),
+    }
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory so far: allocated on a CUDA device for this pair, else resident of the whole process."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
+    unit = 1 if platform.system() == "Darwin" else 1024  # bytes there, kibibytes elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+
+
+def device_name(device: torch.device) -> str:
+    """Name of a CUDA device, or the number of threads of the CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def _plain(x: Tensor) -> Tensor:
+    return x.as_tensor() if isinstance(x, MetaTensor) else x
+
+
+def _spacing(fixed: MetaTensor) -> tuple[float, ...]:
+    return tuple(torch.linalg.vector_norm(fixed.affine[:3, : fixed.ndim - 1], dim=0).tolist())
+
+
+def _voxel_to_mm(item: Mapping[str, Any]) -> Tensor:
+    """(3, D), a vector in voxels of the fixed grid -> mm where the moving image lies."""
+    fixed = item["fixed"]
+    axes = affine_3d(fixed)[:3, : fixed.ndim - 1]
+    return item["initial_affine"][:3, :3].to(axes) @ axes if "initial_affine" in item else axes
