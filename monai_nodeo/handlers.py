@@ -36,9 +36,11 @@ def _total_loss(terms: Mapping[str, Tensor]) -> Tensor:
 class BestField:
     """Keeps the displacement with the lowest score, in ``engine.state.best_ddf``, without waiting for the device.
 
+    Each pair of a batch has its own best iteration.
+
     Args:
         window: only the last ``window`` iterations are looked at, ``None`` for all.
-        score: loss terms -> scalar tensor, lower is better; the total loss by default. The code of NODEO takes
+        score: loss terms, each (B,) -> (B,), lower is better; the total loss by default. The code of NODEO takes
             similarity times folding over the last 50 iterations.
     """
 
@@ -62,17 +64,21 @@ class BestField:
         better = ~(score >= state.best_score)  # so that a loss that is no number is replaced
         better &= ~score.isnan()
         state.best_score = torch.where(better, score, state.best_score)
-        torch.where(better, ddf, state.best_ddf, out=state.best_ddf)
+        torch.where(better.view(-1, *[1] * (ddf.ndim - 1)), ddf, state.best_ddf, out=state.best_ddf)
 
 
 class EarlyStop:
     """Stops the optimisation when the total loss no longer falls; ignite's ``EarlyStopping``, looked at now and then.
+
+    Pairs of a batch are then optimised one by one, since each stops at a time of its own.
 
     Args:
         patience: looks without improvement before it stops.
         min_delta: smallest fall of the loss that counts.
         every: iterations from look to look; each waits for the device once.
     """
+
+    one_pair = True
 
     def __init__(self, patience: int = 3, min_delta: float = 1e-4, every: int = 10) -> None:
         self.patience = patience
@@ -140,6 +146,8 @@ class ProgressBar:
 class TensorBoardCurves:
     """The figures of :py:class:`ProgressBar` for TensorBoard, by MONAI's handler; a run for each pair and level.
 
+    Pairs of a batch are then optimised one by one.
+
     Args:
         log_dir: folder of the runs, which are numbered.
         every: iterations from one point of a curve to the next; each waits for the device once.
@@ -147,6 +155,8 @@ class TensorBoardCurves:
     Raises:
         ValueError: when TensorBoard is not installed.
     """
+
+    one_pair = True
 
     def __init__(self, log_dir: PathLike, every: int = 5) -> None:
         if find_spec("tensorboard") is None:
@@ -226,9 +236,9 @@ class OnInterrupt:
 
 
 def _figures(engine: Engine) -> dict[str, float]:
-    """Loss terms of the iteration, and how much of its field folds."""
+    """Loss terms of the iteration, and how much of its field folds; means of a batch."""
     output = engine.state.output
-    figures = {name: output[name].item() for name in engine.state.history}
+    figures = {name: output[name].mean().item() for name in engine.state.history}
     return {**figures, "folds %": 100 * folding_fraction(output["ddf"]).mean().item()}
 
 
