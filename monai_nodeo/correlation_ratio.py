@@ -12,7 +12,7 @@ from monai.utils import LossReduction
 from torch import Tensor
 
 from monai_nodeo.layers import apply_along_axes, kernel_matrix, odd_window
-from monai_nodeo.losses import ImageLoss
+from monai_nodeo.losses import ImageLoss, voxel_counts
 
 __all__ = ["LocalCorrelationRatioLoss", "MappedIntensityLoss"]
 
@@ -87,6 +87,20 @@ class LocalCorrelationRatioLoss(ImageLoss):
         Raises:
             ValueError: when the shapes differ or do not have ``spatial_dims`` spatial axes.
         """
+        values = self._map(pred, target, weight, spacing)
+        if self.reduction == LossReduction.NONE:
+            return values
+        total = values.sum()
+        return total if self.reduction == LossReduction.SUM else total / voxel_counts(pred, weight).sum()
+
+    def of_each(
+        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
+    ) -> Tensor:
+        """See :py:meth:`monai_nodeo.losses.ImageLoss.of_each`."""
+        total = self._map(pred, target, weight, spacing).flatten(1).sum(1)
+        return total if self.reduction == LossReduction.SUM else total / voxel_counts(pred, weight)
+
+    def _map(self, pred: Tensor, target: Tensor, weight: Tensor | None, spacing: Sequence[float] | None) -> Tensor:
         if pred.shape != target.shape or pred.ndim != self.spatial_dims + 2:
             raise ValueError(
                 f"expected two images (B, C) with {self.spatial_dims} spatial axes and one shape, "
@@ -94,13 +108,7 @@ class LocalCorrelationRatioLoss(ImageLoss):
             )
         windows = _Windows.of(self._matrices(pred, spacing), weight)
         unexplained = 1 - self._explained(windows, pred, target)
-        if weight is not None:
-            unexplained = unexplained * weight
-        if self.reduction == LossReduction.NONE:
-            return unexplained
-        if self.reduction == LossReduction.SUM or weight is None:
-            return unexplained.sum() if self.reduction == LossReduction.SUM else unexplained.mean()
-        return unexplained.sum() / (weight.sum() * pred.shape[1]).clamp(min=_SMALLEST_WEIGHT)
+        return unexplained if weight is None else unexplained * weight
 
     def _matrices(self, image: Tensor, spacing: Sequence[float] | None) -> list[Tensor]:
         """Moving average along each axis."""

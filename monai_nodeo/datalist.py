@@ -8,12 +8,22 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from monai_nodeo.pair_lists import ERROR, DataListError, RowError, load_datalist, requested_pairs, single_pair
 from monai_nodeo.pairs import PairError, root_cause
 
-__all__ = ["DataListError", "FailedRow", "PairDataset", "RowError", "load_datalist", "requested_pairs", "single_pair"]
+__all__ = [
+    "DataListError",
+    "FailedRow",
+    "PairBatches",
+    "PairDataset",
+    "RowError",
+    "load_datalist",
+    "requested_pairs",
+    "single_pair",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -72,3 +82,41 @@ class PairDataset(IterableDataset):
         # The place in the code helps only where the message was not written for the user.
         logger.error("row %d (%s) failed: %s", number, id, reason, exc_info=None if expected else cause)
         self.failures.append(FailedRow(number, id, reason))
+
+
+class PairBatches(IterableDataset):
+    """Items of a dataset in lists, for a loader with ``batch_size=None``: those that follow each other and are alike.
+
+    Alike are items whose tensors have the same keys, shapes and types, so that they can be stacked.
+
+    Args:
+        dataset: of dicts.
+        batch_size: most items of a list.
+
+    Raises:
+        ValueError: when the batch size is below 1.
+    """
+
+    def __init__(self, dataset: IterableDataset, batch_size: int = 1) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected 1 or more pairs.")
+        self.dataset = dataset
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        batch: list[Any] = []
+        for item in self.dataset:
+            if batch and _kind(batch[0]) != _kind(item):
+                yield batch
+                batch = []
+            batch.append(item)
+            del item
+            if len(batch) == self.batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+
+def _kind(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: (x.shape, x.dtype) if isinstance(x, Tensor) else type(x) for key, x in item.items()}

@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The optimisation of one pair as a MONAI / ignite trainer."""
+"""The optimisation of a pair, or of several as one batch, as a MONAI / ignite trainer."""
 
 from __future__ import annotations
 
@@ -34,15 +34,19 @@ class DivergedError(ValueError):
 class PairTrainer(Trainer):
     """Optimises a velocity model for one pair of images at one level: one iteration is one step of the optimiser.
 
-    ``engine.state.output`` holds the loss terms of the iteration and the ``"ddf"`` of the cloud, in voxels of its grid;
-    ``engine.state.history`` for each term a tensor (iterations,); all are on the device, so that the loop never waits
-    for it. ``engine.state.level`` is the :py:class:`monai_nodeo.levels.Level`.
-    A trainer is for one pair: make a new one, with a new network and optimiser, for the next.
+    ``engine.state.output`` holds the loss terms of the iteration, each (B,), and the ``"ddf"`` of the cloud, in voxels
+    of its grid; ``engine.state.history`` for each term a tensor (iterations, B); all are on the device, so that the
+    loop never waits for it. ``engine.state.level`` is the :py:class:`monai_nodeo.levels.Level`.
+    A trainer is for one pair: make a new one, with a new network and optimiser, for the next. Or it is for a batch of B
+    pairs, none of which has an influence on another: what is minimised is the sum of their losses, and each has weights
+    of its own.
 
     Args:
         pair: images of one shape, and masks, on the device to compute on.
-        network: velocity model for clouds of ``level.cloud_size``.
-        optimizer: optimiser of the network's parameters.
+        network: velocity model for clouds of ``level.cloud_size``; of several pairs a
+            :py:class:`monai_nodeo.networks.VelocityBatch`.
+        optimizer: optimiser of the network's parameters, which treats each parameter by itself, as all in torch do but
+            LBFGS.
         loss_function: gives the dict of loss terms, see :py:class:`monai_nodeo.losses.RegistrationLoss`.
         solver: integrates the velocity.
         iterations: optimiser steps.
@@ -83,7 +87,9 @@ class PairTrainer(Trainer):
         self.optimizer = optimizer
         self.loss_function = loss_function
         self.solver = solver
-        self.identity = identity_grid(level.cloud_size, fixed.device, fixed.dtype)
+        self.identity = identity_grid(level.cloud_size, fixed.device, fixed.dtype).expand(
+            len(fixed), *[-1] * (fixed.ndim - 1)
+        )
         self.landmarks = pair.landmarks
         if pair.landmarks is not None:
             self.landmarks = rescale_points(pair.landmarks, level.image_size, level.cloud_size)
@@ -129,7 +135,7 @@ class PairTrainer(Trainer):
         )
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         del warped, velocities  # the backward pass frees what it has used
-        terms["loss"].backward()
+        terms["loss"].sum().backward()
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self.optimizer.step()
         self.fire_event(IterationEvents.MODEL_COMPLETED)
@@ -141,7 +147,9 @@ class PairTrainer(Trainer):
         # Made once and filled in: small tensors that stay would keep the freed large ones between them apart.
         if not self.state.history:
             length = self.state.epoch_length
-            self.state.history = {name: value.new_full((length,), torch.nan) for name, value in figures.items()}
+            self.state.history = {
+                name: value.new_full((length, *value.shape), torch.nan) for name, value in figures.items()
+            }
         for name, value in figures.items():
             self.state.history[name][self.state.iteration - 1] = value
 

@@ -35,9 +35,11 @@ def _total_loss(terms: Mapping[str, Tensor]) -> Tensor:
 class BestField:
     """Keeps the displacement with the lowest score, in ``engine.state.best_ddf``, without waiting for the device.
 
+    Each pair of a batch has its own best iteration.
+
     Args:
         window: only the last ``window`` iterations are looked at, ``None`` for all.
-        score: loss terms -> scalar tensor, lower is better; the total loss by default. The code of NODEO takes
+        score: loss terms, each (B,) -> (B,), lower is better; the total loss by default. The code of NODEO takes
             similarity times folding over the last 50 iterations.
     """
 
@@ -61,7 +63,7 @@ class BestField:
         better = ~(score >= state.best_score)  # so that a loss that is no number is replaced
         better &= ~score.isnan()
         state.best_score = torch.where(better, score, state.best_score)
-        torch.where(better, ddf, state.best_ddf, out=state.best_ddf)
+        torch.where(better.view(-1, *[1] * (ddf.ndim - 1)), ddf, state.best_ddf, out=state.best_ddf)
 
 
 class EarlyStop:
@@ -71,6 +73,8 @@ class EarlyStop:
     window is less than a share of how far the loss has fallen from its highest, so that no unit matters. The loss as a
     whole is looked at: the similarity alone is flat long before the folds are gone.
 
+    Pairs of a batch are then optimised one by one, since each stops at a time of its own.
+
     Args:
         threshold: that share.
         window: iterations that are looked at, and from look to look; each look waits for the device once.
@@ -78,6 +82,8 @@ class EarlyStop:
     Raises:
         ValueError: for a window of less than two iterations.
     """
+
+    one_pair = True
 
     def __init__(self, threshold: float = 0.01, window: int = 10) -> None:
         if window < 2:
@@ -89,7 +95,7 @@ class EarlyStop:
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.window), self)
 
     def __call__(self, engine: Engine) -> None:
-        losses = engine.state.history["loss"][: engine.state.iteration].double()
+        losses = engine.state.history["loss"][: engine.state.iteration, 0].double()
         last = losses[-self.window :]
         steps = torch.arange(self.window, device=last.device).double() - (self.window - 1) / 2
         fall = -self.window * (steps * last).sum() / steps.square().sum()
@@ -146,6 +152,8 @@ class ProgressBar:
 class TensorBoardCurves:
     """The figures of :py:class:`ProgressBar` for TensorBoard, by MONAI's handler; a run for each pair and level.
 
+    Pairs of a batch are then optimised one by one.
+
     Args:
         log_dir: folder of the runs, which are numbered.
         every: iterations from one point of a curve to the next; each waits for the device once.
@@ -153,6 +161,8 @@ class TensorBoardCurves:
     Raises:
         ValueError: when TensorBoard is not installed.
     """
+
+    one_pair = True
 
     def __init__(self, log_dir: PathLike, every: int = 5) -> None:
         if find_spec("tensorboard") is None:
@@ -232,9 +242,9 @@ class OnInterrupt:
 
 
 def _figures(engine: Engine) -> dict[str, float]:
-    """Loss terms of the iteration, and how much of its field folds."""
+    """Loss terms of the iteration, and how much of its field folds; means of a batch."""
     output = engine.state.output
-    figures = {name: output[name].item() for name in engine.state.history}
+    figures = {name: output[name].mean().item() for name in engine.state.history}
     return {**figures, "folds %": 100 * folding_fraction(output["ddf"]).mean().item()}
 
 

@@ -18,7 +18,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 
-from monai_nodeo.cropping import extended, foreground_box
+from monai_nodeo.cropping import Box, extended, foreground_box
 from monai_nodeo.engines import DivergedError, PairTrainer
 from monai_nodeo.fields import resize_ddf
 from monai_nodeo.folding import unfold
@@ -27,7 +27,7 @@ from monai_nodeo.host_memory import keep_freed_memory
 from monai_nodeo.integration import ODESolver
 from monai_nodeo.levels import ImagePair, make_levels
 from monai_nodeo.losses import FoldingLoss, IntensityLoss, LocalNCCLoss, RegistrationLoss, SmoothnessLoss
-from monai_nodeo.networks import VelocityModel
+from monai_nodeo.networks import VelocityBatch, VelocityModel
 
 __all__ = ["PairInferer", "Registration", "prepare_pair"]
 
@@ -54,7 +54,7 @@ class Registration:
         history: "level" and loss term -> its value at every iteration, (iterations,), on the CPU; the levels count
             from 0, the coarsest.
         iterations: optimiser steps that were done, at all levels.
-        seconds: time of the optimisation, from images to displacement.
+        seconds: time of the optimisation, from images to displacement; of a pair in a batch, its share.
     """
 
     ddf: Tensor
@@ -73,21 +73,24 @@ def _default_loss(spatial_dims: int) -> RegistrationLoss:
 
 
 class PairInferer(Inferer):
-    """Registers each pair of a batch, coarse to fine, with weights, optimisers and trainers of its own.
+    """Registers the pairs of a batch, coarse to fine, each with weights of its own.
 
-    A stock ``SupervisedEvaluator`` registers a data list with it (``prepare_batch=prepare_pair``). Results do not
-    depend on the order of the pairs, and the same seed gives the same result on the CPU.
+    A stock ``SupervisedEvaluator`` registers a data list with it (``prepare_batch=prepare_pair``). Pairs of a batch are
+    optimised together, as far as they are of one size without the air around them; no pair has an influence on
+    another, and its result is that of the pair alone within rounding. Results do not depend on the order of the pairs,
+    and the same seed gives the same result on the CPU.
 
     Args:
         spatial_dims: 2 or 3.
         loss_function: see :py:class:`monai_nodeo.losses.RegistrationLoss`.
         solver: integrates the velocity.
-        optimizer: parameters -> optimiser of a level.
+        optimizer: parameters -> optimiser of a level, which treats each parameter by itself (not LBFGS).
         iterations: optimiser steps, one number a level.
         shrink_factors: how much coarser the voxels of each level are, coarse to fine, as in ANTs.
         point_spacing: smallest distance of the points that are integrated, in (smallest) voxel sides; between them
             positions are interpolated.
-        handlers: factories of trainer handlers, called once a level.
+        handlers: factories of trainer handlers, called once a level; with one that says ``one_pair = True``, pairs of
+            a batch are optimised one by one.
         crop_air: leave out what is nothing but the minimum of both images around them; displacements go on there.
         unfold: take out what folds at the end, see :py:func:`monai_nodeo.folding.unfold`.
         seed: of the weights.
@@ -132,21 +135,47 @@ class PairInferer(Inferer):
         self.seed = seed
         self.registrations: list[Registration] = []
 
-    def _register(self, pair: ImagePair, network: VelocityModel, spacing: Sequence[float]) -> Registration:
+    def _register(
+        self, pairs: Sequence[ImagePair], network: VelocityModel, spacings: Sequence[tuple[float, ...]]
+    ) -> list[Registration]:
+        """The pairs, those together whose grids are alike once the air is left out."""
+        dims = self.spatial_dims
+        one_by_one = any(getattr(make(), "one_pair", False) for make in self.handlers)
+        alike: dict[Any, list[int]] = {}
+        boxes = []
+        for number, (pair, spacing) in enumerate(zip(pairs, spacings, strict=True)):
+            box = foreground_box(pair.fixed, pair.moving) if self.crop_air else (slice(None),) * dims
+            boxes.append(box)
+            size = tuple(len(range(*part.indices(n))) for part, n in zip(box, pair.fixed.shape[2:], strict=True))
+            alike.setdefault((spacing, number if one_by_one else size), []).append(number)
+        found: dict[int, Registration] = {}
+        for (spacing, _), numbers in alike.items():
+            together = self._register_alike([pairs[n] for n in numbers], [boxes[n] for n in numbers], network, spacing)
+            found |= dict(zip(numbers, together, strict=True))
+        return [found[number] for number in range(len(pairs))]
+
+    def _register_alike(
+        self, pairs: Sequence[ImagePair], boxes: Sequence[Box], network: VelocityModel, spacing: Sequence[float]
+    ) -> list[Registration]:
         started = time.perf_counter()
-        shape = tuple(pair.fixed.shape[2:])
-        box = foreground_box(pair.fixed, pair.moving) if self.crop_air else (slice(None),) * len(shape)
-        pair = pair.cropped(box)
-        size = tuple(pair.fixed.shape[2:])
-        keep = pair.fixed.device.type == "cpu" and math.prod(size) <= _KEEP_UP_TO
+        shape = tuple(pairs[0].fixed.shape[2:])
+        batch = ImagePair.batch_of([pair.cropped(box) for pair, box in zip(pairs, boxes, strict=True)])
+        size = tuple(batch.fixed.shape[2:])
+        keep = batch.fixed.device.type == "cpu" and len(pairs) * math.prod(size) <= _KEEP_UP_TO
         with keep_freed_memory() if keep else nullcontext(None) as give_back:
-            cloud, history = self._optimise(pair, network, spacing, give_back)
-            ddf = extended(resize_ddf(cloud, size), box, shape)
-            if not ddf.isfinite().all():
-                raise DivergedError(len(history["level"]))
+            cloud, history = self._optimise(batch, network, spacing, give_back)
+            del batch
+            done = len(history["level"])
+            ddfs = [extended(ddf, box, shape) for ddf, box in zip(resize_ddf(cloud, size).split(1), boxes, strict=True)]
+            if not all(ddf.isfinite().all() for ddf in ddfs):
+                raise DivergedError(done)
             if self.unfold:
-                ddf = unfold(ddf)
-        return Registration(ddf[0], history, len(history["level"]), time.perf_counter() - started)
+                ddfs = [unfold(ddf) for ddf in ddfs]
+        seconds = (time.perf_counter() - started) / len(pairs)
+        return [
+            Registration(ddf[0], {name: x[:, n] for name, x in history.items()}, done, seconds)
+            for n, ddf in enumerate(ddfs)
+        ]
 
     def _optimise(
         self, pair: ImagePair, network: VelocityModel, spacing: Sequence[float], give_back: Callable[[], Any] | None
@@ -154,12 +183,16 @@ class PairInferer(Inferer):
         """Displacement in voxels of the last level's cloud, and the loss curves."""
         size, device = pair.fixed.shape[2:], pair.fixed.device
         curves: list[dict[str, Tensor]] = []
-        model = None
+        model: VelocityBatch | None = None
         for level in make_levels(size, spacing, self.shrink_factors, self.point_spacing):
-            start = network.fresh if model is None else model.finer
-            with torch.random.fork_rng(devices=[]):  # the weights come from the CPU generator, whatever the device
-                torch.default_generator.manual_seed(self.seed)
-                model = start(level.cloud_size, level.cloud_spacing).to(device)
+            before = [network] * len(pair.fixed) if model is None else model.models
+            models = []
+            for start in before:
+                with torch.random.fork_rng(devices=[]):  # the weights come from the CPU generator, whatever the device
+                    torch.default_generator.manual_seed(self.seed)
+                    make_model = start.fresh if model is None else start.finer
+                    models.append(make_model(level.cloud_size, level.cloud_spacing).to(device))
+            model = VelocityBatch(models)
             trainer = PairTrainer(
                 pair.at(level),
                 model,
@@ -176,7 +209,7 @@ class PairInferer(Inferer):
             trainer.run()
             done = trainer.state.iteration
             curves.append(
-                {"level": torch.full((done,), float(level.index))}
+                {"level": torch.full((done, len(pair.fixed)), float(level.index))}
                 | {name: values[:done].cpu() for name, values in trainer.state.history.items()}
             )
         best = getattr(trainer.state, "best_ddf", None)
@@ -216,10 +249,7 @@ class PairInferer(Inferer):
                 )
                 for i, (f, m) in enumerate(zip(fixed, moving, strict=True))
             ]
-            self.registrations = [
-                self._register(pair, network, _spacing(image))
-                for pair, image in zip(pairs, inputs.split(1), strict=True)
-            ]
+            self.registrations = self._register(pairs, network, [_spacing(image) for image in inputs.split(1)])
         return torch.stack([r.ddf for r in self.registrations])
 
 

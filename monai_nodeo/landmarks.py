@@ -50,7 +50,7 @@ def landmark_loss(ddf: Tensor, landmarks: Tensor, spacing: Sequence[float]) -> T
         spacing: voxel size in mm for each of the D tensor axes.
 
     Returns:
-        A scalar.
+        (B,), of each pair.
     """
     errors = landmark_errors(ddf, landmarks) * torch.as_tensor(spacing, dtype=ddf.dtype, device=ddf.device)
-    return errors.square().sum(-1).mean()
+    return errors.square().sum(-1).mean(1)

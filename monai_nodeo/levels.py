@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from monai_nodeo.cropping import Box, cropped
@@ -87,14 +89,14 @@ def _grid(size: Sequence[int], spacing: Sequence[float], side: float) -> tuple[t
 
 @dataclass(frozen=True, eq=False)
 class ImagePair:
-    """Two images on one grid, with what else is known about them.
+    """Two images on one grid, with what else is known about them; or a batch of such pairs, all of one shape.
 
     Attributes:
-        fixed: (1, C, *spatial).
+        fixed: (B, C, *spatial).
         moving: same shape.
-        fixed_mask: how much each voxel of the fixed image counts, (1, 1, *spatial), None: all the same.
+        fixed_mask: how much each voxel of the fixed image counts, (B, 1, *spatial), None: all the same.
         moving_mask: the same of the moving image.
-        landmarks: (1, N, 2, D), see :py:mod:`monai_nodeo.landmarks`.
+        landmarks: (B, N, 2, D), see :py:mod:`monai_nodeo.landmarks`.
     """
 
     fixed: Tensor
@@ -102,6 +104,15 @@ class ImagePair:
     fixed_mask: Tensor | None = None
     moving_mask: Tensor | None = None
     landmarks: Tensor | None = None
+
+    @classmethod
+    def batch_of(cls, pairs: Sequence[ImagePair]) -> ImagePair:
+        """Several pairs as one batch; they have the same shapes, and masks and landmarks or none."""
+        if len(pairs) == 1:
+            return pairs[0]
+        parts = {field.name: [getattr(pair, field.name) for pair in pairs] for field in fields(cls)}
+        joined: dict[str, Any] = {name: None if items[0] is None else torch.cat(items) for name, items in parts.items()}
+        return cls(**joined)
 
     def cropped(self, box: Box) -> ImagePair:
         """The pair in a box of voxels."""

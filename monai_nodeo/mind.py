@@ -13,7 +13,7 @@ from monai.utils import LossReduction
 from torch import Tensor
 from torch.nn import functional as F
 
-from monai_nodeo.losses import ImageLoss
+from monai_nodeo.losses import ImageLoss, voxel_counts
 
 __all__ = ["MINDSSCLoss", "mind_ssc"]
 
@@ -126,6 +126,20 @@ class MINDSSCLoss(ImageLoss):
         Raises:
             ValueError: when the shapes differ or do not have one channel and ``spatial_dims`` spatial axes.
         """
+        values = self._map(pred, target, weight, spacing)
+        if self.reduction == LossReduction.NONE:
+            return values
+        total = values.sum()
+        return total if self.reduction == LossReduction.SUM else total / voxel_counts(pred, weight).sum()
+
+    def of_each(
+        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
+    ) -> Tensor:
+        """See :py:meth:`monai_nodeo.losses.ImageLoss.of_each`."""
+        total = self._map(pred, target, weight, spacing).flatten(1).sum(1)
+        return total if self.reduction == LossReduction.SUM else total / voxel_counts(pred, weight)
+
+    def _map(self, pred: Tensor, target: Tensor, weight: Tensor | None, spacing: Sequence[float] | None) -> Tensor:
         if pred.shape != target.shape or pred.ndim != self.spatial_dims + 2:
             raise ValueError(
                 f"expected two images (B, 1) with {self.spatial_dims} spatial axes and one shape, "
@@ -133,10 +147,4 @@ class MINDSSCLoss(ImageLoss):
             )
         descriptors = mind_ssc(pred, self.radius, self.dilation, spacing), self._descriptor_of_target(target, spacing)
         values = (descriptors[0] - descriptors[1]).square().mean(1, keepdim=True)
-        if weight is not None:
-            values = values * weight
-        if self.reduction == LossReduction.NONE:
-            return values
-        if self.reduction == LossReduction.SUM or weight is None:
-            return values.sum() if self.reduction == LossReduction.SUM else values.mean()
-        return values.sum() / weight.sum().clamp(min=_SMALLEST_WEIGHT)
+        return values if weight is None else values * weight

@@ -100,6 +100,7 @@ class SavePair:
         dataset: tells the rows that failed.
         config: the config of the run, kept with the figures.
         pair_folder: name of a pair's folder, ``{id}`` standing for its id; "." puts a single pair into output_dir.
+        table: file in output_dir for the rows of the pairs, ``{id}`` standing for their ids.
     """
 
     def __init__(
@@ -109,12 +110,14 @@ class SavePair:
         dataset: PairDataset,
         config: Mapping[str, Any] | None = None,
         pair_folder: str = "{id}",
+        table: str = TABLE,
     ) -> None:
         self.output_dir = Path(str(output_dir)).expanduser().absolute()
         self.inferer = inferer
         self.dataset = dataset
         self.config = dict(config or {})
         self.pair_folder = pair_folder
+        self.table = table
         self._results: dict[str, dict[str, Any]] = {}
         self._started = 0.0
 
@@ -130,12 +133,14 @@ class SavePair:
             torch.cuda.reset_peak_memory_stats()
 
     def __call__(self, engine: Engine) -> None:
-        for item, output, registration in zip(
-            engine.state.batch, engine.state.output, self.inferer.registrations, strict=True
-        ):
-            self._save(item, output, registration)
+        pairs = list(zip(engine.state.batch, engine.state.output, self.inferer.registrations, strict=True))
+        share = (time.perf_counter() - self._started) / len(pairs)
+        for item, output, registration in pairs:
+            self._save(item, output, registration, time.perf_counter() - share)
 
-    def _save(self, item: Mapping[str, Any], output: Mapping[str, Any], registration: Registration) -> None:
+    def _save(
+        self, item: Mapping[str, Any], output: Mapping[str, Any], registration: Registration, started: float
+    ) -> None:
         folder = self.output_dir / self.pair_folder.format(id=item["id"])
         folder.mkdir(exist_ok=True)
         grid = stored_grid(item["fixed"])
@@ -161,7 +166,7 @@ class SavePair:
             **pair_figures(item, output, self.inferer.loss_function.similarity),
             "iterations": registration.iterations,
             "seconds_optimisation": round(registration.seconds, 3),
-            "seconds_total": round(time.perf_counter() - self._started, 3),
+            "seconds_total": round(time.perf_counter() - started, 3),
             "peak_memory_mb": peak_memory_mb(ddf.device),
             "device": device_name(ddf.device),
             "seed": self.inferer.seed,
@@ -176,16 +181,23 @@ class SavePair:
 
     def _write_table(self) -> None:
         """One row for each pair that is done or failed, in the order of the data list."""
+        tables: dict[str, list[dict[str, Any]]] = {}
         failed = {
             failure.id: {"id": failure.id, "status": "failed", "reason": failure.reason}
             for failure in self.dataset.failures
         }
         done = {id: _table_row(figures) for id, figures in self._results.items()}
-        rows = [{**failed, **done}[row["id"]] for row in self.dataset.data if row["id"] in failed or row["id"] in done]
-        with atomic_path(self.output_dir / TABLE) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, _COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+        for id in (row["id"] for row in self.dataset.data):
+            if id in failed or id in done:
+                tables.setdefault(self.table.format(id=id), []).append({**failed, **done}[id])
+        for name, rows in tables.items():
+            with (
+                atomic_path(self.output_dir / name) as partial,
+                partial.open("w", newline="", encoding="utf-8") as file,
+            ):
+                writer = csv.DictWriter(file, _COLUMNS)
+                writer.writeheader()
+                writer.writerows(rows)
 
 
 def run(evaluator: Engine, dataset: PairDataset, output_dir: PathLike, interrupt: OnInterrupt | None = None) -> None:

@@ -22,6 +22,6 @@ def slabs(field: Tensor) -> Iterator[tuple[int, int]]:
     instead of one per operation. On an accelerator there is one slab, so few kernels.
     """
     planes = field.shape[2]
-    step = max(1, SLAB_VOXELS // math.prod(field.shape[3:])) if field.device.type == "cpu" else planes
+    step = max(1, SLAB_VOXELS // (len(field) * math.prod(field.shape[3:]))) if field.device.type == "cpu" else planes
     for start in range(0, planes, step):
         yield start, min(start + step, planes)

@@ -41,19 +41,24 @@ def cluster(workers: int = 2, threads: int = 1, **options: Any) -> Iterator[Clie
 
 @pytest.fixture
 def task(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any, Any], Any]], None]:
-    return lambda act: monkeypatch.setattr(dask_engines, "register_pair", act)
+    return lambda act: monkeypatch.setattr(dask_engines, "register_pairs", act)
 
 
 def rows(count: int) -> list[dict[str, Any]]:
     return [{"id": f"p{number}"} for number in range(count)]
 
 
+def batches(count: int) -> list[list[dict[str, Any]]]:
+    """Each row for itself."""
+    return [[row] for row in rows(count)]
+
+
 def test_every_pair_comes_back_and_few_wait_at_the_scheduler(task) -> None:
-    task(lambda job, row: {"id": row["id"], "threads": job.threads})
+    task(lambda job, batch: [{"id": row["id"], "threads": job.threads} for row in batch])
     with cluster() as client:
         most = 0
         found = []
-        for result in run_on(client, JOB, rows(100)):
+        for result in run_on(client, JOB, batches(100)):
             found.append(result["id"])
             most = max(most, len(client.cluster.scheduler.tasks))
             left = len(client.futures)
@@ -64,55 +69,55 @@ def test_every_pair_comes_back_and_few_wait_at_the_scheduler(task) -> None:
 
 
 def test_full_disk_of_a_worker_ends_the_run(task) -> None:
-    def fill(job: Job, row: dict[str, Any]) -> dict[str, Any]:
+    def fill(job: Job, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
         raise StorageError("no room")
 
     task(fill)
     with cluster() as client, pytest.raises(StorageError, match="no room"):
-        list(run_on(client, JOB, rows(3)))
+        list(run_on(client, JOB, batches(3)))
 
 
 def test_workers_without_a_gpu_are_an_error_not_silence() -> None:
     with cluster() as client, pytest.raises(ClusterError, match=r"none of the 2 workers offers the resource GPU"):
-        list(run_on(client, JOB, rows(1), needs_gpu=True))
+        list(run_on(client, JOB, batches(1), needs_gpu=True))
 
 
 def test_resource_is_used_where_it_is(task) -> None:
-    task(lambda job, row: row)
+    task(lambda job, batch: batch)
     with cluster(resources={"GPU": 1}) as client:
-        assert len(list(run_on(client, JOB, rows(5), needs_gpu=True))) == 5
+        assert len(list(run_on(client, JOB, batches(5), needs_gpu=True))) == 5
 
 
 def test_workers_with_threads_are_refused() -> None:
     with cluster(threads=2) as client, pytest.raises(ClusterError, match="start them with --nthreads 1"):
-        list(run_on(client, JOB, rows(1)))
+        list(run_on(client, JOB, batches(1)))
 
 
 def test_no_worker_at_all_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask_engines, "_PATIENCE", 0.5)
     with cluster(workers=0) as client, pytest.raises(ClusterError, match="no worker for"):
-        list(run_on(client, JOB, rows(1)))
+        list(run_on(client, JOB, batches(1)))
 
 
 def test_scheduler_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask_engines, "_CONNECT", 0.3)
 
     with pytest.raises(ClusterError, match="no Dask scheduler answers at tcp://127.0.0.1:9 "):
-        list(ExistingCluster("tcp://127.0.0.1:9", None)(JOB, rows(1)))
+        list(ExistingCluster("tcp://127.0.0.1:9", None)(JOB, batches(1)))
 
 
 def test_more_workers_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask_engines, "_visible_gpus", lambda: ["0", "1"])
 
     with pytest.raises(ClusterError, match="3 workers and 2 GPUs"):
-        list(LocalWorkers(3)(JOB, rows(1)))
+        list(LocalWorkers(3)(JOB, batches(1)))
 
 
 def test_each_worker_sees_its_gpu_before_torch_is_imported(monkeypatch: pytest.MonkeyPatch, task) -> None:
     monkeypatch.setattr(dask_engines, "_visible_gpus", lambda: ["3", "GPU-5"])
     task(probes.where)
 
-    found = list(LocalWorkers(2, threads=3)(JOB, rows(12)))
+    found = list(LocalWorkers(2, threads=3)(JOB, batches(12)))
 
     assert {result["CUDA_VISIBLE_DEVICES"] for result in found} == {"3", "GPU-5"}
     assert {(result["OMP_WAIT_POLICY"], result["OMP_NUM_THREADS"]) for result in found} == {("PASSIVE", "3")}
@@ -123,7 +128,7 @@ def test_each_worker_sees_its_gpu_before_torch_is_imported(monkeypatch: pytest.M
 def test_pair_that_kills_its_worker_does_not_take_others_with_it(tmp_path: Path, task) -> None:
     task(probes.die_at_p1)
 
-    found = list(LocalWorkers(2, device="cpu")(Job(str(tmp_path), {}, "key", "run"), rows(12)))
+    found = list(LocalWorkers(2, device="cpu")(Job(str(tmp_path), {}, "key", "run"), batches(12)))
 
     assert {result["id"]: result["status"] for result in found} == {
         row["id"]: "failed" if row["id"] == "p1" else "done" for row in rows(12)
@@ -140,7 +145,7 @@ def test_lost_scheduler_ends_the_run(tmp_path: Path, task) -> None:
     worker = subprocess.Popen([*dask, "worker", *local, "--nthreads", "1", "--no-nanny"], **quiet)
     while not file.exists():
         time.sleep(0.05)
-    found = ExistingCluster(None, str(file))(JOB, rows(50))
+    found = ExistingCluster(None, str(file))(JOB, batches(50))
     next(found)
 
     scheduler.kill()

@@ -15,7 +15,7 @@ from cohorts import QUICK, as_it_was, here, make_rows, results, stamps, write_li
 
 from monai_nodeo.cohort import pair_run
 from monai_nodeo.cohort.storage import StorageError
-from monai_nodeo.cohort.task import MOST_DEATHS, Job, register_pair
+from monai_nodeo.cohort.task import MOST_DEATHS, Job, register_pairs
 from monai_nodeo.pair_lists import RowError
 
 # MONAI says of every config file, whoever wrote it, that parsing it runs code.
@@ -41,15 +41,19 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     def _register(act: Callable[[Path], Any] = lambda folder: None) -> list[str]:
         calls: list[str] = []
 
-        def run_pair(config: Any, row: dict[str, Any], folder: Path) -> dict[str, str]:
-            calls.append(row["id"])
-            act(folder)
-            return {"id": row["id"], "status": "done"}
+        def run_pairs(config: Any, rows: list[dict[str, Any]], folder: Path) -> dict[str, dict[str, str]]:
+            calls.append(" ".join(row["id"] for row in rows))
+            return {row["id"]: act(folder / row["id"]) or {"status": "done"} for row in rows}
 
-        monkeypatch.setattr(pair_run, "run_pair", run_pair)
+        monkeypatch.setattr(pair_run, "run_pairs", run_pairs)
         return calls
 
     return _register
+
+
+def register_pair(job: Job, row: dict[str, Any]) -> dict[str, Any]:
+    (result,) = register_pairs(job, [row])
+    return result
 
 
 def raising(error: BaseException) -> Callable[[Path], None]:
@@ -67,7 +71,7 @@ def test_second_call_finds_the_result(job: Job, row: dict[str, Any], register) -
 
 
 def test_failure_is_settled_for_this_run_only(job: Job, row: dict[str, Any], register) -> None:
-    calls = register(raising(pair_run.PairFailedError("bad image")))
+    calls = register(lambda folder: {"status": "failed", "reason": "bad image"})
 
     first, second = register_pair(job, row), register_pair(job, row)
     assert first == second
@@ -117,7 +121,7 @@ def test_interrupted_pair_is_no_death(job: Job, row: dict[str, Any], register) -
 
 
 def test_older_files_go_before_the_new_attempt(job: Job, row: dict[str, Any], register) -> None:
-    register(lambda folder: (folder / "warped.nii.gz").write_text("old"))
+    register(lambda folder: (folder / "warped.nii.gz").touch())
     register_pair(job, row)
     seen: list[list[str]] = []
     register(lambda folder: seen.append([path.name for path in folder.iterdir() if not path.name.startswith(".")]))

@@ -100,7 +100,7 @@ FALL = [10.0, 9.0, 8.0, 7.0]
 def stopped_after(stop: EarlyStop, losses: Sequence[float]) -> int:
     """Iterations of an engine whose history holds these losses."""
     engine = Engine(lambda *_: None)
-    engine.state.history = {"loss": torch.tensor(losses)}
+    engine.state.history = {"loss": torch.tensor(losses)[:, None]}
     stop.attach(engine)
     return engine.run(range(len(losses)), max_epochs=1).iteration
 

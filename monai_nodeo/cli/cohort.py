@@ -45,6 +45,7 @@ class _Shard(click.ParamType):
 @click.option("--preset", type=click.Choice(preset_names()), help="Settings laid over the bundle's.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine, one a GPU if there are GPUs.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of a worker; by default the cores are shared out.")
+@click.option("--batch", "batch_size", type=click.IntRange(min=1), help="Pairs of one shape optimised together.")
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask cluster that is there.")
 @click.option("--scheduler-file", type=click.Path(exists=True), help="The same, by the file that its scheduler wrote.")
 @click.option("--shard", type=_Shard(), help="A share of the pairs, for job arrays; all shares with one OUTPUT.")
@@ -112,7 +113,7 @@ def _files(rows: list[dict[str, Any]], preset: str | None) -> list[Path]:
 
 
 def _overrides(given: dict[str, Any]) -> dict[str, Any]:
-    overrides = {id: given[id] for id in ("device", "report") if given[id] is not None}
+    overrides = {id: given[id] for id in ("device", "report", "batch_size") if given[id] is not None}
     return overrides | dict(parse_setting(text) for text in given["settings"])
 
 

@@ -1,6 +1,9 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Engines of Dask: workers on this machine, or a cluster that is there. A task is a pair and returns a small dict."""
+"""Engines of Dask: workers on this machine, or a cluster that is there.
+
+A task is a batch of pairs, mostly of one, and returns small dicts.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from dask.system import CPU_COUNT
 from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, wait
 from distributed.comm.core import CommClosedError
 
-from monai_nodeo.cohort.task import Job, register_pair
+from monai_nodeo.cohort.task import Job, register_pairs
 
 __all__ = ["ClusterError", "ExistingCluster", "LocalWorkers", "run_on"]
 
@@ -51,7 +54,7 @@ class LocalWorkers:
     threads: int | None = None
     device: str | None = None
 
-    def __call__(self, job: Job, rows: Rows) -> Iterator[dict[str, Any]]:
+    def __call__(self, job: Job, batches: Sequence[Rows]) -> Iterator[dict[str, Any]]:
         _silence()
         threads = self.threads or max(1, CPU_COUNT // self.workers)
         gpus = [] if self.device == "cpu" else _visible_gpus()
@@ -63,11 +66,11 @@ class LocalWorkers:
         specs = {number: self._worker(threads, gpus[number : number + 1]) for number in range(self.workers)}
         scheduler = {"cls": Scheduler, "options": {"dashboard": False, "dashboard_address": ":0", "host": "127.0.0.1"}}
         with (
-            dask.config.set({"distributed.scheduler.allowed-failures": 10 * len(rows)}),  # the ledger counts deaths
+            dask.config.set({"distributed.scheduler.allowed-failures": 10 * len(batches)}),  # the ledger counts deaths
             SpecCluster(specs, scheduler, silence_logs=logging.CRITICAL) as cluster,
             Client(cluster) as client,
         ):
-            yield from run_on(client, replace(job, threads=threads), rows, needs_gpu=bool(gpus))
+            yield from run_on(client, replace(job, threads=threads), batches, needs_gpu=bool(gpus))
 
     @staticmethod
     def _worker(threads: int, gpu: Sequence[str]) -> dict[str, Any]:
@@ -95,7 +98,7 @@ class ExistingCluster:
     threads: int | None = None
     needs_gpu: bool = False
 
-    def __call__(self, job: Job, rows: Rows) -> Iterator[dict[str, Any]]:
+    def __call__(self, job: Job, batches: Sequence[Rows]) -> Iterator[dict[str, Any]]:
         _silence()
         where = self.address or self.scheduler_file
         try:
@@ -105,48 +108,48 @@ class ExistingCluster:
                 f"no Dask scheduler answers at {where} ({error}); start it, or check the address."
             ) from error
         with client:
-            yield from run_on(client, replace(job, threads=self.threads), rows, needs_gpu=self.needs_gpu)
+            yield from run_on(client, replace(job, threads=self.threads), batches, needs_gpu=self.needs_gpu)
 
 
-def run_on(client: Client, job: Job, rows: Rows, needs_gpu: bool = False) -> Iterator[dict[str, Any]]:
+def run_on(client: Client, job: Job, batches: Sequence[Rows], needs_gpu: bool = False) -> Iterator[dict[str, Any]]:
     """Register pairs on the workers of a cluster.
 
     Args:
         client: of the cluster.
         job: of the run.
-        rows: pairs.
+        batches: pairs, those of a task together.
         needs_gpu: use workers with the resource GPU only.
 
     Raises:
         StorageError: from a worker, when the results cannot be written.
         ClusterError: when there are no workers for a long time, or unsuitable ones, or the scheduler is lost.
     """
-    waiting = iter(rows)
-    running: dict[Future, Mapping[str, Any]] = {}
+    waiting = iter(batches)
+    running: dict[Future, Rows] = {}
     resources = {GPU: 1} if needs_gpu else {}
     submitted = 0
     try:
         while True:
             room = _TASKS_A_WORKER * _suitable_workers(client, needs_gpu) - len(running)
-            for row in islice(waiting, max(0, room)):
-                running[_submit(client, job, row, submitted, resources)] = row
+            for batch in islice(waiting, max(0, room)):
+                running[_submit(client, job, batch, submitted, resources)] = batch
                 submitted += 1
             if not running:
                 return
             for future in _finished(list(running)):
-                row = running.pop(future)
+                batch = running.pop(future)
                 if isinstance(future.exception(), KilledWorker):  # by its neighbours, perhaps: the ledger knows
-                    running[_submit(client, job, row, submitted, resources)] = row
+                    running[_submit(client, job, batch, submitted, resources)] = batch
                     submitted += 1
                 else:
-                    yield future.result()
+                    yield from future.result()
     finally:
         client.cancel(list(running))
 
 
-def _submit(client: Client, job: Job, row: Mapping[str, Any], number: int, resources: Mapping[str, int]) -> Future:
-    key = f"{row['id']}-{job.run}-{number}"  # never that of an earlier run, whose result a scheduler may remember
-    return client.submit(register_pair, job, row, key=key, pure=False, resources=resources)
+def _submit(client: Client, job: Job, batch: Rows, number: int, resources: Mapping[str, int]) -> Future:
+    key = f"{batch[0]['id']}-{job.run}-{number}"  # never that of an earlier run, whose result a scheduler may remember
+    return client.submit(register_pairs, job, batch, key=key, pure=False, resources=resources)
 
 
 def _finished(futures: list[Future]) -> list[Future]:

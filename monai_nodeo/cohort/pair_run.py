@@ -1,12 +1,12 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""One pair through the bundle's config, in this process."""
+"""Pairs through the bundle's config, in this process."""
 
 from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,7 @@ from monai.bundle import ConfigParser
 from monai_nodeo.outputs import TABLE
 from monai_nodeo.pair_keys import PATH_KEYS
 
-__all__ = ["PairFailedError", "check_config", "run_pair", "use_threads"]
-
-
-class PairFailedError(Exception):
-    """A pair that was not registered, with the reason that the table shall tell."""
+__all__ = ["check_config", "run_pairs", "use_threads"]
 
 
 def check_config(config: Mapping[str, Any], row: Mapping[str, Any], folder: Path) -> None:
@@ -37,39 +33,33 @@ def check_config(config: Mapping[str, Any], row: Mapping[str, Any], folder: Path
         ValueError: with the config's own message.
     """
     try:
-        _parser(config, row, folder).get_parsed_content("initialize")
+        _parser(config, [row], folder).get_parsed_content("initialize")
     except SystemExit as error:
         raise ValueError(str(error).removeprefix("error: ")) from error
 
 
-def run_pair(config: Mapping[str, Any], row: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Register a pair and write its files.
+def run_pairs(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, dict[str, str]]:
+    """Register pairs, as many at once as the config's batch_size says, and write their files.
 
-    Every object is made anew from the config, so that nothing of the previous pair is left.
+    Every object is made anew from the config, so that nothing of the previous pairs is left.
 
     Args:
         config: the resolved config.
-        row: paths and id.
-        folder: of this pair, which exists.
+        rows: paths and id of each.
+        folder: of all results, with a folder for each pair.
 
     Returns:
-        Its row of the table.
-
-    Raises:
-        PairFailedError: when the input is at fault.
+        id -> row of the table; where the input was at fault, it says so by its status and reason.
     """
-    # They tell the number of the row, which is 1 in each of these lists; the failure is reported by its id.
+    # They tell the number of the row, which is that in this short list; the failure is reported by its id.
     for name in ("monai_nodeo.datalist", "ignite"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    parser = _parser(config, row, folder)
-    try:
-        evaluator, dataset = (parser.get_parsed_content(id) for id in ("evaluator", "dataset"))
-        evaluator.run()
-    except SystemExit as error:
-        raise PairFailedError(str(error).removeprefix("error: ")) from error
-    if dataset.failures:
-        raise PairFailedError(dataset.failures[0].reason)
-    with (folder / TABLE).open(newline="", encoding="utf-8") as file:
+    _parser(config, rows, folder).get_parsed_content("evaluator").run()
+    return {row["id"]: _table_row(folder / row["id"] / TABLE) for row in rows}
+
+
+def _table_row(path: Path) -> dict[str, str]:
+    with path.open(newline="", encoding="utf-8") as file:
         return next(csv.DictReader(file))
 
 
@@ -79,9 +69,10 @@ def use_threads(count: int) -> None:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)
 
 
-def _parser(config: Mapping[str, Any], row: Mapping[str, Any], folder: Path) -> ConfigParser:
+def _parser(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folder: Path) -> ConfigParser:
     parser = ConfigParser(deepcopy(dict(config)))
-    parser.update({key: row.get(key) for key in PATH_KEYS} | {"pair_id": row["id"], "datalist": None})
-    parser.update({"output_dir": str(folder), "pair_folder": "."})
+    parser.update(dict.fromkeys((*PATH_KEYS, "pair_id", "datalist")))
+    parser.update({"output_dir": str(folder), "pair_folder": "{id}", "table": f"{{id}}/{TABLE}"})
     parser.parse(reset=True)
+    parser["dataset::data"] = [dict(row) for row in rows]
     return parser

@@ -16,13 +16,13 @@ from tqdm import tqdm
 from monai_nodeo.cohort.ledger import FAILED, Ledger
 from monai_nodeo.cohort.storage import storage_errors
 from monai_nodeo.cohort.summary import write_tables
-from monai_nodeo.cohort.task import Job, register_pair
+from monai_nodeo.cohort.task import Job, register_pairs
 from monai_nodeo.pair_lists import ERROR
 
 __all__ = ["Engine", "InThisProcess", "run_cohort"]
 
 Rows = Sequence[Mapping[str, Any]]
-Engine = Callable[[Job, Rows], Iterator[dict[str, Any]]]
+Engine = Callable[[Job, Sequence[Rows]], Iterator[dict[str, Any]]]  # the rows in batches
 
 _LOG_EVERY = 10.0  # seconds, where the output is no terminal
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class InThisProcess:
-    """The simplest engine: one pair after the other, here.
+    """The simplest engine: one batch after the other, here.
 
     Args:
         threads: to compute with, None: as many as torch takes.
@@ -39,9 +39,9 @@ class InThisProcess:
 
     threads: int | None = None
 
-    def __call__(self, job: Job, rows: Rows) -> Iterator[dict[str, Any]]:
+    def __call__(self, job: Job, batches: Sequence[Rows]) -> Iterator[dict[str, Any]]:
         job = replace(job, threads=self.threads)
-        return (register_pair(job, row) for row in rows)
+        return (result for batch in batches for result in register_pairs(job, batch))
 
 
 def run_cohort(
@@ -75,7 +75,7 @@ def run_cohort(
     _check(config, todo, ledger)
     job = Job(str(ledger.folder), {**config, "quiet": True}, ledger.config_key, uuid.uuid4().hex)
     try:
-        _watch(engine(job, todo), len(todo))
+        _watch(engine(job, _batches(todo, config["batch_size"])), len(todo))
     except KeyboardInterrupt:
         write_tables(ledger, rows)
         raise
@@ -86,6 +86,11 @@ def run_cohort(
         with storage_errors(ledger.folder):
             write_index(ledger.folder)
     return summary
+
+
+def _batches(rows: Rows, size: int) -> list[Rows]:
+    """Rows that are given to a worker at once; it registers together those that are alike."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _check(config: Mapping[str, Any], todo: Rows, ledger: Ledger) -> None:

@@ -20,10 +20,10 @@ from monai_nodeo.transform_io import atomic_path
 __all__ = ["Settings", "config_key"]
 
 _FILE = "config.json"
-# What does not change a result: where files go, what is shown, on what device, and how the config is run.
+# What does not change a result: where files go, what is shown, on what device, with what others, how it is run.
 _WITHOUT_EFFECT = {
     *PATH_KEYS,
-    *("pair_id", "pair_folder", "datalist", "dataset_dir", "output_dir", "bundle_root"),
+    *("pair_id", "pair_folder", "table", "batch_size", "datalist", "dataset_dir", "output_dir", "bundle_root"),
     *("report", "quiet", "tensorboard", "on_interrupt", "device"),
     *("imports", "initialize", "run", "finalize", "_meta_"),
 }

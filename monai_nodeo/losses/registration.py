@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from monai_nodeo.landmarks import landmark_loss
 from monai_nodeo.losses.regularity import DDFLoss
-from monai_nodeo.losses.similarity import ImageLoss
+from monai_nodeo.losses.similarity import ImageLoss, each_item
 
 __all__ = ["RegistrationLoss"]
 
@@ -89,7 +89,7 @@ class RegistrationLoss(nn.Module):
             landmarks: (B, N, 2, D) in voxels of the grid of ``ddf``, see :py:mod:`monai_nodeo.landmarks`.
 
         Returns:
-            name -> scalar tensor; a term of weight 0 is left out.
+            name -> its value for each pair of the batch, (B,); a term of weight 0 is left out.
 
         Raises:
             ValueError: when there are weights and an image loss that is no :py:class:`ImageLoss` cannot take them.
@@ -103,8 +103,7 @@ class RegistrationLoss(nn.Module):
         for losses, fields, scale in ((self.ddf_terms, [ddf], 1.0), (self.velocity_terms, velocities, coarseness)):
             for name, (factor, loss) in losses.items():
                 if factor:
-                    values = [loss(f, ddf_spacing) if isinstance(loss, DDFLoss) else loss(f) for f in fields]
-                    terms[name] = torch.stack(values).mean()
+                    terms[name] = torch.stack([_field_loss(loss, field, ddf_spacing) for field in fields]).mean(0)
                     total = total + scale * factor * terms[name]
         if landmarks is not None and self.landmark_weight:
             spacing_of_ddf = ddf_spacing or (1.0,) * (ddf.ndim - 2)
@@ -117,10 +116,16 @@ def _image_loss(
     loss: nn.Module, warped: Tensor, fixed: Tensor, weight: Tensor | None, spacing: Sequence[float] | None
 ) -> Tensor:
     if isinstance(loss, ImageLoss):
-        return loss(warped, fixed, weight, spacing)
+        return loss.of_each(warped, fixed, weight, spacing)
     if weight is not None:
         raise ValueError(
             f"{type(loss).__name__} cannot take masks; register without them or use LocalNCCLoss, IntensityLoss or "
             "another loss that derives from ImageLoss."
         )
-    return loss(warped, fixed)
+    return torch.stack([loss(*pair) for pair in zip(each_item(warped), each_item(fixed), strict=True)])
+
+
+def _field_loss(loss: nn.Module, field: Tensor, spacing: Sequence[float] | None) -> Tensor:
+    if isinstance(loss, DDFLoss):
+        return loss.of_each(field, spacing)
+    return torch.stack([loss(item) for item in each_item(field)])

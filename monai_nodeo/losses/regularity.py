@@ -37,12 +37,12 @@ def _cofactors(columns: list[Tensor]) -> list[Tensor]:
 
 
 class _FoldingSum(torch.autograd.Function):
-    """Sum of relu(margin - det)^2 over the cells of the grid; the gradient is made on the way."""
+    """Sum of relu(margin - det)^2 over the cells of each grid, (B,); the gradient is made on the way."""
 
     @staticmethod
     def forward(ctx: Any, ddf: Tensor, margin: float) -> Tensor:
         dims = ddf.ndim - 2
-        total = ddf.new_zeros(())
+        total = ddf.new_zeros(len(ddf))
         gradient = torch.zeros_like(ddf)
         corner = lower_corner(dims)
         neighbours = [lower_corner(dims, axis) for axis in range(dims)]
@@ -56,7 +56,7 @@ class _FoldingSum(torch.autograd.Function):
             for i in range(1, dims):
                 determinant.addcmul_(columns[0][:, i : i + 1], cofactors[0][:, i : i + 1])
             lack = determinant.neg_().add_(margin).relu_()
-            total += lack.square().sum()
+            total += lack.square().flatten(1).sum(1)
             lack *= -2
             target = gradient[:, :, start : stop + 1]
             for cofactor, neighbour in zip(cofactors, neighbours, strict=True):
@@ -70,7 +70,7 @@ class _FoldingSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad, None
+        return gradient * grad.view(-1, *[1] * (gradient.ndim - 1)), None
 
 
 class DDFLoss(nn.Module, ABC):
@@ -84,6 +84,10 @@ class DDFLoss(nn.Module, ABC):
             ddf: displacement, or velocity per unit time, in voxels, (B, D, *spatial), tensor axis order.
             spacing: voxel size along each axis in mm (or any unit); by default the voxels are cubes.
         """
+
+    def of_each(self, ddf: Tensor, spacing: Sequence[float] | None = None) -> Tensor:
+        """The loss of each item of a batch, (B,); see :py:meth:`monai_nodeo.losses.ImageLoss.of_each`."""
+        return torch.stack([self(item, spacing) for item in ddf.split(1)])
 
 
 class FoldingLoss(DDFLoss):
@@ -106,20 +110,25 @@ class FoldingLoss(DDFLoss):
         check_ddf(ddf)
         if self.reduction == LossReduction.NONE:
             return (self.margin - jacobian_determinant(ddf)).relu().square()
+        values = self.of_each(ddf, spacing)
+        return values.mean() if self.reduction == LossReduction.MEAN else values.sum()
+
+    def of_each(self, ddf: Tensor, spacing: Sequence[float] | None = None) -> Tensor:
+        """See :py:meth:`DDFLoss.of_each`."""
+        check_ddf(ddf)
         total = _FoldingSum.apply(ddf, self.margin)
-        cells = ddf.shape[0] * math.prod(n - 1 for n in ddf.shape[2:])
-        return total / cells if self.reduction == LossReduction.MEAN else total
+        return total / math.prod(n - 1 for n in ddf.shape[2:]) if self.reduction == LossReduction.MEAN else total
 
 
 class _RoughnessSum(torch.autograd.Function):
-    """Sum over the axes of the mean squared forward difference; the gradient is made on the way.
+    """Sum over the axes of the mean squared forward difference of each item, (B,); the gradient is made on the way.
 
     ``ratios[axis]``, if any, is the factor of each channel's difference along the axis, (1, D, 1, ...).
     """
 
     @staticmethod
     def forward(ctx: Any, ddf: Tensor, ratios: Sequence[Tensor] | None) -> Tensor:
-        total = ddf.new_zeros(())
+        total = ddf.new_zeros(len(ddf))
         gradient = torch.zeros_like(ddf)
         for start, stop in slabs(ddf):
             for axis in range(2, ddf.ndim):
@@ -127,10 +136,10 @@ class _RoughnessSum(torch.autograd.Function):
                 end = min(stop + 1, ddf.shape[2]) if axis == 2 else stop
                 part, target = ddf[:, :, start:end], gradient[:, :, start:end]
                 difference = part.diff(dim=axis)
-                weight = ddf.shape[axis] / ((ddf.shape[axis] - 1) * ddf.numel())
+                weight = ddf.shape[axis] / ((ddf.shape[axis] - 1) * ddf[0].numel())
                 if ratios is not None:
                     difference *= ratios[axis - 2]
-                total += difference.square().sum() * weight
+                total += difference.square().flatten(1).sum(1) * weight
                 difference *= 2 * weight
                 if ratios is not None:
                     difference *= ratios[axis - 2]
@@ -143,7 +152,7 @@ class _RoughnessSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad, None
+        return gradient * grad.view(-1, *[1] * (gradient.ndim - 1)), None
 
 
 class SmoothnessLoss(DDFLoss):
@@ -155,6 +164,10 @@ class SmoothnessLoss(DDFLoss):
 
     def forward(self, ddf: Tensor, spacing: Sequence[float] | None = None) -> Tensor:
         """See :py:meth:`DDFLoss.forward`."""
+        return self.of_each(ddf, spacing).mean()
+
+    def of_each(self, ddf: Tensor, spacing: Sequence[float] | None = None) -> Tensor:
+        """See :py:meth:`DDFLoss.of_each`."""
         check_ddf(ddf)
         if spacing is None or min(spacing) == max(spacing):
             return _RoughnessSum.apply(ddf, None)

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from monai_nodeo.layers import apply_along_axes, kernel_matrix, odd_window
 from monai_nodeo.slabs import slabs
 
-__all__ = ["ImageLoss", "IntensityLoss", "LocalNCCLoss"]
+__all__ = ["ImageLoss", "IntensityLoss", "LocalNCCLoss", "each_item", "voxel_counts"]
 
 # Share of a window that must lie inside the mask for its mean to be a number.
 _SMALLEST_WEIGHT = 1e-6
@@ -40,6 +40,29 @@ class ImageLoss(nn.Module, ABC):
             spacing: voxel size along each axis in mm (or any unit); by default the voxels are cubes.
         """
 
+    def of_each(
+        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
+    ) -> Tensor:
+        """The loss of each item of a batch, (B,): what :py:meth:`forward` gives for it alone.
+
+        Here item by item; a loss that can do better does.
+        """
+        weights = [None] * len(pred) if weight is None else each_item(weight)
+        items = zip(each_item(pred), each_item(target), weights, strict=True)
+        return torch.stack([self(p, t, w, spacing) for p, t, w in items])
+
+
+def each_item(batch: Tensor) -> Sequence[Tensor]:
+    """Each item as a batch of one; the very tensor if there is one, by which a loss may know a target again."""
+    return [batch] if len(batch) == 1 else batch.split(1)
+
+
+def voxel_counts(image: Tensor, weight: Tensor | None) -> Tensor:
+    """How many there are in all channels of each item, as far as they count, (B,)."""
+    if weight is None:
+        return image.new_full((len(image),), image[0].numel())
+    return weight.flatten(1).sum(1).clamp(min=_SMALLEST_WEIGHT) * image.shape[1]
+
 
 class IntensityLoss(ImageLoss):
     """Mean squared difference of two images; with weights, the weighted mean."""
@@ -48,10 +71,23 @@ class IntensityLoss(ImageLoss):
         self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
     ) -> Tensor:
         """See :py:meth:`ImageLoss.forward`."""
-        if weight is None:
-            return torch.nn.functional.mse_loss(pred, target)
-        weight = weight.detach().expand_as(pred)
-        return (weight * (pred - target).square()).sum() / weight.sum().clamp(min=_SMALLEST_WEIGHT)
+        total, count = self._sums(pred, target, weight)
+        return total.sum() / count.sum()
+
+    def of_each(
+        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
+    ) -> Tensor:
+        """See :py:meth:`ImageLoss.of_each`."""
+        total, count = self._sums(pred, target, weight)
+        return total / count
+
+    def _sums(self, pred: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Weighted squares and weights of each item, (B,)."""
+        squares = torch.nn.functional.mse_loss(pred, target, reduction="none")
+        if weight is not None:
+            weight = weight.detach()
+            squares = weight * squares
+        return squares.flatten(1).sum(1), voxel_counts(pred, weight)
 
 
 class _Windows:
@@ -129,13 +165,8 @@ def _squared_correlation(p: _LocalStatistics, t: _LocalStatistics, windows: _Win
     return cov.square() / (p.variance * t.variance)
 
 
-def _voxels(image: Tensor, weight: Tensor | None) -> float | Tensor:
-    """How many there are in all channels, as far as they count."""
-    return image.numel() if weight is None else weight.sum().clamp(min=_SMALLEST_WEIGHT) * image.shape[1]
-
-
 class _SquaredCorrelationSum(torch.autograd.Function):
-    """Weighted sum of :py:func:`_squared_correlation` over the image, the target's statistics given.
+    """Weighted sum of :py:func:`_squared_correlation` over each image, (B,), the target's statistics given.
 
     The gradient is written out and made on the way: three box filters each way instead of autograd's ten, and all
     that is not a filter along the first axis is done slab by slab.
@@ -162,7 +193,7 @@ class _SquaredCorrelationSum(torch.autograd.Function):
         for row in sums:  # one by one: a third of the memory
             row.copy_(windows.first_mean(row))
         floor = power * (eps / voxels) + _tiny(pred)
-        total = pred.new_zeros(())
+        total = pred.new_zeros(len(pred))
         by_floor = torch.zeros_like(mean)
         for part in parts:
             local_mean, variance, cov = (row[part] for row in sums)
@@ -172,7 +203,7 @@ class _SquaredCorrelationSum(torch.autograd.Function):
             if weight is not None:
                 by_cov *= weight[part]
             cc = cov.mul_(by_cov)
-            total += cc.sum()
+            total += cc.flatten(1).sum(1)
             if ctx.needs_input_grad[0]:
                 by_cov *= 2
                 by_variance = cc.div_(variance).neg_()
@@ -199,7 +230,7 @@ class _SquaredCorrelationSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad, None, None, None
+        return gradient * grad.view(-1, *[1] * (gradient.ndim - 1)), None, None, None
 
 
 class LocalNCCLoss(ImageLoss):
@@ -273,6 +304,42 @@ class LocalNCCLoss(ImageLoss):
         Raises:
             ValueError: when the shapes differ or do not have ``spatial_dims`` spatial axes.
         """
+        if self.reduction == LossReduction.NONE or target.requires_grad:
+            windows, _ = self._windows(pred, target, weight, spacing)
+            p, t = (_LocalStatistics.of(image, windows, self.eps) for image in (pred, target))
+            dissimilarity = 1 - _squared_correlation(p, t, windows)
+            if weight is not None:
+                dissimilarity = dissimilarity * weight.detach()
+            if self.reduction == LossReduction.NONE:
+                return dissimilarity
+            return self._reduced(dissimilarity.sum(), voxel_counts(pred, windows.weight).sum())
+        unlike, voxels = self._sums(pred, target, weight, spacing)
+        return self._reduced(unlike.sum(), voxels.sum())
+
+    def of_each(
+        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
+    ) -> Tensor:
+        """See :py:meth:`ImageLoss.of_each`."""
+        if self.reduction == LossReduction.NONE or target.requires_grad:
+            return super().of_each(pred, target, weight, spacing)
+        return self._reduced(*self._sums(pred, target, weight, spacing))
+
+    def _sums(
+        self, pred: Tensor, target: Tensor, weight: Tensor | None, spacing: Sequence[float] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Weighted sum of one minus the correlation, and of the weights, of each item, (B,)."""
+        windows, window = self._windows(pred, target, weight, spacing)
+        statistics = self._statistics_of_target(target, window, windows)
+        voxels = voxel_counts(pred, windows.weight)
+        return voxels - _SquaredCorrelationSum.apply(pred, statistics, windows, self.eps), voxels
+
+    def _reduced(self, total: Tensor, count: Tensor) -> Tensor:
+        return total if self.reduction == LossReduction.SUM else total / count
+
+    def _windows(
+        self, pred: Tensor, target: Tensor, weight: Tensor | None, spacing: Sequence[float] | None
+    ) -> tuple[_Windows, tuple[int, ...]]:
+        """The windows, and their sides in voxels."""
         if pred.shape != target.shape or pred.ndim != self.spatial_dims + 2:
             raise ValueError(
                 f"expected two images (B, C) with {self.spatial_dims} spatial axes and one shape, "
@@ -281,22 +348,4 @@ class LocalNCCLoss(ImageLoss):
         if weight is not None and weight.shape != (pred.shape[0], 1, *pred.shape[2:]):
             raise ValueError(f"weight {tuple(weight.shape)} does not fit images {tuple(pred.shape)}: one channel each.")
         window, matrices = self._matrices(pred, spacing)
-        weight = None if weight is None else weight.detach()
-        windows = _Windows(matrices, weight)
-        if self.reduction == LossReduction.NONE or target.requires_grad:
-            p, t = (_LocalStatistics.of(image, windows, self.eps) for image in (pred, target))
-            correlation = _squared_correlation(p, t, windows)
-            return self._reduced(1 - correlation, weight)
-        statistics = self._statistics_of_target(target, window, windows)
-        correlation = _SquaredCorrelationSum.apply(pred, statistics, windows, self.eps)
-        total = _voxels(pred, weight)
-        return 1 - correlation / total if self.reduction == LossReduction.MEAN else total - correlation
-
-    def _reduced(self, dissimilarity: Tensor, weight: Tensor | None) -> Tensor:
-        if weight is not None:
-            dissimilarity = dissimilarity * weight
-        if self.reduction == LossReduction.NONE:
-            return dissimilarity
-        if self.reduction == LossReduction.SUM:
-            return dissimilarity.sum()
-        return dissimilarity.sum() / _voxels(dissimilarity, weight)
+        return _Windows(matrices, None if weight is None else weight.detach()), window

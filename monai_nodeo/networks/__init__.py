@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from monai_nodeo.networks.base import Flow, VelocityModel
+from monai_nodeo.networks.base import Flow, VelocityBatch, VelocityModel
 from monai_nodeo.networks.eulerian import EulerianVelocity
 from monai_nodeo.networks.nodeo import NODEONet
 from monai_nodeo.networks.parametrisations import Coordinates, Decoder, Lattice, Parametrisation
@@ -17,5 +17,6 @@ __all__ = [
     "Lattice",
     "NODEONet",
     "Parametrisation",
+    "VelocityBatch",
     "VelocityModel",
 ]

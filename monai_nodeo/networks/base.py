@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["Flow", "VelocityModel"]
+__all__ = ["Flow", "VelocityBatch", "VelocityModel"]
 
 
 class Flow(NamedTuple):
@@ -18,7 +19,7 @@ class Flow(NamedTuple):
 
     Attributes:
         velocity: (phi, t) -> d phi / dt, as :py:meth:`VelocityModel.forward`.
-        images: velocities at the voxels that it is made of, d phi / dt, each (1, D, *spatial); there may be none.
+        images: velocities at the voxels that it is made of, d phi / dt, each (B, D, *spatial); there may be none.
     """
 
     velocity: Callable[[Tensor, Tensor | None], Tensor]
@@ -71,4 +72,46 @@ class VelocityModel(nn.Module, ABC):
         Args:
             start: positions that the integration starts from, (1, D, *spatial).
         """
-        return Flow(self, ())
+        return self.joint_flow([self], start)
+
+    @staticmethod
+    def joint_flow(models: Sequence[Any], start: Tensor) -> Flow:
+        """The flows of models of one class and one shape as one, each model for its item of a batch.
+
+        Args:
+            models: B of them.
+            start: (B, D, *spatial).
+        """
+        if len(models) == 1:
+            return Flow(models[0], ())
+
+        def velocity(phi: Tensor, t: Tensor | None = None) -> Tensor:
+            return torch.cat([model(item, t) for model, item in zip(models, phi.split(1), strict=True)])
+
+        return Flow(velocity, ())
+
+
+class VelocityBatch(VelocityModel):
+    """A model for each pair of a batch; the item of a cloud's batch goes to the model with its number.
+
+    Args:
+        models: of one class, for clouds of one shape.
+    """
+
+    models: Any  # a ModuleList, whose items are VelocityModels
+
+    def __init__(self, models: Sequence[VelocityModel]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, phi: Tensor, t: Tensor | None = None) -> Tensor:
+        return self.flow(phi).velocity(phi, t)
+
+    def fresh(self, image_size: Sequence[int], spacing: Sequence[float] | None = None) -> VelocityBatch:
+        return VelocityBatch([model.fresh(image_size, spacing) for model in self.models])
+
+    def finer(self, image_size: Sequence[int], spacing: Sequence[float] | None = None) -> VelocityBatch:
+        return VelocityBatch([model.finer(image_size, spacing) for model in self.models])
+
+    def flow(self, start: Tensor) -> Flow:
+        return self.models[0].joint_flow(list(self.models), start)

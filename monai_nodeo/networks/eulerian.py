@@ -62,18 +62,14 @@ class EulerianVelocity(VelocityModel):
         self.register_buffer("scale", torch.where(scale > 0, steps / scale.clamp(min=0.5), 0), persistent=False)
         self.register_buffer("base", torch.zeros(1, spatial_dims, *self.image_size), persistent=False)
 
-    def _images(self) -> Tensor:
-        """The velocities of all keyframes, d phi / dt, (keyframes, D, *image_size)."""
-        kernels = [self.get_buffer(f"kernel_{axis}") for axis in range(self.spatial_dims)]
-        return self.get_buffer("base") + apply_along_axes(self.parametrisation(), kernels) * self.get_buffer("scale")
-
     def forward(self, phi: Tensor, t: Tensor | None = None) -> Tensor:
         """See :py:meth:`VelocityModel.forward`."""
-        return _Sampled(self._images(), None)(phi, t)
+        return _Sampled(_keyframes([self]), None)(phi, t)
 
-    def flow(self, start: Tensor) -> Flow:
-        """See :py:meth:`VelocityModel.flow`."""
-        velocity = _Sampled(self._images(), start)
+    @staticmethod
+    def joint_flow(models: Sequence[EulerianVelocity], start: Tensor) -> Flow:
+        """See :py:meth:`VelocityModel.joint_flow`."""
+        velocity = _Sampled(_keyframes(models), start)
         return Flow(velocity, velocity.keyframes)
 
     def fresh(self, image_size: Sequence[int], spacing: Sequence[float] | None = None) -> EulerianVelocity:
@@ -83,15 +79,33 @@ class EulerianVelocity(VelocityModel):
     def finer(self, image_size: Sequence[int], spacing: Sequence[float] | None = None) -> EulerianVelocity:
         """See :py:meth:`VelocityModel.finer`."""
         model = self.fresh(image_size, spacing)
-        model.base = resize(self._images(), image_size)  # d phi / dt does not depend on the grid
+        model.base = resize(torch.cat(_keyframes([self])), image_size)  # d phi / dt does not depend on the grid
         return model
+
+
+def _keyframes(models: Sequence[EulerianVelocity]) -> tuple[Tensor, ...]:
+    """The velocities of several models of one shape at each keyframe, d phi / dt, (models, D, *image_size)."""
+    first = models[0]
+    kernels = [first.get_buffer(f"kernel_{axis}") for axis in range(first.spatial_dims)]
+    steps = _joined([model.parametrisation() for model in models])
+    bases = [model.get_buffer("base") for model in models]
+    if len(models) > 1:  # each has one for all its keyframes, or one for each
+        bases = [base.expand(len(steps) // len(models), *base.shape[1:]) for base in bases]
+    images = _joined(bases) + apply_along_axes(steps, kernels) * first.get_buffer("scale")
+    # those of a model follow each other
+    return images.unflatten(0, (len(models), -1)).unbind(1)
+
+
+def _joined(batches: Sequence[Tensor]) -> Tensor:
+    """The batches as one, without a copy of a single one."""
+    return batches[0] if len(batches) == 1 else torch.cat(list(batches))
 
 
 class _Sampled:
     """Velocity images at equally spaced times, sampled; ``start`` are positions at their nodes."""
 
-    def __init__(self, images: Tensor, start: Tensor | None) -> None:
-        self.keyframes = images.split(1)
+    def __init__(self, keyframes: tuple[Tensor, ...], start: Tensor | None) -> None:
+        self.keyframes = keyframes
         self._start = start
 
     def _at(self, t: Tensor | None) -> Tensor:

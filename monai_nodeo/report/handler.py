@@ -28,15 +28,17 @@ class ReportPair:
         output_dir: folder of the results.
         pair_folder: name of a pair's folder, as for that handler; without ``{id}`` there is one pair, and no page over
             many.
+        table: as for that handler; with ``{id}`` each pair is for itself, and there is no page over many either.
     """
 
-    def __init__(self, output_dir: PathLike, pair_folder: str = "{id}") -> None:
+    def __init__(self, output_dir: PathLike, pair_folder: str = "{id}", table: str = "") -> None:
         self.output_dir = Path(str(output_dir)).expanduser().absolute()
         self.pair_folder = pair_folder
+        self.table = table
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        if "{id}" in self.pair_folder:
+        if "{id}" in self.pair_folder and "{id}" not in self.table:
             engine.add_event_handler(Events.COMPLETED, lambda _: write_index(self.output_dir))
 
     def __call__(self, engine: Engine) -> None:
