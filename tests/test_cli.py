@@ -20,6 +20,7 @@ from grids import GRIDS, SLICE, VOLUME, interior, make_ddf, make_image, make_sta
 
 import monai_nodeo
 from monai_nodeo.cli import COMMANDS, main
+from monai_nodeo.cli.settings import parse_setting
 from monai_nodeo.resampling import INTERPOLATIONS
 from monai_nodeo.transform_io import (
     ImageGrid,
@@ -325,6 +326,14 @@ def test_wrong_use_is_told(words: list[str], message: str) -> None:
 
 
 # Registration
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("a=false", False), ("a=False", False), ("a=true", True), ("a=null", None), ("a=[1,2]", [1, 2]), ("a=b=c", "b=c")],
+)
+def test_settings_are_read_as_python_or_json(text: str, value: Any) -> None:
+    assert parse_setting(text) == ("a", value)
 
 
 @pytest.mark.parametrize(
