@@ -296,6 +296,8 @@ def test_mistakes_are_told_in_one_line(folder: Path) -> None:
     assert "transforms are files that end" in fail("convert", transform, folder / "o.xyz")
     assert "holds a displacement" in fail("convert", transform, folder / "o.mat")
     assert "no transform of ITK" in fail("info", _text(folder / "bad.h5"))
+    labels = ["evaluate", "-t", transform, "--fixed-label", folder / "labels.nii.gz", "--moving-label"]
+    assert "moving.nii.gz: the values are no whole numbers, expected labels" in fail(*labels, moving)
     assert "absent.nii.gz" in fail("register", "-f", folder / "absent.nii.gz", "-m", moving, "-o", folder / "out")
     assert {path.name for path in folder.iterdir()} == {
         "moving.nii.gz",
