@@ -21,6 +21,7 @@ __all__ = ["build", "check_ids", "checked", "running_config"]
 
 # Read by MONAI itself, so nothing in the config has to refer to them.
 _ROOTS = {"imports", "initialize", "run", "finalize", "bundle_root", "$schema", ConfigParser.meta_key}
+_JSON_WORD = re.compile(r'"(true|false|null)"')
 _REFERENCE = re.compile(r"[@%](?:::|#)?(\w+)")
 
 
@@ -70,21 +71,28 @@ def build(id: str) -> None:
         _running_parser().get_parsed_content(id)
     except Exception as error:  # a wrong value can fail in any class that the config names
         cause: BaseException = error
-        while cause.__cause__ is not None:
+        # Only what MONAI wraps around it: our own errors say more than what they were raised from.
+        while isinstance(cause, RuntimeError) and str(cause).startswith("Failed to ") and cause.__cause__ is not None:
             cause = cause.__cause__
         raise ValueError(f"{id} cannot be made from this config: {cause}") from error
 
 
 def check_ids() -> None:
-    """Refuse added ids that nothing in the running config refers to: a mistyped override would be accepted in silence.
+    """Refuse what an override would do in silence: an added id that nothing refers to, and a truth value as a text.
+
+    On a command line, ``--report false`` is the text "false", which counts as true.
 
     MONAI puts what overlays and overrides add behind the ids of the first file, so added are the ids behind "run",
     with which that file ends. Its own ids may be left unused: a replaced loss has no use for the old one's window.
 
     Raises:
-        ValueError: names the unknown ids and the nearest valid ones.
+        ValueError: names the unknown ids and the nearest valid ones, or the id that holds such a text.
     """
     config = running_config()
+    for id, value in config.items():
+        if word := _JSON_WORD.search(json.dumps(value, default=str)):
+            python = {"true": "True", "false": "False", "null": "None"}[word[1]]
+            raise ValueError(f"{id} holds the text {word[0]}, no value; on a command line write {python}.")
     used = set(_REFERENCE.findall(json.dumps(config, default=str))) | _ROOTS
     ids = list(config)
     added = ids[ids.index("run") + 1 :] if "run" in config else ids

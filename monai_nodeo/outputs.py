@@ -230,7 +230,8 @@ def run(evaluator: Engine, dataset: PairDataset, output_dir: PathLike, interrupt
             folder,
         )
         raise SystemExit(130)
-    logger.info("results are in %s", folder)
+    if len(dataset.failures) < len(dataset.data):
+        logger.info("results are in %s", folder)
     if dataset.failures:
         lines = [f"row {failure.row} ({failure.id}): {failure.reason}" for failure in dataset.failures]
         raise PairsFailedError(

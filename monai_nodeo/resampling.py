@@ -134,7 +134,7 @@ def check_place(transform: Transform, grid: ImageGrid, stored: StoredImage) -> N
     axes = [np.linspace(0, n - 1, min(n, _LATTICE)) for n in grid.spatial_shape]
     index = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, grid.spatial_dims)
     points = index @ grid.affine[:3, : grid.spatial_dims].T + grid.affine[:3, 3]
-    there = _on_fields(transform, points, "the reference")
+    there = _on_fields(transform, points, "the reference", _SMALL_SHARE)
     if _grid(stored, transform.world_dims).share_inside(there) == 0:
         raise ValueError(
             f"{stored.path}: the transform takes no point of the reference into this image; it belongs to another "
@@ -152,7 +152,7 @@ def apply_to_points(points: str, transform: Transform, output: str) -> None:
         ValueError: when the table is bad, or every point lies outside the field.
     """
     table = read_points(points)
-    write_points(output, table.moved_to(_on_fields(transform, table.ras, points)))
+    write_points(output, table.moved_to(_on_fields(transform, table.ras, points, enough=1)))
 
 
 def _read_one(name: str) -> Transform:
@@ -209,8 +209,8 @@ def _as_itk(values: np.ndarray, grid: ImageGrid) -> sitk.Image:
     return image
 
 
-def _on_fields(transform: Transform, points: np.ndarray, name: str) -> np.ndarray:
-    """Where points (N, 3) arrive, after looking whether they are on every field that they come to."""
+def _on_fields(transform: Transform, points: np.ndarray, name: str, enough: float) -> np.ndarray:
+    """Where points (N, 3) arrive, with a warning where less than a share of them is on a field that they come to."""
     *places, there = transform.path(points)
     for step, place in zip(transform.steps, places, strict=True):
         share = step.grid.share_inside(place) if isinstance(step, Displacement) else 1.0
@@ -219,7 +219,7 @@ def _on_fields(transform: Transform, points: np.ndarray, name: str) -> np.ndarra
                 f"{name} lies outside the grid of the displacement field, where nothing is known; the transform "
                 "belongs to another image, or its inverse is needed."
             )
-        if share < _SMALL_SHARE:
+        if share < enough:
             logger.warning(
                 "warning: only %.0f %% of %s lie on the grid of the displacement field; the rest is not displaced.",
                 100 * share,

@@ -18,6 +18,8 @@ from monai_nodeo.transform_io import Affine, ImageGrid, Transform, open_stored, 
 
 __all__ = ["label_figures", "landmark_figures"]
 
+_LABEL_ROUNDING = 1e-4
+
 
 def label_figures(transform: Transform, fixed_label: str, moving_label: str) -> dict[str, Any]:
     """Dice and HD95 (mm) of every label before and after, see `label_metrics`; warped with nearest neighbours.
@@ -31,15 +33,15 @@ def label_figures(transform: Transform, fixed_label: str, moving_label: str) -> 
         ``{"before": {...}, "after": {...}}``.
 
     Raises:
-        ValueError: when the transform and the two maps do not belong together.
+        ValueError: when the transform and the two maps do not belong together, or one is no label map.
     """
     moving, grid = open_stored(moving_label), ImageGrid.from_file(fixed_label)
     check_place(transform, grid, moving)
     spacing = nib.affines.voxel_sizes(grid.affine)[: grid.spatial_dims]
-    truth = _labels(open_stored(fixed_label).load(), grid)
+    truth = _labels(fixed_label, open_stored(fixed_label).load(), grid)
     sides = {"before": Transform((Affine(np.eye(4), transform.world_dims),)), "after": transform}
     return {
-        side: label_metrics(_labels(resample(moving, grid, way, "nearest"), grid), truth, spacing)
+        side: label_metrics(_labels(moving_label, resample(moving, grid, way, "nearest"), grid), truth, spacing)
         for side, way in sides.items()
     }
 
@@ -65,6 +67,11 @@ def landmark_figures(transform: Transform, fixed_landmarks: str, moving_landmark
     return {side: landmark_metrics(moving - place, np.eye(3)) for side, place in sides.items()}
 
 
-def _labels(values: np.ndarray, grid: ImageGrid) -> np.ndarray:
+def _labels(name: str, values: np.ndarray, grid: ImageGrid) -> np.ndarray:
     """As whole numbers that torch holds, without the third axis of a slice."""
-    return np.rint(values).astype(np.int32).reshape(grid.spatial_shape)
+    if values.shape != grid.shape:
+        raise ValueError(f"{name}: a series or an image with channels, expected one label map.")
+    whole = np.rint(values)
+    if np.abs(values - whole).max() > _LABEL_ROUNDING:
+        raise ValueError(f"{name}: the values are no whole numbers, expected labels; is this the image?")
+    return whole.astype(np.int32).reshape(grid.spatial_shape)

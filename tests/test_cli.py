@@ -20,6 +20,7 @@ from grids import GRIDS, SLICE, VOLUME, interior, make_ddf, make_image, make_sta
 
 import monai_nodeo
 from monai_nodeo.cli import COMMANDS, main
+from monai_nodeo.cli.settings import parse_setting
 from monai_nodeo.resampling import INTERPOLATIONS
 from monai_nodeo.transform_io import (
     ImageGrid,
@@ -295,6 +296,8 @@ def test_mistakes_are_told_in_one_line(folder: Path) -> None:
     assert "transforms are files that end" in fail("convert", transform, folder / "o.xyz")
     assert "holds a displacement" in fail("convert", transform, folder / "o.mat")
     assert "no transform of ITK" in fail("info", _text(folder / "bad.h5"))
+    labels = ["evaluate", "-t", transform, "--fixed-label", folder / "labels.nii.gz", "--moving-label"]
+    assert "moving.nii.gz: the values are no whole numbers, expected labels" in fail(*labels, moving)
     assert "absent.nii.gz" in fail("register", "-f", folder / "absent.nii.gz", "-m", moving, "-o", folder / "out")
     assert {path.name for path in folder.iterdir()} == {
         "moving.nii.gz",
@@ -325,6 +328,14 @@ def test_wrong_use_is_told(words: list[str], message: str) -> None:
 
 
 # Registration
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("a=false", False), ("a=False", False), ("a=true", True), ("a=null", None), ("a=[1,2]", [1, 2]), ("a=b=c", "b=c")],
+)
+def test_settings_are_read_as_python_or_json(text: str, value: Any) -> None:
+    assert parse_setting(text) == ("a", value)
 
 
 @pytest.mark.parametrize(

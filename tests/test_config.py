@@ -29,6 +29,12 @@ def check(**content: Any) -> str:
     return ""
 
 
+@pytest.mark.parametrize(("word", "python"), [("true", "True"), ("false", "False"), ("null", "None")])
+def test_words_of_json_are_no_truth_values(word: str, python: str) -> None:
+    message = check(run=[], seed=1, nested={"deep": [word]})
+    assert message == f'error: nested holds the text "{word}", no value; on a command line write {python}.'
+
+
 # checked
 
 

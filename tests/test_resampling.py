@@ -89,6 +89,18 @@ def test_points_go_the_way_opposite_to_the_image(grid: ImageGrid, tmp_path: Path
     assert value == pytest.approx(there[0, 0], abs=1e-3)
 
 
+def test_points_that_are_not_displaced_are_told(
+    grid: ImageGrid, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flip = np.array([-1, -1, 1])
+    inside, outside = (world(grid, np.full((1, grid.spatial_dims), place))[0] * flip for place in (9, 99))
+    lines = ["x,y,z", *(",".join(map(str, point)) for point in (inside, inside, outside))]
+    (tmp_path / "points.csv").write_text("\n".join(lines))
+    apply_to_points(str(tmp_path / "points.csv"), registration(grid), str(tmp_path / "moved.csv"))
+    assert "only 67 % of" in caplog.text
+    assert "points.csv lie on the grid of the displacement field; the rest is not displaced" in caplog.text
+
+
 def test_reference_may_be_finer_than_the_fixed_image(tmp_path: Path) -> None:
     fine = ImageGrid(OBLIQUE @ np.diag([0.5, 0.5, 0.5, 1]), (45, 53, 61))
     write_image(tmp_path / "moving.nii.gz", make_image(VOLUME), VOLUME)

@@ -42,9 +42,9 @@ class Affine:
     def __post_init__(self) -> None:
         matrix = np.array(self.matrix, dtype=np.float64)
         if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.array_equal(matrix[3], [0, 0, 0, 1]):
-            raise ValueError(f"no finite 4 x 4 RAS mm -> RAS mm matrix with last row 0 0 0 1:\n{matrix}")
+            raise ValueError(f"no finite 4 x 4 RAS mm -> RAS mm matrix with last row 0 0 0 1: {matrix.tolist()}")
         if abs(np.linalg.det(matrix[:3, :3])) < 1e-9:
-            raise ValueError(f"the affine is singular and takes space to a plane:\n{matrix}")
+            raise ValueError(f"the affine is singular and takes space to a plane: {matrix.tolist()}")
         matrix.flags.writeable = False
         object.__setattr__(self, "matrix", matrix)
 
@@ -258,7 +258,10 @@ def _step(name: str, part: sitk.Transform) -> Affine | Displacement:
     if isinstance(part, sitk.DisplacementFieldTransform):
         return Displacement.from_itk(name, part)
     if part.IsLinear():
-        return Affine.from_itk(part)
+        try:
+            return Affine.from_itk(part)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
     raise ValueError(
         f"{name}: holds a {part.GetName()}; expected linear transforms and displacement fields only. "
         "SimpleITK's TransformToDisplacementField makes a field of it."
