@@ -13,15 +13,16 @@ from copy import deepcopy
 from types import FrameType
 from typing import Any
 
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigItem, ConfigParser
 
 from monai_nodeo.outputs import PairsFailedError
 
-__all__ = ["build", "check_ids", "checked", "running_config"]
+__all__ = ["build", "check_ids", "checked", "read_words", "running_config"]
 
 # Read by MONAI itself, so nothing in the config has to refer to them.
 _ROOTS = {"imports", "initialize", "run", "finalize", "bundle_root", "$schema", ConfigParser.meta_key}
-_JSON_WORD = re.compile(r'"(true|false|null)"')
+# What `--report false` on a command line is: a text, which would count as true.
+_JSON_WORDS = {"true": True, "false": False, "null": None}
 _REFERENCE = re.compile(r"[@%](?:::|#)?(\w+)")
 
 
@@ -77,22 +78,30 @@ def build(id: str) -> None:
         raise ValueError(f"{id} cannot be made from this config: {cause}") from error
 
 
-def check_ids() -> None:
-    """Refuse what an override would do in silence: an added id that nothing refers to, and a truth value as a text.
+def read_words() -> None:
+    """Take the texts "true", "false" and "null" of the running config for what they say in JSON.
 
-    On a command line, ``--report false`` is the text "false", which counts as true.
+    To be called before anything else refers to them.
+    """
+    parser = _running_parser()
+    config = parser.get()
+    for id, value in config.items():
+        if isinstance(value, str) and value in _JSON_WORDS:
+            config[id] = _JSON_WORDS[value]
+            # Not by parser[id] = ..., which would forget what is being evaluated.
+            parser.ref_resolver.items[id] = ConfigItem(config[id], id)
+
+
+def check_ids() -> None:
+    """Refuse added ids that nothing in the running config refers to: a mistyped override would be accepted in silence.
 
     MONAI puts what overlays and overrides add behind the ids of the first file, so added are the ids behind "run",
     with which that file ends. Its own ids may be left unused: a replaced loss has no use for the old one's window.
 
     Raises:
-        ValueError: names the unknown ids and the nearest valid ones, or the id that holds such a text.
+        ValueError: names the unknown ids and the nearest valid ones.
     """
     config = running_config()
-    for id, value in config.items():
-        if word := _JSON_WORD.search(json.dumps(value, default=str)):
-            python = {"true": "True", "false": "False", "null": "None"}[word[1]]
-            raise ValueError(f"{id} holds the text {word[0]}, no value; on a command line write {python}.")
     used = set(_REFERENCE.findall(json.dumps(config, default=str))) | _ROOTS
     ids = list(config)
     added = ids[ids.index("run") + 1 :] if "run" in config else ids

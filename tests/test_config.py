@@ -29,10 +29,12 @@ def check(**content: Any) -> str:
     return ""
 
 
-@pytest.mark.parametrize(("word", "python"), [("true", "True"), ("false", "False"), ("null", "None")])
-def test_words_of_json_are_no_truth_values(word: str, python: str) -> None:
-    message = check(run=[], seed=1, nested={"deep": [word]})
-    assert message == f'error: nested holds the text "{word}", no value; on a command line write {python}.'
+def test_words_of_json_are_what_they_say() -> None:
+    """A command line gives texts."""
+    content = {"off": "false", "on": "true", "none": "null", "name": "falsetto", "not_off": "$not @off"}
+    expressions = ["$config.read_words()", "$(@off, @on, @none, @name, @not_off)"]
+    *_, values = parser(initialize=expressions, **content).get_parsed_content("initialize")
+    assert values == (False, True, None, "falsetto", True)
 
 
 # checked
