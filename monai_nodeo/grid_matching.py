@@ -44,8 +44,8 @@ class MatchGridd(Transform):
     may be registered.
 
     Raises:
-        PairError: when the fields of view do not overlap, no voxel is left that both masks count, or two slices lie in
-            planes of different orientation.
+        PairError: when the fields of view do not overlap, or only where the moving image shows nothing, no voxel is
+            left that both masks count, or two slices lie in planes of different orientation.
     """
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,6 +64,7 @@ class MatchGridd(Transform):
         if not same_grid(fixed, moving, mapped):
             _check_overlap(fixed, moving, mapped, start)
         pair["moving_input"] = on_grid_of(fixed, moving, start)
+        _check_content(moving, pair["moving_input"], start)
         if "moving_mask" in pair:
             pair["moving_mask"] = on_grid_of(fixed, pair["moving_mask"], start, mode="nearest")
         _check_masks(pair)
@@ -111,15 +112,26 @@ def _check_overlap(fixed: MetaTensor, moving: MetaTensor, mapped: Tensor, start:
     names = f"{source_name('fixed', fixed)} ({after}{extents[0]}) and {source_name('moving', moving)} ({extents[1]})"
     if share == 0:
         raise PairError(
-            f"{names} do not overlap: no voxel of the fixed grid lies inside the moving image; "
-            + (
-                'start with initial_transform "affine" or "moments", or repair the affine in one header.'
-                if start is None
-                else "give another initial_transform."
-            )
+            f"{names} do not overlap: no voxel of the fixed grid lies inside the moving image; {_other_start(start)}"
         )
     if share < _SMALL_OVERLAP:
         logger.warning("%s: the moving image covers %.1f %% of the fixed grid.", names, 100 * share)
+
+
+def _check_content(moving: MetaTensor, seen: MetaTensor, start: Tensor | None) -> None:
+    """Fields of view may overlap in the air alone."""
+    low = float(seen.min())
+    if low == float(seen.max()):
+        raise PairError(
+            f"{source_name('moving', moving)}: all that lies on the fixed grid is {low:g}, so there is nothing to "
+            f"register; {_other_start(start)}"
+        )
+
+
+def _other_start(start: Tensor | None) -> str:
+    if start is not None:
+        return "give another initial_transform."
+    return 'start with initial_transform "affine" or "moments", or repair the affine in one header.'
 
 
 def _check_masks(pair: Mapping[str, Any]) -> None:

@@ -74,4 +74,4 @@ def _labels(name: str, values: np.ndarray, grid: ImageGrid) -> np.ndarray:
     whole = np.rint(values)
     if np.abs(values - whole).max() > _LABEL_ROUNDING:
         raise ValueError(f"{name}: the values are no whole numbers, expected labels; is this the image?")
-    return whole.astype(np.int32).reshape(grid.spatial_shape)
+    return whole.astype(np.int64).reshape(grid.spatial_shape)

@@ -48,6 +48,15 @@ def test_figures_are_those_of_an_independent_computation(shape: tuple[int, ...],
     assert figures["hd95_mm_mean"] == pytest.approx(np.mean(expected_hd95))
 
 
+def test_labels_may_be_large_numbers_and_far_between() -> None:
+    fixed, label = blobs((17, 21), 0).astype(np.int64), blobs((17, 21), 1).astype(np.int64)
+    numbers = np.array([0, 7, 614454277, 3000000000, -5])  # as in an atlas; what is negative is no label
+    plain, named = label_metrics(label, fixed, (1.0, 1.0)), label_metrics(numbers[label], numbers[fixed], (1.0, 1.0))
+    assert list(named["dice"]) == numbers[1:4].tolist()
+    assert list(named["dice"].values()) == list(plain["dice"].values())[:3]
+    assert list(named["hd95_mm"].values()) == list(plain["hd95_mm"].values())[:3]
+
+
 def test_equal_maps_are_perfect() -> None:
     fixed = blobs((13, 11, 9), 3)
     figures = label_metrics(fixed, fixed, (1.0, 2.0, 3.0))

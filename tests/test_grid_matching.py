@@ -229,3 +229,18 @@ def test_the_mask_of_air_gives_way_to_one_that_was_given(save) -> None:
     torch.testing.assert_close(mask.affine, row["fixed"].affine)
     given = load(3, image, image, fixed_mask=save("m.nii.gz", np.ones(VOLUME, np.uint8)))
     assert MaskAird()(given)["fixed_mask"] is given["fixed_mask"]
+
+
+@pytest.mark.parametrize("shape", [VOLUME, SLICE])
+def test_fields_of_view_that_share_only_air(save, shape: tuple[int, ...]) -> None:
+    dims = sum(n > 1 for n in shape)
+    empty = smooth(shape) + 1
+    empty[: shape[0] - 2] = 0
+    away = np.eye(4)
+    away[0, 3] = 5
+    fixed, moving = save("f.nii.gz", smooth(shape), away), save("m.nii.gz", empty[::-1], np.eye(4))
+    with pytest.raises(PairError, match=rf"{moving}: all that lies on the fixed grid is 0, .* start with init"):
+        MatchGridd()(load(dims, fixed, moving))
+    row = {**load(dims, fixed, moving), "initial_affine": torch.eye(4, dtype=torch.float64)}
+    with pytest.raises(PairError, match="give another initial_transform"):
+        MatchGridd()(row)
