@@ -62,17 +62,34 @@ def parser_of(run: Run) -> ConfigParser:
 
 
 def config_of(parser: ConfigParser) -> dict[str, Any]:
-    """The ids that a registration depends on."""
+    """The ids that a registration depends on; what is disabled is left out."""
     config = parser.get()
     found: dict[str, Any] = {}
     waiting = list(_ROOTS)
     while waiting:
         id = waiting.pop()
         if id not in found:
-            found[id] = config[id]
-            references = ReferenceResolver.find_refs_in_config(config[id], id)
+            found[id] = _enabled(parser, id, config[id])
+            references = ReferenceResolver.find_refs_in_config(found[id], id)
             waiting += [ReferenceResolver.split_id(reference)[0] for reference in references]
     return dict(sorted(found.items()))
+
+
+def _enabled(parser: ConfigParser, id: str, config: Any) -> Any:
+    """A part of the config without the components in it that are disabled."""
+    if isinstance(config, dict):
+        return {key: _enabled(parser, f"{id}::{key}", value) for key, value in config.items()}
+    if not isinstance(config, list):
+        return config
+    return [
+        _enabled(parser, f"{id}::{index}", item)
+        for index, item in enumerate(config)
+        if not (
+            isinstance(item, dict)
+            and "_disabled_" in item
+            and parser.get_parsed_content(f"{id}::{index}", instantiate=False).is_disabled()
+        )
+    ]
 
 
 def is_done(run: Run, results: Path) -> bool:

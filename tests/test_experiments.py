@@ -153,6 +153,14 @@ def test_a_finished_run_is_not_repeated_unless_its_config_changed(
     assert [is_done(changed, tmp_path) for changed in (TINY, *changes)] == [True, False, False, False]
 
 
+def test_what_is_disabled_is_no_part_of_a_config() -> None:
+    stopping = dataclasses.replace(TINY, settings={"convergence_threshold": 0.01})
+    plain, changed = (config_of(parser_of(run)) for run in (TINY, stopping))
+    assert "convergence_threshold" not in plain
+    assert changed["convergence_threshold"] == 0.01
+    assert len(changed["trainer_handlers"]) == len(plain["trainer_handlers"]) + 1
+
+
 def test_missing_data_are_found_before_anything_is_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         run_all([TINY, RUNS["cohort_a"]], tmp_path, tmp_path / "results")
