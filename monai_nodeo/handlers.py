@@ -175,7 +175,7 @@ class OnInterrupt:
 
     One for all trainers of a run, told by the run when a pair is complete. To keep the field, the level ends with the
     iteration, and each finer one after its first, so that the field is on the full grid; what is being written then is
-    written to its end.
+    written to its end. A level that ends before its last iteration has ``engine.state.interrupted`` set.
 
     Args:
         action: "drop" or "save".
@@ -204,7 +204,7 @@ class OnInterrupt:
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._begin)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop_level)
 
     def pair_completed(self, engine: Engine) -> None:
         """Handler of the run's engine: no further pair after a saved one."""
@@ -214,6 +214,10 @@ class OnInterrupt:
     def _stop(self, engine: Engine) -> None:
         if self.requested:
             engine.terminate()
+
+    def _stop_level(self, engine: Engine) -> None:
+        engine.state.interrupted = self.requested and engine.state.iteration < engine.state.epoch_length
+        self._stop(engine)
 
     def _begin(self, engine: Engine) -> None:
         self._in_pair = True

@@ -55,12 +55,14 @@ class Registration:
             from 0, the coarsest.
         iterations: optimiser steps that were done, at all levels.
         seconds: time of the optimisation, from images to displacement.
+        interrupted_level: the first level that ctrl-C ended early; it and the finer ones lack iterations. None: none.
     """
 
     ddf: Tensor
     history: dict[str, Tensor]
     iterations: int
     seconds: float
+    interrupted_level: int | None = None
 
 
 def _default_loss(spatial_dims: int) -> RegistrationLoss:
@@ -140,21 +142,22 @@ class PairInferer(Inferer):
         size = tuple(pair.fixed.shape[2:])
         keep = pair.fixed.device.type == "cpu" and math.prod(size) <= _KEEP_UP_TO
         with keep_freed_memory() if keep else nullcontext(None) as give_back:
-            cloud, history = self._optimise(pair, network, spacing, give_back)
+            cloud, history, interrupted = self._optimise(pair, network, spacing, give_back)
             ddf = extended(resize_ddf(cloud, size), box, shape)
             if not ddf.isfinite().all():
                 raise DivergedError(len(history["level"]))
             if self.unfold:
                 ddf = unfold(ddf)
-        return Registration(ddf[0], history, len(history["level"]), time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return Registration(ddf[0], history, len(history["level"]), seconds, interrupted)
 
     def _optimise(
         self, pair: ImagePair, network: VelocityModel, spacing: Sequence[float], give_back: Callable[[], Any] | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Displacement in voxels of the last level's cloud, and the loss curves."""
+    ) -> tuple[Tensor, dict[str, Tensor], int | None]:
+        """Displacement in voxels of the last level's cloud, the loss curves, and the level that was interrupted."""
         size, device = pair.fixed.shape[2:], pair.fixed.device
         curves: list[dict[str, Tensor]] = []
-        model = None
+        model = interrupted = None
         for level in make_levels(size, spacing, self.shrink_factors, self.point_spacing):
             start = network.fresh if model is None else model.finer
             with torch.random.fork_rng(devices=[]):  # the weights come from the CPU generator, whatever the device
@@ -174,15 +177,16 @@ class PairInferer(Inferer):
                 give_back()  # the holes that the coarser level left
                 trainer.add_event_handler(Events.ITERATION_COMPLETED(every=_GIVE_BACK_EVERY), lambda _: give_back())
             trainer.run()
+            if interrupted is None and getattr(trainer.state, "interrupted", False):
+                interrupted = level.index
             done = trainer.state.iteration
             curves.append(
                 {"level": torch.full((done,), float(level.index))}
                 | {name: values[:done].cpu() for name, values in trainer.state.history.items()}
             )
         best = getattr(trainer.state, "best_ddf", None)
-        return (trainer.state.output["ddf"] if best is None else best), {
-            name: torch.cat([curve[name] for curve in curves]) for name in curves[0]
-        }
+        history = {name: torch.cat([curve[name] for curve in curves]) for name in curves[0]}
+        return trainer.state.output["ddf"] if best is None else best, history, interrupted
 
     def __call__(self, inputs: Tensor, network: VelocityModel, *args: Any, **kwargs: Any) -> Tensor:
         """Register.

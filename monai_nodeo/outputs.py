@@ -20,6 +20,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.config import PathLike
 from monai.data import MetaTensor
+from monai.utils import ImageMetaKey
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,13 +32,14 @@ from monai_nodeo.handlers import OnInterrupt
 from monai_nodeo.inferers import PairInferer, Registration
 from monai_nodeo.landmarks import landmark_errors
 from monai_nodeo.metrics import folded_cell_count, folding_fraction, mean_displacement, sd_log_jacobian
-from monai_nodeo.pairs import IMAGE_KEYS, LABEL_KEYS, stored_grid
+from monai_nodeo.pairs import IMAGE_KEYS, LABEL_KEYS, MASK_KEYS, stored_grid
 from monai_nodeo.transform_io import Transform, atomic_path, write_image, write_labels, write_transform
 
 __all__ = ["PairsFailedError", "SavePair", "device_name", "make_output_dir", "pair_figures", "peak_memory_mb", "run"]
 
 TABLE = "metrics.csv"
 _PACKAGES = ("monai-nodeo", "monai", "torch", "torchdiffeq", "pytorch-ignite", "nibabel", "numpy")
+_FILES = (*IMAGE_KEYS, *LABEL_KEYS, *MASK_KEYS)
 _COLUMNS = (
     "id",
     "status",
@@ -160,9 +162,10 @@ class SavePair:
         _write_history(folder / "history.csv", registration.history)
         figures = {
             "id": item["id"],
-            **{key: str(item[key].meta["filename_or_obj"]) for key in (*IMAGE_KEYS, *LABEL_KEYS) if key in item},
+            **{key: str(item[key].meta[ImageMetaKey.FILENAME_OR_OBJ]) for key in _FILES if _has_file(item, key)},
             **pair_figures(item, output, self.inferer.loss_function.similarity),
             "iterations": registration.iterations,
+            "interrupted_level": registration.interrupted_level,
             "seconds_optimisation": round(registration.seconds, 3),
             "seconds_total": round(time.perf_counter() - self._started, 3),
             "peak_memory_mb": peak_memory_mb(ddf.device),
@@ -264,6 +267,11 @@ def pair_figures(item: Mapping[str, Any], output: Mapping[str, Any], similarity:
         "sd_log_jacobian": sd_log_jacobian(ddf).item(),
         "displacement_mm_mean": mean_displacement(ddf, spacing).item(),
     }
+
+
+def _has_file(item: Mapping[str, Any], key: str) -> bool:
+    """Whether an image of the pair was read; a mask may have been made."""
+    return key in item and ImageMetaKey.FILENAME_OR_OBJ in item[key].meta
 
 
 def _plain(x: Tensor) -> Tensor:
