@@ -158,7 +158,9 @@ class PairInferer(Inferer):
         size, device = pair.fixed.shape[2:], pair.fixed.device
         curves: list[dict[str, Tensor]] = []
         model = interrupted = None
-        for level in make_levels(size, spacing, self.shrink_factors, self.point_spacing):
+        levels = make_levels(size, spacing, self.shrink_factors, self.point_spacing)
+        costs = [n * math.prod(level.image_size) for n, level in zip(self.iterations, levels, strict=True)]
+        for level in levels:
             start = network.fresh if model is None else model.finer
             with torch.random.fork_rng(devices=[]):  # the weights come from the CPU generator, whatever the device
                 torch.default_generator.manual_seed(self.seed)
@@ -173,6 +175,7 @@ class PairInferer(Inferer):
                 [make() for make in self.handlers],
                 level,
             )
+            trainer.state.iterations_ahead = sum(costs[level.index + 1 :]) / math.prod(level.image_size)
             if give_back is not None:
                 give_back()  # the holes that the coarser level left
                 trainer.add_event_handler(Events.ITERATION_COMPLETED(every=_GIVE_BACK_EVERY), lambda _: give_back())

@@ -187,6 +187,25 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, caplog):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("shape", [(32, 24), (16, 24, 32)])
+def test_the_time_left_counts_the_finer_levels(shape, caplog):
+    ahead = []
+
+    class Look:
+        def attach(self, engine: Engine) -> None:
+            engine.add_event_handler(Events.STARTED, lambda e: ahead.append(e.state.iterations_ahead))
+
+    fixed, moving, _ = deformed_pair(shape)
+    dims = len(shape)
+    handlers = [Look, partial(ProgressBar, line_interval=0)]
+    inferer = PairInferer(dims, iterations=(5, 3), shrink_factors=(2, 1), handlers=handlers)
+    with caplog.at_level(logging.INFO, logger="monai_nodeo.handlers"):
+        inferer(fixed[None], EulerianVelocity(dims), moving[None])
+    assert ahead == [3 * 2**dims, 0]  # an iteration of the finer level counts as much as it has voxels
+    assert "iteration 3 of 3" in caplog.messages[-1]
+    assert caplog.messages[-1].endswith("; 0 s left")
+
+
 @pytest.mark.usefixtures("_all_bars_closed")
 def test_progress_bar_shows_level_terms_and_folds_in_a_terminal():
     folded = torch.zeros(1, 2, 3, 5)
