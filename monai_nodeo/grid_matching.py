@@ -95,7 +95,9 @@ class MaskAird(Transform):
             A new dict with "fixed_mask", (1, *spatial), 1 or 0.
         """
         fixed = data["fixed"]
-        return {"fixed_mask": (fixed > fixed.min()).to(fixed.dtype), **data}
+        mask = (fixed > fixed.min()).to(fixed.dtype)
+        # with a meta of its own: there is no file of it
+        return {"fixed_mask": MetaTensor(mask.as_tensor(), affine=fixed.affine), **data}
 
 
 MatchGridD = MatchGridDict = MatchGridd

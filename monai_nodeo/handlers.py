@@ -25,6 +25,9 @@ from monai_nodeo.metrics import folding_fraction
 
 __all__ = ["BestField", "EarlyStop", "OnInterrupt", "ProgressBar", "TensorBoardCurves"]
 
+# tqdm's own time left is that of one level.
+_BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+
 logger = logging.getLogger(__name__)
 
 
@@ -106,6 +109,9 @@ class EarlyStop:
 class ProgressBar:
     """Level, iteration, loss terms, folds and time left: a tqdm bar, or in a file a line of the log now and then.
 
+    The time left is that of all levels, if the run says in ``engine.state.iterations_ahead`` what the finer ones cost,
+    in iterations of this level.
+
     Args:
         interval: seconds between two looks at the figures; each waits for the device once.
         line_interval: the same where the output is no terminal.
@@ -125,24 +131,28 @@ class ProgressBar:
         level = engine.state.level
         self._name = f"level {level.index + 1}/{level.count}"
         self._started = self._looked = time.monotonic()
-        self._bar = tqdm(total=engine.state.epoch_length, desc=self._name, unit="it", disable=None, leave=False)
+        self._bar = tqdm(
+            total=engine.state.epoch_length, desc=self._name, disable=None, leave=False, bar_format=_BAR_FORMAT
+        )
 
     def __call__(self, engine: Engine) -> None:
         now = time.monotonic()
         if now - self._looked >= (self.line_interval if self._bar.disable else self.interval):
             self._looked = now
             figures = {name: f"{value:.3g}" for name, value in _figures(engine).items()}
+            left = f"{self._seconds_left(engine, now):.0f} s left"
             if self._bar.disable:
-                self._log(engine, figures, now)
+                done, total = engine.state.iteration, engine.state.epoch_length
+                shown = ", ".join(f"{name} {value}" for name, value in figures.items())
+                logger.info("%s, iteration %d of %d: %s; %s", self._name, done, total, shown, left)
             else:
-                self._bar.set_postfix(figures, refresh=False)
+                shown = ", ".join(f"{name}={value}" for name, value in figures.items())
+                self._bar.set_postfix_str(f"{left}, {shown}", refresh=False)
         self._bar.update()
 
-    def _log(self, engine: Engine, figures: Mapping[str, str], now: float) -> None:
+    def _seconds_left(self, engine: Engine, now: float) -> float:
         done, total = engine.state.iteration, engine.state.epoch_length
-        left = (now - self._started) / done * (total - done)
-        shown = ", ".join(f"{name} {value}" for name, value in figures.items())
-        logger.info("%s, iteration %d of %d: %s; %.0f s left", self._name, done, total, shown, left)
+        return (now - self._started) / done * (total - done + getattr(engine.state, "iterations_ahead", 0))
 
     def _fail(self, engine: Engine, error: BaseException) -> None:
         self._bar.close()
@@ -191,7 +201,7 @@ class OnInterrupt:
 
     One for all trainers of a run, told by the run when a pair is complete. To keep the field, the level ends with the
     iteration, and each finer one after its first, so that the field is on the full grid; what is being written then is
-    written to its end.
+    written to its end. A level that ends before its last iteration has ``engine.state.interrupted`` set.
 
     Args:
         action: "drop" or "save".
@@ -220,7 +230,7 @@ class OnInterrupt:
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._begin)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop_level)
 
     def pair_completed(self, engine: Engine) -> None:
         """Handler of the run's engine: no further pair after a saved one."""
@@ -230,6 +240,10 @@ class OnInterrupt:
     def _stop(self, engine: Engine) -> None:
         if self.requested:
             engine.terminate()
+
+    def _stop_level(self, engine: Engine) -> None:
+        engine.state.interrupted = self.requested and engine.state.iteration < engine.state.epoch_length
+        self._stop(engine)
 
     def _begin(self, engine: Engine) -> None:
         self._in_pair = True

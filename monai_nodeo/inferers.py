@@ -55,12 +55,14 @@ class Registration:
             from 0, the coarsest.
         iterations: optimiser steps that were done, at all levels.
         seconds: time of the optimisation, from images to displacement; of a pair in a batch, its share.
+        interrupted_level: the first level that ctrl-C ended early; it and the finer ones lack iterations. None: none.
     """
 
     ddf: Tensor
     history: dict[str, Tensor]
     iterations: int
     seconds: float
+    interrupted_level: int | None = None
 
 
 def _default_loss(spatial_dims: int) -> RegistrationLoss:
@@ -163,7 +165,7 @@ class PairInferer(Inferer):
         size = tuple(batch.fixed.shape[2:])
         keep = batch.fixed.device.type == "cpu" and len(pairs) * math.prod(size) <= _KEEP_UP_TO
         with keep_freed_memory() if keep else nullcontext(None) as give_back:
-            cloud, history = self._optimise(batch, network, spacing, give_back)
+            cloud, history, interrupted = self._optimise(batch, network, spacing, give_back)
             del batch
             done = len(history["level"])
             ddfs = [extended(ddf, box, shape) for ddf, box in zip(resize_ddf(cloud, size).split(1), boxes, strict=True)]
@@ -173,18 +175,21 @@ class PairInferer(Inferer):
                 ddfs = [unfold(ddf) for ddf in ddfs]
         seconds = (time.perf_counter() - started) / len(pairs)
         return [
-            Registration(ddf[0], {name: x[:, n] for name, x in history.items()}, done, seconds)
+            Registration(ddf[0], {name: x[:, n] for name, x in history.items()}, done, seconds, interrupted)
             for n, ddf in enumerate(ddfs)
         ]
 
     def _optimise(
         self, pair: ImagePair, network: VelocityModel, spacing: Sequence[float], give_back: Callable[[], Any] | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Displacement in voxels of the last level's cloud, and the loss curves."""
+    ) -> tuple[Tensor, dict[str, Tensor], int | None]:
+        """Displacement in voxels of the last level's cloud, the loss curves, and the level that was interrupted."""
         size, device = pair.fixed.shape[2:], pair.fixed.device
         curves: list[dict[str, Tensor]] = []
         model: VelocityBatch | None = None
-        for level in make_levels(size, spacing, self.shrink_factors, self.point_spacing):
+        interrupted: int | None = None
+        levels = make_levels(size, spacing, self.shrink_factors, self.point_spacing)
+        costs = [n * math.prod(level.image_size) for n, level in zip(self.iterations, levels, strict=True)]
+        for level in levels:
             before = [network] * len(pair.fixed) if model is None else model.models
             models = []
             for start in before:
@@ -203,19 +208,21 @@ class PairInferer(Inferer):
                 [make() for make in self.handlers],
                 level,
             )
+            trainer.state.iterations_ahead = sum(costs[level.index + 1 :]) / math.prod(level.image_size)
             if give_back is not None:
                 give_back()  # the holes that the coarser level left
                 trainer.add_event_handler(Events.ITERATION_COMPLETED(every=_GIVE_BACK_EVERY), lambda _: give_back())
             trainer.run()
+            if interrupted is None and getattr(trainer.state, "interrupted", False):
+                interrupted = level.index
             done = trainer.state.iteration
             curves.append(
                 {"level": torch.full((done, len(pair.fixed)), float(level.index))}
                 | {name: values[:done].cpu() for name, values in trainer.state.history.items()}
             )
         best = getattr(trainer.state, "best_ddf", None)
-        return (trainer.state.output["ddf"] if best is None else best), {
-            name: torch.cat([curve[name] for curve in curves]) for name in curves[0]
-        }
+        history = {name: torch.cat([curve[name] for curve in curves]) for name in curves[0]}
+        return trainer.state.output["ddf"] if best is None else best, history, interrupted
 
     def __call__(self, inputs: Tensor, network: VelocityModel, *args: Any, **kwargs: Any) -> Tensor:
         """Register.

@@ -19,6 +19,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.config import PathLike
 from monai.data import MetaTensor
+from monai.utils import ImageMetaKey
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,13 +29,14 @@ from monai_nodeo.handlers import OnInterrupt
 from monai_nodeo.image_geometry import physical_map
 from monai_nodeo.inferers import PairInferer, Registration
 from monai_nodeo.pair_figures import device_name, pair_figures, peak_memory_mb
-from monai_nodeo.pairs import IMAGE_KEYS, LABEL_KEYS, stored_grid
+from monai_nodeo.pairs import IMAGE_KEYS, LABEL_KEYS, MASK_KEYS, stored_grid
 from monai_nodeo.transform_io import Transform, atomic_path, write_image, write_labels, write_transform
 
 __all__ = ["PairsFailedError", "SavePair", "make_output_dir", "run"]
 
 TABLE = "metrics.csv"
 _PACKAGES = ("monai-nodeo", "monai", "torch", "torchdiffeq", "pytorch-ignite", "nibabel", "numpy")
+_FILES = (*IMAGE_KEYS, *LABEL_KEYS, *MASK_KEYS)
 _COLUMNS = (
     "id",
     "status",
@@ -162,9 +164,10 @@ class SavePair:
         _write_history(folder / "history.csv", registration.history)
         figures = {
             "id": item["id"],
-            **{key: str(item[key].meta["filename_or_obj"]) for key in (*IMAGE_KEYS, *LABEL_KEYS) if key in item},
+            **{key: str(item[key].meta[ImageMetaKey.FILENAME_OR_OBJ]) for key in _FILES if _has_file(item, key)},
             **pair_figures(item, output, self.inferer.loss_function.similarity),
             "iterations": registration.iterations,
+            "interrupted_level": registration.interrupted_level,
             "seconds_optimisation": round(registration.seconds, 3),
             "seconds_total": round(time.perf_counter() - started, 3),
             "peak_memory_mb": peak_memory_mb(ddf.device),
@@ -237,6 +240,11 @@ def run(evaluator: Engine, dataset: PairDataset, output_dir: PathLike, interrupt
         raise PairsFailedError(
             f"{len(lines)} of {len(dataset.data)} pairs failed, see {folder / TABLE}:\n" + "\n".join(lines)
         )
+
+
+def _has_file(item: Mapping[str, Any], key: str) -> bool:
+    """Whether an image of the pair was read; a mask may have been made."""
+    return key in item and ImageMetaKey.FILENAME_OR_OBJ in item[key].meta
 
 
 def _plain(x: Tensor) -> Tensor:

@@ -1067,6 +1067,10 @@ def test_ctrl_c_saves_the_best_field_so_far_if_asked_to(ended) -> None:
     assert names(folder) == {"first", "second", "metrics.csv", "index.html"}
     assert names(folder / "second") == FILES | REPORT
     assert 1 <= figures(folder / "second")["iterations"] < 610
+    assert [figures(folder / name)["interrupted_level"] for name in ("first", "second")] in ([None, 0], [None, 1])
+    summary = json.loads((folder / "second" / "report.json").read_text(encoding="utf-8"))
+    assert "interruption" in {finding["topic"] for finding in summary["findings"]}
+    assert "interrupt" in summary["headline"]
     assert np.abs(voxels(folder / "second" / "displacement.nii.gz")).max() > 0
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from monai_nodeo import handlers
 from monai_nodeo.handlers import BestField, EarlyStop, OnInterrupt, ProgressBar, TensorBoardCurves
 from monai_nodeo.inferers import PairInferer
-from monai_nodeo.networks import NODEONet
+from monai_nodeo.networks import EulerianVelocity, NODEONet
 
 
 def run(handler: Any, outputs: Sequence[dict[str, Tensor]], pause: float = 0) -> Engine:
@@ -203,6 +203,25 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, caplog):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("shape", [(32, 24), (16, 24, 32)])
+def test_the_time_left_counts_the_finer_levels(shape, caplog):
+    ahead = []
+
+    class Look:
+        def attach(self, engine: Engine) -> None:
+            engine.add_event_handler(Events.STARTED, lambda e: ahead.append(e.state.iterations_ahead))
+
+    fixed, moving, _ = deformed_pair(shape)
+    dims = len(shape)
+    handlers = [Look, partial(ProgressBar, line_interval=0)]
+    inferer = PairInferer(dims, iterations=(5, 3), shrink_factors=(2, 1), handlers=handlers)
+    with caplog.at_level(logging.INFO, logger="monai_nodeo.handlers"):
+        inferer(fixed[None], EulerianVelocity(dims), moving[None])
+    assert ahead == [3 * 2**dims, 0]  # an iteration of the finer level counts as much as it has voxels
+    assert "iteration 3 of 3" in caplog.messages[-1]
+    assert caplog.messages[-1].endswith("; 0 s left")
+
+
 @pytest.mark.usefixtures("_all_bars_closed")
 def test_progress_bar_shows_level_terms_and_folds_in_a_terminal():
     folded = torch.zeros(1, 2, 3, 5)
@@ -313,6 +332,40 @@ def test_ctrl_c_between_two_levels_saves_too():
         signal.raise_signal(signal.SIGINT)
     assert handler.requested
     assert interrupted_run(handler, []).state.iteration == 1
+
+
+@pytest.mark.parametrize("shape", [(25, 21), (13, 17, 11)])
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_registration_knows_the_level_that_ctrl_c_ended(shape, level):
+    handler = OnInterrupt("save")
+
+    class CtrlC:
+        def attach(self, engine: Engine) -> None:
+            engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), self.press)
+
+        def press(self, engine: Engine) -> None:
+            if engine.state.level.index == level:
+                signal.raise_signal(signal.SIGINT)
+
+    fixed, moving, _ = deformed_pair(shape)
+    inferer = PairInferer(
+        len(shape), iterations=(4, 4, 4), shrink_factors=(2, 1, 1), handlers=[CtrlC, lambda: handler], unfold=False
+    )
+    with handler.listening():
+        ddf = inferer(fixed[None], EulerianVelocity(len(shape)), moving[None])
+    (found,) = inferer.registrations
+    counts = [4] * level + [2] + [1] * (2 - level)
+    assert found.history["level"].tolist() == [index for index, count in enumerate(counts) for _ in range(count)]
+    assert found.interrupted_level == level
+    assert ddf.shape[2:] == shape
+    assert ddf.abs().max() > 0
+
+
+def test_ctrl_c_in_the_last_iteration_ends_nothing_early():
+    handler = OnInterrupt("save")
+    engine = interrupted_run(handler, [6])
+    assert handler.requested
+    assert not engine.state.interrupted
 
 
 def test_ctrl_c_between_two_pairs_is_ctrl_c():

@@ -15,16 +15,22 @@ import torch
 from click.testing import CliRunner
 from finished import FALLING, save_result
 from ignite.engine import Engine
-from synthetic import deformed_pair, smooth_ddf, smooth_image
+from scipy.ndimage import shift
+from synthetic import deformed_pair, smooth_image
 
 from monai_nodeo import outputs
 from monai_nodeo.cli import main
+from monai_nodeo.correlation_ratio import LocalCorrelationRatioLoss, MappedIntensityLoss
 from monai_nodeo.examples import ExamplePair, example_pair
 from monai_nodeo.inferers import PairInferer
+from monai_nodeo.layers import GaussianSmoothing
+from monai_nodeo.losses import FoldingLoss, LocalNCCLoss, RegistrationLoss, SmoothnessLoss
+from monai_nodeo.networks import EulerianVelocity
+from monai_nodeo.pairs import MASK_KEYS
 from monai_nodeo.report import ReportPair, cohort, write_index, write_report
 from monai_nodeo.report.evidence import Evidence, gather, shared_information
 from monai_nodeo.report.pair import read_pair
-from monai_nodeo.report.verdict import Grade, judge
+from monai_nodeo.report.verdict import Grade, Verdict, judge
 from monai_nodeo.transforms import RegisterPair
 
 AFFINE = np.diag([1.5, 2.0, 1.0, 1.0])
@@ -96,11 +102,12 @@ def test_lengths_are_in_millimetres() -> None:
 
 # verdict: one thing wrong at a time
 
-FINE = Evidence(0.05, 0.2, 0.01, 0.05, ("left-right",), False, (100, 100), 10.0, 300.0)
+FINE = Evidence(0.05, 0.2, 0.01, 0.7, 0.05, ("left-right",), False, (100, 100), 10.0, 300.0)
 FIGURES = {
     "before": {"similarity": 0.8, "dice_mean": 0.5},
     "after": {"similarity": 0.4, "dice_mean": 0.7},
     "folding_percent": 0.0,
+    "interrupted_level": None,
     "displacement_mm_mean": 2.0,
 }
 CONVERGED = {"loss": FALLING.numpy()}
@@ -116,12 +123,16 @@ def test_a_good_pair_is_good() -> None:
     ("change", "topic", "grade"),
     [
         ({"shared_after": 0.05}, "alignment", Grade.BAD),
-        ({"shared_after": 0.07}, "alignment", Grade.CHECK),
+        ({"shared_after": 0.11}, "alignment", Grade.CHECK),
+        ({"distortion": 1.2}, "alignment", Grade.CHECK),
+        ({"distortion": 1.6}, "alignment", Grade.BAD),
+        ({"shared_after": 0.15, "shared_turned": 0.1}, "alignment", Grade.BAD),
+        ({"shared_turned": 0.1}, "alignment", Grade.GOOD),
         ({"shared_after": 0.07, "shared_by_chance": 0.01}, "alignment", Grade.GOOD),
         ({"shared_after": 0.35, "shared_by_chance": 0.2}, "alignment", Grade.GOOD),
         ({"largest_mm": 90.0}, "size", Grade.CHECK),
         ({"grey_values": (100, 4)}, "input", Grade.CHECK),
-        ({"shared_after": 0.05, "shared_turned": 0.08}, "input", Grade.BAD),
+        ({"shared_after": 0.05, "shared_turned": 0.09}, "input", Grade.BAD),
     ],
 )
 def test_evidence_that_is_not_good(change, topic, grade) -> None:
@@ -180,44 +191,119 @@ def head() -> ExamplePair:
     return example_pair(2, 2.0)
 
 
-def registered(pair: ExamplePair, moving: np.ndarray, folder: Path) -> Path:
-    """Folder of a registration with the default settings."""
-    fixed, other = (torch.from_numpy(np.ascontiguousarray(x))[None] for x in (pair.fixed, moving))
-    result = RegisterPair(2, PairInferer(2, handlers=[]))(fixed, other)
-    images = {"fixed": pair.fixed, "moving": moving}
+@pytest.fixture(scope="module")
+def coarse_head() -> ExamplePair:
+    return example_pair(3, 6.0)
+
+
+def registered(
+    pair: ExamplePair,
+    moving: np.ndarray,
+    folder: Path,
+    mask: np.ndarray | None = None,
+    loss_function: RegistrationLoss | None = None,
+    network: EulerianVelocity | None = None,
+) -> Path:
+    """Folder of a registration with the default settings but for those that are given.
+
+    The mask is for both images; with a network of its own, folds stay.
+    """
+    dims = pair.fixed.ndim
+    fixed, other = (torch.from_numpy(np.ascontiguousarray(x, np.float32))[None] for x in (pair.fixed, moving))
+    masks = {} if mask is None else dict.fromkeys(MASK_KEYS, mask)
+    inferer = PairInferer(dims, loss_function, handlers=[], unfold=network is None)
+    counted = {key: torch.from_numpy(x.astype(np.float32))[None] for key, x in masks.items()}
+    result = RegisterPair(dims, inferer, network)(fixed, other, **counted)
+    images = {"fixed": pair.fixed, "moving": moving, **masks}
     return save_result(folder, images, result.ddf, pair.affine, history=result.history)
 
 
-def test_a_pair_that_aligns_is_said_to_be_aligned(head, tmp_path) -> None:
-    page = write_report(registered(head, head.moving, tmp_path))
-    summary = json.loads((page.parent / "report.json").read_text(encoding="utf-8"))
-    assert summary["headline"].startswith("Aligned")
-    assert summary["findings"][0]["grade"] == "good"
+def verdict_on(folder: Path) -> Verdict:
+    pair = read_pair(folder)
+    return judge(pair.figures, pair.history, gather(pair.images, pair.ddf, pair.affine, pair.masks))
 
 
-def test_an_upside_down_moving_image_is_said_to_be_not_aligned(head, tmp_path) -> None:
-    pair = read_pair(registered(head, head.moving[:, ::-1], tmp_path))
-    verdict = judge(pair.figures, pair.history, gather(pair.images, pair.ddf, pair.affine))
+@pytest.mark.parametrize("kind", ["head", "coarse_head"])
+def test_a_pair_that_aligns_is_said_to_be_aligned(kind, request, tmp_path) -> None:
+    pair = request.getfixturevalue(kind)
+    verdict = verdict_on(registered(pair, pair.moving, tmp_path))
+    assert verdict.headline.startswith("Aligned")
+    assert verdict.findings[0].grade == Grade.GOOD
+
+
+@pytest.mark.parametrize("kind", ["head", "coarse_head"])
+def test_an_upside_down_moving_image_is_said_to_be_not_aligned(kind, request, tmp_path) -> None:
+    pair = request.getfixturevalue(kind)
+    axis = pair.fixed.ndim - 1
+    verdict = verdict_on(registered(pair, np.flip(pair.moving, axis), tmp_path))
     assert verdict.headline == "Not aligned."
     (reason,) = [f.text for f in verdict.findings if f.topic == "input"]
-    assert "turned over" in reason
+    assert f"turned over ({('left-right', 'back-front', 'bottom-top')[axis]})" in reason
+
+
+def mixed(image: np.ndarray) -> np.ndarray:
+    """The voxels of an image in any order."""
+    return np.random.default_rng(0).permutation(image.ravel()).reshape(image.shape)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda image: shift(image, (20, 0), order=0), mixed, lambda image: image.max() - image],
+    ids=["40 mm apart", "noise", "another contrast"],
+)
+def test_a_pair_that_cannot_align_is_said_to_be_not_aligned(head, spoil, tmp_path) -> None:
+    verdict = verdict_on(registered(head, spoil(head.moving), tmp_path))
+    assert verdict.headline.startswith("Not aligned")
+    assert not [f for f in verdict.findings if f.topic == "input"]
+
+
+def test_another_contrast_aligns_with_a_loss_for_it(head, tmp_path) -> None:
+    loss = RegistrationLoss(
+        LocalCorrelationRatioLoss(2, 21),
+        {"intensity": (3.0, MappedIntensityLoss())},
+        {"folding": (2.5, FoldingLoss())},
+        {"smoothness": (0.3, SmoothnessLoss())},
+    )
+    verdict = verdict_on(registered(head, head.moving.max() - head.moving, tmp_path, loss_function=loss))
+    assert verdict.headline.startswith("Aligned")
+
+
+def test_what_is_masked_out_does_not_count_against_the_pair(head, tmp_path) -> None:
+    mask = np.ones(head.fixed.shape, bool)
+    mask[:, :35] = False
+    folder = registered(head, np.where(mask, head.moving, mixed(head.moving)), tmp_path, mask)
+    assert verdict_on(folder).headline.startswith("Aligned")
+    pair = read_pair(folder)
+    with_masks, without = (gather(pair.images, pair.ddf, pair.affine, masks) for masks in (pair.masks, None))
+    assert with_masks.shared_after > 1.5 * without.shared_after
 
 
 def test_a_perfect_pair_is_said_to_be_identical(head, tmp_path) -> None:
-    zero = torch.zeros(2, *head.fixed.shape)
-    pair = read_pair(save_result(tmp_path, {"fixed": head.fixed, "moving": head.fixed}, zero, head.affine))
-    verdict = judge(pair.figures, pair.history, gather(pair.images, pair.ddf, pair.affine))
+    verdict = verdict_on(registered(head, head.fixed, tmp_path))
     assert verdict.grade == Grade.GOOD
     assert verdict.headline == "Aligned from the start: the two images are identical."
 
 
 def test_a_pair_that_folds_is_said_to_fold(head, tmp_path) -> None:
-    ddf = torch.from_numpy(head.ddf).float() + smooth_ddf(head.fixed.shape, largest=2, sigma=0.7)
-    pair = read_pair(save_result(tmp_path, {"fixed": head.fixed, "moving": head.moving}, ddf, head.affine))
-    verdict = judge(pair.figures, pair.history, gather(pair.images, pair.ddf, pair.affine))
-    assert pair.figures["folding_percent"] > 1
+    free = RegistrationLoss(LocalNCCLoss(2, 9)), EulerianVelocity(2, smoothing=GaussianSmoothing(2, 1.0, passes=0))
+    folder = registered(head, head.moving, tmp_path, None, *free)
+    assert read_pair(folder).figures["folding_percent"] > 1
+    verdict = verdict_on(folder)
     assert verdict.grade == Grade.BAD
-    assert verdict.headline == "Aligned, but the deformation folds."
+    assert "the deformation folds" in verdict.headline
+
+
+@pytest.mark.parametrize(("level", "told"), [(0, "iteration 5 of level 1 of 3"), (2, "iteration 1 of level 3 of 3")])
+def test_an_interrupted_pair_is_said_to_be_interrupted(level, told) -> None:
+    counts = [40, 40, 40][:level] + [5 if level == 0 else 1] + [1] * (2 - level)
+    history = {"loss": np.ones(sum(counts)), "level": np.repeat([0, 1, 2], counts)}
+    verdict = judge(FIGURES | {"interrupted_level": level}, history, FINE)
+    (reason,) = [f.text for f in verdict.findings if f.topic == "interruption"]
+    assert told in reason
+    assert ("finer levels" in reason) == (level < 2)
+    assert verdict.headline == "Aligned, with reservations: interruption."
+    apart = judge(FIGURES | {"interrupted_level": level}, history, FINE._replace(shared_after=0.03))
+    assert apart.headline == "Not aligned; the optimisation was interrupted."
 
 
 def test_the_moving_image_is_shown_after_its_affine_start(tmp_path) -> None:
@@ -227,6 +313,7 @@ def test_the_moving_image_is_shown_after_its_affine_start(tmp_path) -> None:
     start[1, 3] = 3 * AFFINE[1, 1]
     images = {"fixed": fixed, "moving": moving, "fixed_label": fixed > 0.5, "moving_label": moving > 0.5}
     pair = read_pair(save_result(tmp_path, images, torch.zeros(3, *fixed.shape), AFFINE, start=start))
+    np.testing.assert_allclose(pair.ddf, 0, atol=1e-5)
     for shown in (pair.images, pair.labels):
         np.testing.assert_allclose(shown["moving"][:, :-3], shown["fixed"][:, :-3], atol=1e-5)
         np.testing.assert_allclose(shown["warped"][:, :-3], shown["fixed"][:, :-3], atol=1e-5)

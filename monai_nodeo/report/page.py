@@ -59,7 +59,7 @@ def write_report(folder: PathLike) -> Path:
     """
     path = Path(str(folder))
     pair = read_pair(path)
-    evidence = gather(pair.images, pair.ddf, pair.affine)
+    evidence = gather(pair.images, pair.ddf, pair.affine, pair.masks)
     verdict = judge(pair.figures, pair.history, evidence)
     planes = cut(pair.images, pair.ddf, pair.affine, pair.labels)
     largest = max(evidence.largest_mm, 1e-3)

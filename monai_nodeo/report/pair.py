@@ -20,10 +20,11 @@ from nibabel.loadsave import load
 from nibabel.orientations import aff2axcodes
 from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
+from torch import Tensor
 
-from monai_nodeo.image_geometry import on_grid_of
+from monai_nodeo.image_geometry import affine_3d, on_grid_of
 from monai_nodeo.pair_transforms import LoadPaird
-from monai_nodeo.pairs import IMAGE_KEYS, LABEL_KEYS
+from monai_nodeo.pairs import IMAGE_KEYS, LABEL_KEYS, MASK_KEYS
 from monai_nodeo.transform_io import read_displacement
 
 __all__ = ["FIGURES", "FinishedPair", "read_figures", "read_history", "read_pair"]
@@ -40,7 +41,8 @@ class FinishedPair:
         history: term -> its value at every iteration, (iterations,).
         images: "fixed", "moving" (before registration, after the affine start) and "warped", (*spatial).
         labels: the same names -> label maps, (*spatial); empty without labels.
-        ddf: displacement in voxels, (D, *spatial), tensor axis order.
+        masks: the same names, or some of them -> where the image counts, (*spatial), bool; empty without masks.
+        ddf: displacement in voxels, (D, *spatial), tensor axis order, without the affine start.
         affine: voxel -> RAS mm of the fixed image, (4, 4).
         headers: "fixed" and "moving" -> facts of the image file.
     """
@@ -49,6 +51,7 @@ class FinishedPair:
     history: dict[str, NDArray]
     images: dict[str, NDArray]
     labels: dict[str, NDArray]
+    masks: dict[str, NDArray]
     ddf: NDArray
     affine: NDArray
     headers: dict[str, dict[str, str]]
@@ -62,19 +65,20 @@ def read_pair(folder: PathLike) -> FinishedPair:
     """
     path = Path(str(folder))
     figures = read_figures(path)
-    row = {key: figures[key] for key in (*IMAGE_KEYS, *LABEL_KEYS) if key in figures}
+    row = {key: figures[key] for key in (*IMAGE_KEYS, *LABEL_KEYS, *MASK_KEYS) if key in figures}
     for key, name in row.items():
         if not Path(name).exists():
             raise ValueError(
                 f"{path}: the {key} file {name} that was registered is not there any more, and the pictures show it; "
                 f"put it back, or correct its path in {path / FIGURES}."
             )
-    ddf, _ = read_displacement(path / "displacement.nii.gz")
-    loaded = LoadPaird(len(ddf), min_size=2)(row)
+    whole_way, _ = read_displacement(path / "displacement.nii.gz")
+    loaded = LoadPaird(len(whole_way), min_size=2)(row)
     start = torch.tensor(figures["initial_affine"], dtype=torch.float64) if "initial_affine" in figures else None
+    ddf = whole_way if start is None else _without(start, whole_way, affine_3d(loaded["fixed"]))
 
-    def on_fixed_grid(key: str, mode: str) -> NDArray:
-        return on_grid_of(loaded["fixed"], loaded[key], start, mode=mode)[0].numpy()
+    def on_fixed_grid(key: str, mode: str, ddf: Tensor | None = None) -> NDArray:
+        return on_grid_of(loaded["fixed"], loaded[key], start, ddf, mode)[0].numpy()
 
     shape = ddf.shape[1:]
     images = {"fixed": loaded["fixed"][0].numpy(), "moving": on_fixed_grid("moving", "bilinear")}
@@ -83,9 +87,15 @@ def read_pair(folder: PathLike) -> FinishedPair:
     if "moving_label" in row:
         labels = {"fixed": loaded["fixed_label"][0].numpy(), "moving": on_fixed_grid("moving_label", "nearest")}
         labels["warped"] = _voxels(path / "warped_label.nii.gz", shape)
+    masks = {}
+    if "fixed_mask" in row:
+        masks["fixed"] = loaded["fixed_mask"][0].numpy() > 0
+    if "moving_mask" in row:
+        masks["moving"] = on_fixed_grid("moving_mask", "nearest") > 0
+        masks["warped"] = on_fixed_grid("moving_mask", "nearest", torch.from_numpy(ddf)) > 0
     affine = loaded["fixed"].affine.numpy()
     headers = {key: _header(loaded[key]) for key in IMAGE_KEYS}
-    return FinishedPair(figures, read_history(path), images, labels, ddf, affine, headers)
+    return FinishedPair(figures, read_history(path), images, labels, masks, ddf, affine, headers)
 
 
 def read_figures(folder: Path) -> dict[str, Any]:
@@ -110,6 +120,15 @@ def read_history(folder: Path) -> dict[str, NDArray]:
         rows = list(csv.DictReader(file))
     names = [name for name in rows[0] if name != "iteration"] if rows else []
     return {name: np.array([float(row[name]) for row in rows]) for name in names}
+
+
+def _without(start: Tensor, whole_way: NDArray, affine: Tensor) -> NDArray:
+    """What is left of a displacement (D, *spatial) in voxels when the affine start that it ends with is undone."""
+    dims = len(whole_way)
+    back = torch.linalg.inv(torch.linalg.inv(affine) @ start @ affine).numpy().astype(whole_way.dtype)
+    places = np.indices(whole_way.shape[1:], dtype=whole_way.dtype)
+    arrived = np.einsum("ij,j...->i...", back[:dims, :dims], places + whole_way)
+    return arrived + back[:dims, 3].reshape(-1, *[1] * dims) - places
 
 
 def _voxels(path: Path, shape: tuple[int, ...]) -> NDArray:
