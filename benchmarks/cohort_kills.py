@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -123,32 +124,47 @@ def table(folder: Path) -> dict[str, dict[str, str]]:
         return {row["id"]: {k: v for k, v in row.items() if k not in MEASURED} for row in csv.DictReader(file)}
 
 
-def main() -> None:
-    """Run, compare, print."""
+Words = list[str]
+
+
+def in_a_process(words: Words) -> int:
+    """Run the command to its end: its exit status."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.run([sys.executable, "-m", "monai_nodeo", "cohort", *words], **quiet).returncode
+
+
+def main(argv: Words | None = None, in_peace: Callable[[Words], int] = in_a_process) -> None:
+    """Run, compare, print; ``in_peace`` runs the command where nothing is killed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=3, help="of workers, in each run with kills")
     parser.add_argument("--local-only", action="store_true", help="without the run on a cluster")
     parser.add_argument("--set", action="append", default=[], help="as for the command")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     random.seed(0)
     folder = arguments.output.absolute()
     folder.mkdir(parents=True)
     count = len(json.loads(Path(arguments.pairs).read_text(encoding="utf-8")))
-    settings = ["--no-report", "--device", "cpu", *(word for value in arguments.set for word in ("--set", value))]
+    settings: Words = [
+        "--no-report",
+        "--device",
+        "cpu",
+        *(word for value in arguments.set for word in ("--set", value)),
+    ]
+
+    def words(output: str, *engine: str) -> Words:
+        return [arguments.pairs, "-o", str(folder / output), *engine, *settings]
 
     def start(output: str, *engine: str) -> subprocess.Popen[str]:
-        words = ["-m", "monai_nodeo", "cohort", arguments.pairs, "-o", str(folder / output), *engine, *settings]
-        return subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        command = [sys.executable, "-m", "monai_nodeo", "cohort", *words(output, *engine)]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
     def moments(start: float, end: float) -> list[float]:
         return [random.uniform(start, end) * count for _ in range(arguments.kills)]
 
     started = time.perf_counter()
-    quiet = start("quiet")
-    quiet.communicate()
-    assert quiet.returncode == 0
+    assert in_peace(words("quiet")) == 0
     seconds = {"quiet, one process": round(time.perf_counter() - started, 1)}
 
     started = time.perf_counter()
@@ -171,15 +187,14 @@ def main() -> None:
         figures |= {"status_after_the_scheduler": command.returncode, "said_after_the_scheduler": said[-1:]}
         figures["done_when_scheduler_killed"] = len(watcher.seen)
 
-    last = start("killed")
-    last.communicate()
+    last = in_peace(words("killed"))
     watcher.stop()
     seconds["with kills, two workers"] = round(time.perf_counter() - started, 1)
     expected, found = table(folder / "quiet"), table(folder / "killed")
     figures |= {
         "pairs": len(expected),
         "workers_killed": killed,
-        "status_of_last_run": last.returncode,
+        "status_of_last_run": last,
         "complete": sum(row["status"] == "done" for row in found.values()),
         "recomputed_after_result": sorted(watcher.recomputed),
         "figures_as_in_quiet_run": found == expected,

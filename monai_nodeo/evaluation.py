@@ -5,14 +5,14 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config import NdarrayOrTensor
-from monai.metrics import compute_dice, compute_hausdorff_distance
+from monai.metrics import compute_dice
+from monai.metrics.utils import get_mask_edges, get_surface_distance
 from monai.utils import convert_to_tensor
 from scipy.ndimage import find_objects
 from torch import Tensor
@@ -108,11 +108,10 @@ def _mask_metrics(judged: Tensor, truth: Tensor, spacing: Sequence[float]) -> tu
     dice = _plain(compute_dice(y_pred, y))
     if not judged.any():  # MONAI would warn and call the distance infinite
         return dice, None
-    with warnings.catch_warnings():
-        # MONAI 1.6.1 passes this deprecated argument to itself.
-        warnings.filterwarnings("ignore", ".*get_mask_edges:always_return_as_numpy", FutureWarning)
-        distance = compute_hausdorff_distance(y_pred, y, include_background=True, percentile=95, spacing=list(spacing))
-    return dice, _plain(distance)
+    # The parts of MONAI's compute_hausdorff_distance: its crop, which is already done here, takes most of its time.
+    edges = get_mask_edges(judged.numpy(), truth.numpy(), crop=False)
+    distances = (get_surface_distance(*surfaces, spacing=list(spacing)) for surfaces in (edges, edges[::-1]))
+    return dice, max(float(torch.quantile(torch.as_tensor(d), 0.95)) for d in distances)
 
 
 def _plain(value: Tensor) -> float | None:

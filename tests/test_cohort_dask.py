@@ -8,12 +8,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import probes
 import pytest
-from cohorts import ROOT, environment, make_rows, table, write_list
+from cohorts import ROOT, as_it_was, environment, here, make_rows, table, write_list
 from distributed import Client, LocalCluster
 
 from monai_nodeo.cohort import dask_engines
@@ -22,7 +23,11 @@ from monai_nodeo.cohort.storage import StorageError
 from monai_nodeo.cohort.task import Job
 
 # Dask closes sockets a little later than Python would like.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    # MONAI says of every config file, whoever wrote it, that parsing it runs code.
+    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
+]
 
 JOB = Job("/nowhere", {}, "key", "run")
 
@@ -106,6 +111,16 @@ def test_scheduler_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
         list(ExistingCluster("tcp://127.0.0.1:9", None)(JOB, batches(1)))
 
 
+def test_gpus_of_a_cluster_need_not_be_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_engines, "_CONNECT", 0.3)
+    pairs = write_list(tmp_path / "pairs.json", make_rows(tmp_path / "data", 1))
+
+    with as_it_was():
+        result = here(pairs, "-o", tmp_path / "out", "--device", "cuda", "--scheduler", "tcp://127.0.0.1:9")
+
+    assert "no Dask scheduler answers at tcp://127.0.0.1:9 " in result.stderr
+
+
 def test_more_workers_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask_engines, "_visible_gpus", lambda: ["0", "1"])
 
@@ -159,13 +174,27 @@ def test_lost_scheduler_ends_the_run(tmp_path: Path, task) -> None:
         scheduler.wait(30)
 
 
-def test_nothing_is_lost_or_done_twice_when_all_are_killed(tmp_path: Path) -> None:
-    """The benchmark of 200 pairs, with 20 tiny ones and without the part with a scheduler of its own."""
+def test_nothing_is_lost_or_done_twice_when_all_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmark of 200 pairs, with a few tiny ones and without the part with a scheduler of its own."""
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    spec = spec_from_file_location("cohort_kills", ROOT / "benchmarks" / "cohort_kills.py")
+    benchmark = module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
     pairs = write_list(tmp_path / "pairs.json", make_rows(tmp_path / "data", 20))
-    script = [sys.executable, str(ROOT / "benchmarks" / "cohort_kills.py"), str(pairs), "--local-only"]
-    few = ["--output", str(tmp_path / "kills"), "--kills", "1", "--set", "iterations=[3,3]"]
+    words = [
+        str(pairs),
+        "--local-only",
+        "--output",
+        str(tmp_path / "kills"),
+        "--kills",
+        "1",
+        "--set",
+        "iterations=[3,3]",
+    ]
 
-    subprocess.run([*script, *few], env=environment(), check=True, capture_output=True, timeout=300)
+    with as_it_was():
+        benchmark.main(words, in_peace=lambda words: here(*words).exit_code)
 
     found = json.loads((tmp_path / "kills" / "kills.json").read_text(encoding="utf-8"))
     assert found["workers_killed"] == 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from cohorts import QUICK, as_it_was, make_rows, table
 from dicom import write_series
 from grids import VOLUME, make_image
 from scipy.spatial.transform import Rotation
@@ -97,3 +99,26 @@ def test_page_of_transforms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert {"out", "warped.nii.gz", "fixed_in_moving.nii.gz", "moving_points_in_fixed.csv", "w.nii.gz"} <= {
         path.name for path in tmp_path.iterdir()
     }
+
+
+def test_page_of_cohorts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = make_rows(tmp_path, 2)
+    (tmp_path / "pairs.csv").write_text("fixed,moving\n" + "\n".join(f"{r['fixed']},{r['moving']}" for r in rows))
+    lists = {"registration_val": [{side: row[side] for side in ("fixed", "moving")} for row in rows], "training": []}
+    (tmp_path / "dataset.json").write_text(json.dumps(lists))
+    shutil.copy(rows[0]["fixed"], tmp_path / "atlas.nii.gz")
+    subject = tmp_path / "sub-01" / "anat"
+    subject.mkdir(parents=True)
+    shutil.copy(rows[1]["moving"], subject / "sub-01_T1w.nii.gz")
+
+    with as_it_was():
+        for words in commands("cohort.md"):
+            run([*words, *QUICK])
+
+    found = {folder: [row["status"] for row in table(tmp_path / folder).values()] for folder in tables_of(tmp_path)}
+    assert found == {"results": ["done"] * 2, "learn2reg": ["done"] * 2, "to_atlas": ["done"]}
+
+
+def tables_of(folder: Path) -> list[str]:
+    return [path.parent.name for path in folder.glob("*/metrics.csv")]

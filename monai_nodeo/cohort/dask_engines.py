@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import dask
 from dask.system import CPU_COUNT
@@ -97,6 +97,7 @@ class ExistingCluster:
     scheduler_file: str | None
     threads: int | None = None
     needs_gpu: bool = False
+    elsewhere: ClassVar[bool] = True
 
     def __call__(self, job: Job, batches: Sequence[Rows]) -> Iterator[dict[str, Any]]:
         _silence()

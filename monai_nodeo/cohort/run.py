@@ -58,7 +58,8 @@ def run_cohort(
         rows: of the whole cohort, which the tables are about.
         mine: those that this process is to run.
         resolve: the config, asked for only when there is something to run.
-        engine: registers pairs and yields their results in any order.
+        engine: registers pairs and yields their results in any order; one whose workers are on other machines says
+            ``elsewhere = True``.
 
     Returns:
         The summary, see `write_tables`.
@@ -72,7 +73,8 @@ def run_cohort(
     if not todo:
         return write_tables(ledger, rows)
     config = resolve()
-    _check(config, todo, ledger)
+    # the devices of another machine are not here, perhaps
+    _check({**config, "device": "cpu"} if getattr(engine, "elsewhere", False) else config, todo, ledger)
     job = Job(str(ledger.folder), {**config, "quiet": True}, ledger.config_key, uuid.uuid4().hex)
     try:
         _watch(engine(job, _batches(todo, config["batch_size"])), len(todo))
