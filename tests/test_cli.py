@@ -342,7 +342,7 @@ def test_settings_are_read_as_python_or_json(text: str, value: Any) -> None:
     ("shape", "offset", "words"),
     [
         pytest.param((14, 16, 12), (120.0, -80.0, 60.0), ["--init", "moments"], id="volumes far apart"),
-        pytest.param((20, 22, 1), 40 * VOLUME.affine[:3, 2] / 2.5, [], id="slices of different levels"),
+        pytest.param((20, 22, 1), 40 * VOLUME.affine[:3, 2] / 2.5, ["--quiet"], id="slices of different levels"),
     ],
 )
 def test_register_writes_what_apply_takes(
@@ -365,6 +365,8 @@ def test_register_writes_what_apply_takes(
     )
 
     assert done.returncode == 0, done.stderr
+    assert ("results are in" in done.stderr + done.stdout) == ("--quiet" not in words)
+    assert not ("--quiet" in words and done.stdout + done.stderr)
     figures = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert figures["iterations"] == 4
     assert figures["config"]["spatial_dims"] == grids["fixed"].spatial_dims

@@ -106,7 +106,7 @@ def _alignment(evidence: Evidence) -> Finding:
     score = _score(evidence)
     if score >= _FITS or evidence.shared_after >= _SHARED_SURELY:
         return Finding("alignment", Grade.GOOD, text)
-    needed = f"{text} Images that fit share {_FITS * _excess(evidence):.0f} times that and more"
+    needed = f"{text} Images that fit share {_FITS * _excess(evidence):.1f} times that and more"
     needed += ", for a deformation as violent as this one" if _excess(evidence) > 1 else ""
     if score >= _DOES_NOT_FIT:
         return Finding("alignment", Grade.CHECK, f"{needed}: noise, images of different kinds, or structures apart.")
