@@ -44,19 +44,29 @@ def read_json(page: Path) -> Any:
     return json.loads(text)
 
 
-@pytest.fixture
-def volume(tmp_path) -> Path:
+def save_volume(folder: Path) -> Path:
     """Folder of a labelled 3D pair."""
     fixed, moving, ddf = deformed_pair((12, 9, 11))
     images = {"fixed": fixed, "moving": moving, "fixed_label": fixed > 0.5, "moving_label": moving > 0.5}
-    return save_result(tmp_path / "out", {key: image[0].numpy() for key, image in images.items()}, ddf, AFFINE)
+    return save_result(folder, {key: image[0].numpy() for key, image in images.items()}, ddf, AFFINE)
+
+
+def save_plane(folder: Path) -> Path:
+    """Folder of a 2D pair without labels."""
+    fixed, moving, ddf = deformed_pair((25, 21))
+    return save_result(folder, {"fixed": fixed[0].numpy(), "moving": moving[0].numpy()}, ddf, AFFINE)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> dict[str, Path]:
+    """Reports that are read only."""
+    makers = {"volume": save_volume, "plane": save_plane}
+    return {kind: write_report(make(tmp_path_factory.mktemp(kind) / "out")) for kind, make in makers.items()}
 
 
 @pytest.fixture
 def plane(tmp_path) -> Path:
-    """Folder of a 2D pair without labels."""
-    fixed, moving, ddf = deformed_pair((25, 21))
-    return save_result(tmp_path / "out", {"fixed": fixed[0].numpy(), "moving": moving[0].numpy()}, ddf, AFFINE)
+    return save_plane(tmp_path / "out")
 
 
 # evidence
@@ -334,8 +344,8 @@ class _References(HTMLParser):
 
 
 @pytest.mark.parametrize("kind", ["volume", "plane"])
-def test_the_page_is_small_and_needs_nothing_beside_it(kind, request) -> None:
-    page = write_report(request.getfixturevalue(kind))
+def test_the_page_is_small_and_needs_nothing_beside_it(kind, pages) -> None:
+    page = pages[kind]
     assert page.stat().st_size < 3e6
     references = _References()
     references.feed(page.read_text(encoding="utf-8"))
@@ -345,14 +355,14 @@ def test_the_page_is_small_and_needs_nothing_beside_it(kind, request) -> None:
 
 
 @pytest.mark.parametrize("kind", ["volume", "plane"])
-def test_the_figures_in_the_page_are_those_of_the_file(kind, request) -> None:
-    folder = request.getfixturevalue(kind)
-    assert read_json(write_report(folder)) == json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+def test_the_figures_in_the_page_are_those_of_the_file(kind, pages) -> None:
+    figures = json.loads(pages[kind].with_name("metrics.json").read_text(encoding="utf-8"))
+    assert read_json(pages[kind]) == figures
 
 
 @pytest.mark.parametrize(("kind", "planes", "layers"), [("volume", 3, 12), ("plane", 1, 9)])
-def test_every_picture_is_described_and_there_is_one_for_each_plane_and_layer(kind, planes, layers, request) -> None:
-    page = write_report(request.getfixturevalue(kind)).read_text(encoding="utf-8")
+def test_every_picture_is_described_and_there_is_one_for_each_plane_and_layer(kind, planes, layers, pages) -> None:
+    page = pages[kind].read_text(encoding="utf-8")
     pictures = re.findall(r'<img data-layer="([^"]+)" alt="([^"]+)"', page)
     assert len(pictures) == planes * layers
     assert len(set(pictures)) == planes * layers
