@@ -548,6 +548,28 @@ def test_reductions_that_do_nothing_are_refused():
 
 # Weights and voxel sizes
 
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_intensities_are_compared_after_the_best_linear_fit(shape, weighted):
+    generator = torch.Generator().manual_seed(3)
+    pred, target = (torch.rand(2, 2, *shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    weight = torch.rand(2, 1, *shape, generator=generator, dtype=torch.float64) if weighted else None
+    found = IntensityLoss().of_each(pred, target, weight)
+    for item in range(2):
+        residuals, counts = [], []
+        for channel in range(2):
+            x, y = (image[item, channel].flatten().numpy() for image in (pred, target))
+            w = np.ones_like(x) if weight is None else weight[item, 0].flatten().numpy()
+            residuals.append((w * (np.polyval(np.polyfit(x, y, 1, w=np.sqrt(w)), x) - y) ** 2).sum())
+            counts.append(w.sum())
+        assert found[item].item() == pytest.approx(sum(residuals) / sum(counts))
+    torch.testing.assert_close(IntensityLoss().of_each(5 - 0.3 * pred, target, weight), found)
+    # of a constant image nothing can be made but the mean
+    flat = IntensityLoss()(torch.ones_like(pred[:1, :1]), target[:1, :1])
+    torch.testing.assert_close(flat, target[:1, :1].var(correction=0))
+
+
 WEIGHTED = [lambda dims: LocalNCCLoss(dims, 5), lambda dims: IntensityLoss()]
 every_weighted = pytest.mark.parametrize("make", WEIGHTED, ids=["NCC", "intensity"])
 
