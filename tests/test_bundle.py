@@ -370,7 +370,16 @@ def test_figures_are_json_and_complete(result) -> None:
             "sd_log_jacobian",
             "displacement_mm_mean",
         ),
-        *("iterations", "seconds_optimisation", "seconds_total", "peak_memory_mb", "device", "seed", "versions"),
+        *(
+            "iterations",
+            "interrupted_level",
+            "seconds_optimisation",
+            "seconds_total",
+            "peak_memory_mb",
+            "device",
+            "seed",
+            "versions",
+        ),
         "config",
     }
     assert (values["fixed"], values["moving"]) == (result.fixed, result.moving)
