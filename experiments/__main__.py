@@ -39,7 +39,7 @@ def run(groups: tuple[str, ...], data: Path | None, results: Path, quick: bool) 
         raise click.UsageError(f"unknown group {', '.join(unknown)}; known are {', '.join(known)}.")
     runs = {run.name: run for name, group in known.items() if name in (groups or known) for run in group.values()}
     try:
-        run_all(list(runs.values()), data, results)
+        run_all(list(runs.values()), data, results, apart=not quick)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
