@@ -54,6 +54,7 @@ def write_page(results: Path, output: Path, quick: bool = False) -> None:
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
     )
     text = environment.get_template("reproduction.md.j2").render(
+        quick=quick,
         average=average,
         machines=_machines(list(runs.values()), results),
         volumes=volume_table(groups["volumes"], results) if "volumes" in groups else None,

@@ -99,7 +99,7 @@ _REGULARITY: dict[str, Callable[[Result], str]] = {
 
 def _spread(result: Result, key: str, form: str) -> str:
     values = [pair[key] for pair in result["pairs"]]
-    return f"{statistics.fmean(values):{form}} ± {statistics.pstdev(values):{form}}"
+    return f"{statistics.fmean(values):{form}} ± {statistics.stdev(values):{form}}"
 
 
 def _difference(result: Result, reference: Result | None, key: str, form: str) -> str:

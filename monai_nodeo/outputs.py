@@ -223,7 +223,8 @@ def run(evaluator: Engine, dataset: PairDataset, output_dir: PathLike, interrupt
         with interrupt.listening():
             evaluator.run()
     except KeyboardInterrupt:
-        logger.error("interrupted: finished pairs and %s are in %s, nothing is half-written.", TABLE, folder)
+        left = f"finished pairs and {TABLE} are in {folder}" if (folder / TABLE).exists() else "no pair was finished"
+        logger.error("interrupted: %s, nothing is half-written. on_interrupt=save keeps the field so far.", left)
         raise SystemExit(130) from None
     if interrupt.requested:
         logger.error(

@@ -98,8 +98,8 @@ def _headline(findings: list[Finding], evidence: Evidence) -> str:
 def _alignment(evidence: Evidence) -> Finding:
     text = (
         f"The warped and the fixed image share {_percent(evidence.shared_after)} of their information "
-        f"({_percent(evidence.shared_before)} before), {_times_chance(evidence):.1f} times what they share by chance, "
-        f"turned over. Neighbouring points were moved apart by {evidence.distortion:.2f} of their distance."
+        f"({_percent(evidence.shared_before)} before), {_times_chance(evidence):.1f} times what they share by chance "
+        f"(one of them turned over). The deformation changes distances of neighbours by {evidence.distortion:.0%} of them."
     )
     if _turned_over(evidence):
         return Finding("alignment", Grade.BAD, f"{text} One of the images seems to be turned over, see below.")
