@@ -99,7 +99,7 @@ def _alignment(evidence: Evidence) -> Finding:
     text = (
         f"The warped and the fixed image share {_percent(evidence.shared_after)} of their information "
         f"({_percent(evidence.shared_before)} before), {_times_chance(evidence):.1f} times what they share by chance "
-        f"(one of them turned over). The deformation changes distances of neighbours by {evidence.distortion:.0%} of them."
+        f"(one of them turned over). The deformation changes distances of neighbours by {evidence.distortion:.0%}."
     )
     if _turned_over(evidence):
         return Finding("alignment", Grade.BAD, f"{text} One of the images seems to be turned over, see below.")
