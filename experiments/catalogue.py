@@ -72,7 +72,7 @@ def experiments(quick: bool = False) -> dict[str, dict[str, Run]]:
     cohort: PairSet = Shapes((40, 48), (0.25, 0.4)) if quick else COHORT
     slice_: PairSet = Shapes((48, 40)) if quick else Slices(((1, 2),))
     shapes = Shapes((48, 56)) if quick else Shapes()
-    few: dict[str, Any] = {"iterations": [30], "best_window": 10, "learning_rate": 0.01} if quick else {}
+    few: dict[str, Any] = {"iterations": [15], "best_window": 10, "learning_rate": 0.01} if quick else {}
 
     def varied(group: str, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Run]:
         return {

@@ -223,7 +223,11 @@ def run(evaluator: Engine, dataset: PairDataset, output_dir: PathLike, interrupt
         with interrupt.listening():
             evaluator.run()
     except KeyboardInterrupt:
-        left = f"finished pairs and {TABLE} are in {folder}" if (folder / TABLE).exists() else "no pair was finished"
+        left = (
+            f"finished pairs and {TABLE} are in {folder}"
+            if (folder / TABLE).exists()
+            else f"no pair was finished, {folder} has none"
+        )
         logger.error("interrupted: %s, nothing is half-written. on_interrupt=save keeps the field so far.", left)
         raise SystemExit(130) from None
     if interrupt.requested:

@@ -219,7 +219,7 @@ def test_tables_have_a_row_a_run_and_say_what_is_not_run(tmp_path: Path) -> None
     save(tmp_path, result("tiny", [0.5, 0.7], **more), result("a", [0.6, 0.9], **more))
 
     _, _, published, better, missing = cohort_table(runs, tmp_path, "(p) published").splitlines()
-    assert published.startswith("| (p) published | 0.6000 ± 0.1000 |")
+    assert published.startswith("| (p) published | 0.6000 ± 0.1414 |")
     assert "+0.1500 ± " in better
     assert "| not run yet |" in missing
     for table in (ablation_table(runs, tmp_path, TINY), volume_table(runs, tmp_path)):
