@@ -12,7 +12,7 @@ from monai.utils import LossReduction
 from torch import Tensor
 
 from monai_nodeo.layers import apply_along_axes, kernel_matrix, odd_window
-from monai_nodeo.losses import ImageLoss, voxel_counts
+from monai_nodeo.losses import ImageLoss, VoxelwiseLoss
 
 __all__ = ["LocalCorrelationRatioLoss", "MappedIntensityLoss"]
 
@@ -46,7 +46,7 @@ class _Windows(NamedTuple):
         return centred / variance.clamp(min=torch.finfo(x.dtype).tiny).sqrt()
 
 
-class LocalCorrelationRatioLoss(ImageLoss):
+class LocalCorrelationRatioLoss(VoxelwiseLoss):
     """One minus the share of the local variance that a parabola of the other image's values explains.
 
     In every window the best ``a + b target + c target^2`` is fitted to ``pred``; the loss is one minus the mean of its
@@ -78,27 +78,6 @@ class LocalCorrelationRatioLoss(ImageLoss):
         self.spatial_dims = spatial_dims
         self.kernel_size = kernel_size
         self.eps = eps
-
-    def forward(
-        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
-    ) -> Tensor:
-        """See :py:meth:`monai_nodeo.losses.ImageLoss.forward`.
-
-        Raises:
-            ValueError: when the shapes differ or do not have ``spatial_dims`` spatial axes.
-        """
-        values = self._map(pred, target, weight, spacing)
-        if self.reduction == LossReduction.NONE:
-            return values
-        total = values.sum()
-        return total if self.reduction == LossReduction.SUM else total / voxel_counts(pred, weight).sum()
-
-    def of_each(
-        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
-    ) -> Tensor:
-        """See :py:meth:`monai_nodeo.losses.ImageLoss.of_each`."""
-        total = self._map(pred, target, weight, spacing).flatten(1).sum(1)
-        return total if self.reduction == LossReduction.SUM else total / voxel_counts(pred, weight)
 
     def _map(self, pred: Tensor, target: Tensor, weight: Tensor | None, spacing: Sequence[float] | None) -> Tensor:
         if pred.shape != target.shape or pred.ndim != self.spatial_dims + 2:

@@ -13,7 +13,7 @@ from monai.utils import LossReduction
 from torch import Tensor
 from torch.nn import functional as F
 
-from monai_nodeo.losses import ImageLoss, voxel_counts
+from monai_nodeo.losses import VoxelwiseLoss
 
 __all__ = ["MINDSSCLoss", "mind_ssc"]
 
@@ -73,7 +73,7 @@ def _shifted(padded: Tensor, axis: int, sign: int, steps: Sequence[int]) -> Tens
     return view
 
 
-class MINDSSCLoss(ImageLoss):
+class MINDSSCLoss(VoxelwiseLoss):
     """Mean squared difference of the self-similarity contexts of two images, of any two contrasts.
 
     The descriptor of the target is kept while the same tensor is passed.
@@ -117,27 +117,6 @@ class MINDSSCLoss(ImageLoss):
         descriptor = mind_ssc(target.detach(), self.radius, self.dilation, spacing)
         self._kept = (weakref.ref(target), target._version, spacing, descriptor)
         return descriptor
-
-    def forward(
-        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
-    ) -> Tensor:
-        """See :py:meth:`monai_nodeo.losses.ImageLoss.forward`; one channel.
-
-        Raises:
-            ValueError: when the shapes differ or do not have one channel and ``spatial_dims`` spatial axes.
-        """
-        values = self._map(pred, target, weight, spacing)
-        if self.reduction == LossReduction.NONE:
-            return values
-        total = values.sum()
-        return total if self.reduction == LossReduction.SUM else total / voxel_counts(pred, weight).sum()
-
-    def of_each(
-        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
-    ) -> Tensor:
-        """See :py:meth:`monai_nodeo.losses.ImageLoss.of_each`."""
-        total = self._map(pred, target, weight, spacing).flatten(1).sum(1)
-        return total if self.reduction == LossReduction.SUM else total / voxel_counts(pred, weight)
 
     def _map(self, pred: Tensor, target: Tensor, weight: Tensor | None, spacing: Sequence[float] | None) -> Tensor:
         if pred.shape != target.shape or pred.ndim != self.spatial_dims + 2:

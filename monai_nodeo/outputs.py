@@ -226,7 +226,7 @@ def run(evaluator: Engine, dataset: PairDataset, output_dir: PathLike, interrupt
         left = (
             f"finished pairs and {TABLE} are in {folder}"
             if (folder / TABLE).exists()
-            else f"no pair was finished, {folder} has none"
+            else f"no pair was finished in {folder}"
         )
         logger.error("interrupted: %s, nothing is half-written. on_interrupt=save keeps the field so far.", left)
         raise SystemExit(130) from None

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from grids import make_affine
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, verify_net_in_out
-from scipy.spatial.transform import Rotation
 from synthetic import deformed_pair, smooth_ddf, smooth_image
 
 import monai_nodeo
@@ -57,13 +57,6 @@ LABEL_FIGURES = {"dice", "dice_mean", "hd95_mm", "hd95_mm_mean"}
 
 
 # Pairs on disk
-
-
-def make_affine(angles: Sequence[float], zooms: Sequence[float]) -> np.ndarray:
-    affine = np.eye(4)
-    affine[:3, :3] = Rotation.from_euler("xyz", angles).as_matrix() @ np.diag(zooms)
-    affine[:3, 3] = 12.5, -30.25, 41.75
-    return affine
 
 
 OBLIQUE = make_affine((0.3, -0.2, 0.4), (1.2, 0.9, 2.5))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from monai_nodeo.losses.registration import RegistrationLoss
 from monai_nodeo.losses.regularity import DDFLoss, FoldingLoss, SmoothnessLoss, VelocityMagnitudeLoss
-from monai_nodeo.losses.similarity import ImageLoss, IntensityLoss, LocalNCCLoss, voxel_counts
+from monai_nodeo.losses.similarity import ImageLoss, IntensityLoss, LocalNCCLoss, VoxelwiseLoss, voxel_counts
 
 __all__ = [
     "DDFLoss",
@@ -17,5 +17,6 @@ __all__ = [
     "RegistrationLoss",
     "SmoothnessLoss",
     "VelocityMagnitudeLoss",
+    "VoxelwiseLoss",
     "voxel_counts",
 ]

@@ -64,6 +64,41 @@ def voxel_counts(image: Tensor, weight: Tensor | None) -> Tensor:
     return weight.flatten(1).sum(1).clamp(min=_SMALLEST_WEIGHT) * image.shape[1]
 
 
+class VoxelwiseLoss(ImageLoss):
+    """A loss that is the mean, the sum or the map of a value at every voxel.
+
+    Attributes:
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+    """
+
+    reduction: str
+
+    @abstractmethod
+    def _map(self, pred: Tensor, target: Tensor, weight: Tensor | None, spacing: Sequence[float] | None) -> Tensor:
+        """The values, (B, C, *spatial), times the weight; arguments as for :py:meth:`ImageLoss.forward`."""
+
+    def forward(
+        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
+    ) -> Tensor:
+        """See :py:meth:`ImageLoss.forward`.
+
+        Raises:
+            ValueError: when the shapes differ or are not those of images that the loss takes.
+        """
+        values = self._map(pred, target, weight, spacing)
+        if self.reduction == LossReduction.NONE:
+            return values
+        total = values.sum()
+        return total if self.reduction == LossReduction.SUM else total / voxel_counts(pred, weight).sum()
+
+    def of_each(
+        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
+    ) -> Tensor:
+        """See :py:meth:`ImageLoss.of_each`."""
+        total = self._map(pred, target, weight, spacing).flatten(1).sum(1)
+        return total if self.reduction == LossReduction.SUM else total / voxel_counts(pred, weight)
+
+
 class IntensityLoss(ImageLoss):
     """Mean squared difference of the target and the best linear function of ``pred``; with weights, weighted means.
 
