@@ -159,7 +159,7 @@ class MappedIntensityLoss(ImageLoss):
         scaled = (positions - low) / range_ * (self.num_bins - 1)
         lower = scaled.long().clamp(max=self.num_bins - 2)
         share = scaled - lower
-        sums = values.new_zeros(2, values.shape[0], self.num_bins)
+        sums = values.new_zeros((2, values.shape[0], self.num_bins))
         for index, part in ((lower, (1 - share) * counts), (lower + 1, share * counts)):
             sums = sums + torch.stack(
                 [torch.zeros_like(sums[0]).scatter_add(1, index, x) for x in (part * values, part)]

@@ -176,7 +176,7 @@ def _sampled(
     """(C, *its spatial) -> (C, *shape), at ``mapped(x + ddf(x))``, slab by slab."""
     matrix, offset = mapped[:-1, :-1].to(image), mapped[:-1, -1].to(image)
     axes = [torch.arange(n, dtype=image.dtype, device=image.device) for n in shape]
-    out = image.new_empty(image.shape[0], *shape)
+    out = image.new_empty((image.shape[0], *shape))
     rows = max(1, _SLAB_VOXELS * shape[0] // out[0].numel())
     for start in range(0, shape[0], rows):
         slab = slice(start, start + rows)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.losses import (
     BendingEnergyLoss,
     DiffusionLoss,
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from monai_nodeo import slabs
+from monai_nodeo.correlation_ratio import LocalCorrelationRatioLoss, MappedIntensityLoss
 from monai_nodeo.fields import identity_grid, jacobian_determinant, phi_to_ddf
 from monai_nodeo.inferers import PairInferer
 from monai_nodeo.landmarks import landmark_loss
@@ -37,6 +39,7 @@ from monai_nodeo.losses import (
     VelocityMagnitudeLoss,
     similarity,
 )
+from monai_nodeo.mind import MINDSSCLoss
 from monai_nodeo.networks import NODEONet
 
 SHAPES = [(11, 9), (9, 7, 5)]
@@ -522,6 +525,29 @@ def test_ncc_of_a_constant_image_is_one():
 def test_ddf_is_no_name_of_a_term():
     with pytest.raises(ValueError, match="ddf"):
         RegistrationLoss(nn.MSELoss(), ddf_terms={"ddf": (1.0, SmoothnessLoss())})
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("shape", [(11, 9), (9, 7, 5)])
+def test_images_and_fields_of_monai_transforms_are_taken(shape, reduction):
+    """MetaTensors, with the same values and gradients as plain ones."""
+    pred, target = (x.float() for x in images(shape))
+    field = smooth_ddf(shape)[None]
+    losses = [
+        (LocalNCCLoss(len(shape), 5, reduction), (pred, target)),
+        (LocalCorrelationRatioLoss(len(shape), 5, reduction), (pred, target)),
+        (IntensityLoss(), (pred, target)),
+        (MappedIntensityLoss(), (pred, target)),
+        (MINDSSCLoss(len(shape)), (pred, target)),
+        (FoldingLoss(reduction=reduction), (field,)),
+        (SmoothnessLoss(), (field,)),
+        (VelocityMagnitudeLoss(), (field,)),
+    ]
+    for loss, (first, *others) in losses:
+        expected = gradient(lambda x, loss=loss, others=others: loss(x, *others).sum(), first)
+        meta = [MetaTensor(x.clone()) for x in others]
+        found = gradient(lambda x, loss=loss, meta=meta: loss(x, *meta).sum(), MetaTensor(first.clone()))
+        assert torch.equal(torch.as_tensor(found), expected), type(loss).__name__
 
 
 @pytest.mark.parametrize("loss", [LocalNCCLoss(2, 5), FoldingLoss(), SmoothnessLoss()])

@@ -240,7 +240,7 @@ class _SquaredCorrelationSum(torch.autograd.Function):
         parts: list[Any] = [(..., slice(*ends), *[slice(None)] * (pred.ndim - 3)) for ends in slabs(pred)]
         mean = windows.image_mean(pred)
         # window means of the values, of their squares and of their product with the target
-        sums = pred.new_empty(3, *pred.shape)
+        sums = pred.new_empty((3, *pred.shape))  # MetaTensor takes a tuple only
         power = torch.zeros_like(mean)
         for part in parts:
             values = pred[part] - mean
