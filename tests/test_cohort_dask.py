@@ -121,23 +121,16 @@ def test_gpus_of_a_cluster_need_not_be_here(tmp_path: Path, monkeypatch: pytest.
     assert "no Dask scheduler answers at tcp://127.0.0.1:9 " in result.stderr
 
 
-def test_more_workers_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dask_engines, "_visible_gpus", lambda: ["0", "1"])
-
-    with pytest.raises(ClusterError, match="3 workers and 2 GPUs"):
-        list(LocalWorkers(3)(JOB, batches(1)))
-
-
 def test_each_worker_sees_its_gpu_before_torch_is_imported(monkeypatch: pytest.MonkeyPatch, task) -> None:
     monkeypatch.setattr(dask_engines, "_visible_gpus", lambda: ["3", "GPU-5"])
     task(probes.where)
 
-    found = list(LocalWorkers(2, threads=3)(JOB, batches(12)))
+    found = list(LocalWorkers(3, threads=3)(JOB, batches(18)))
 
-    assert {result["CUDA_VISIBLE_DEVICES"] for result in found} == {"3", "GPU-5"}
+    seen = {result["pid"]: result["CUDA_VISIBLE_DEVICES"] for result in found}
+    assert sorted(seen.values()) == ["3", "3", "GPU-5"]  # the third shares the first GPU
     assert {(result["OMP_WAIT_POLICY"], result["OMP_NUM_THREADS"]) for result in found} == {("PASSIVE", "3")}
     assert not any(result["torch"] for result in found)
-    assert len({result["pid"] for result in found}) == 2
 
 
 def test_pair_that_kills_its_worker_does_not_take_others_with_it(tmp_path: Path, task) -> None:

@@ -43,7 +43,7 @@ class _Shard(click.ParamType):
 @click.option("--key", help="Which list of a JSON object, as in registration_val.")
 @click.option("--dataset-dir", help="Where relative paths start; by default at the list's folder.")
 @click.option("--preset", type=click.Choice(preset_names()), help="Settings laid over the bundle's.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine, one a GPU if there are GPUs.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine, shared out to its GPUs.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of a worker; by default the cores are shared out.")
 @click.option("--batch", "batch_size", type=click.IntRange(min=1), help="Pairs of one shape optimised together.")
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask cluster that is there.")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import cycle, islice
 from typing import Any, ClassVar
 
 import dask
@@ -47,7 +47,8 @@ class LocalWorkers:
     Args:
         workers: their number.
         threads: of each, by default the cores are shared out.
-        device: "cpu", "cuda" or None, a GPU if there is one. Each worker sees one GPU and computes one pair at a time.
+        device: "cpu", "cuda" or None, a GPU if there is one. Each worker sees one GPU and registers one pair at a time;
+            with more workers than GPUs, those of a GPU load and write while another one computes.
     """
 
     workers: int
@@ -58,12 +59,8 @@ class LocalWorkers:
         _silence()
         threads = self.threads or max(1, CPU_COUNT // self.workers)
         gpus = [] if self.device == "cpu" else _visible_gpus()
-        if self.device != "cpu" and gpus and self.workers > len(gpus):
-            raise ClusterError(
-                f"{self.workers} workers and {len(gpus)} GPUs: a worker takes one for itself; give "
-                f"--workers {len(gpus)} or --device cpu."
-            )
-        specs = {number: self._worker(threads, gpus[number : number + 1]) for number in range(self.workers)}
+        shared = cycle(gpus or [None])
+        specs = {number: self._worker(threads, gpu) for number, gpu in zip(range(self.workers), shared, strict=False)}
         scheduler = {"cls": Scheduler, "options": {"dashboard": False, "dashboard_address": ":0", "host": "127.0.0.1"}}
         with (
             dask.config.set({"distributed.scheduler.allowed-failures": 10 * len(batches)}),  # the ledger counts deaths
@@ -73,13 +70,13 @@ class LocalWorkers:
             yield from run_on(client, replace(job, threads=threads), batches, needs_gpu=bool(gpus))
 
     @staticmethod
-    def _worker(threads: int, gpu: Sequence[str]) -> dict[str, Any]:
+    def _worker(threads: int, gpu: str | None) -> dict[str, Any]:
         # Set before torch is imported there: which GPU it sees, and that its threads sleep while they wait.
         environment = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(threads)}
-        environment |= {"CUDA_VISIBLE_DEVICES": gpu[0]} if gpu else {}
+        environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         options = {"nthreads": 1, "memory_limit": 0, "dashboard": False, "env": environment}
         options |= {"silence_logs": logging.CRITICAL}
-        return {"cls": Nanny, "options": options | {"resources": {GPU: 1} if gpu else {}}}
+        return {"cls": Nanny, "options": options | {"resources": {} if gpu is None else {GPU: 1}}}
 
 
 @dataclass(frozen=True)
