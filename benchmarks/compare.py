@@ -74,14 +74,15 @@ def ours(preset: str | None, pairs: list[dict[str, Path]]) -> tuple[list[np.ndar
     parser = ConfigParser()
     parser.read_config([str(file) for file in config_files(dims, preset)])
     parser["quiet"] = True
-    inferer, network, prepare = (parser.get_parsed_content(id) for id in ("inferer", "network_def", "preprocessing"))
+    ids = ("inferer", "network_def", "preprocessing", "postprocessing")
+    inferer, network, prepare, finish = (parser.get_parsed_content(id) for id in ids)
     fields, seconds = [], []
     for pair in pairs:
         batch = prepare({key: str(path) for key, path in pair.items()})
         started = time.perf_counter()
         ddf = inferer(batch["fixed_input"][None], network, batch["moving_input"][None])
         seconds.append(time.perf_counter() - started)
-        fields.append(ddf[0].cpu().numpy())
+        fields.append(finish({**batch, "pred": ddf[0]})["pred"].cpu().numpy())
     return fields, seconds
 
 

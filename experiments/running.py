@@ -171,8 +171,8 @@ def _register(parts: dict[str, Any], row: dict[str, str]) -> tuple[dict[str, Any
     item = parts["preprocessing"](dict(row))
     inferer, device = parts["inferer"], parts["device"]
     fixed, moving = (item[key][None].to(device) for key in ("fixed_input", "moving_input"))
-    ddf = inferer(fixed, parts["network_def"], moving)[0].cpu()
-    output = parts["postprocessing"]({**item, "pred": ddf})
+    output = parts["postprocessing"]({**item, "pred": inferer(fixed, parts["network_def"], moving)[0].cpu()})
+    ddf = output["pred"]
     found = pair_figures(item, output, inferer.loss_function.similarity)
     label, truth = (torch.as_tensor(x) for x in (output["warped_label"], item["fixed_label"]))
     figures = {

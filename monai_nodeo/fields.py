@@ -23,6 +23,7 @@ from monai_nodeo.slabs import slabs
 
 __all__ = [
     "check_ddf",
+    "coarsen_ddf",
     "compose",
     "ddf_to_phi",
     "determinant",
@@ -31,6 +32,7 @@ __all__ = [
     "lower_corner",
     "make_warp",
     "phi_to_ddf",
+    "refine_ddf",
     "rescale_points",
     "resize",
     "resize_ddf",
@@ -278,6 +280,41 @@ def rescale_points(points: Tensor, spatial_shape: Sequence[int], new_shape: Sequ
     """
     ratios = [(m - 1) / max(n - 1, 1) for n, m in zip(spatial_shape, new_shape, strict=True)]
     return points * points.new_tensor(ratios)
+
+
+def refine_ddf(ddf: Tensor, spatial_shape: Sequence[int]) -> Tensor:
+    """A displacement on a grid whose voxels are parts of the given ones: another grid over the same field of view.
+
+    Linear interpolation between the voxel centres; beyond the outermost ones, they go on.
+
+    Args:
+        ddf: displacement in voxels, (B, D, *spatial), tensor axis order.
+        spatial_shape: D sizes of the other grid, multiples of the given ones.
+
+    Returns:
+        (B, D, *spatial_shape), in the other grid's voxels.
+    """
+    mode = {2: "bilinear", 3: "trilinear"}[len(spatial_shape)]
+    return _in_voxels_of(F.interpolate(ddf, tuple(spatial_shape), mode=mode, align_corners=False), ddf.shape[2:])
+
+
+def coarsen_ddf(ddf: Tensor, spatial_shape: Sequence[int]) -> Tensor:
+    """A displacement on a grid whose voxels are made of several of the given ones: their mean displacement.
+
+    Args:
+        ddf: displacement in voxels, (B, D, *spatial), tensor axis order.
+        spatial_shape: D sizes of the other grid, divisors of the given ones.
+
+    Returns:
+        (B, D, *spatial_shape), in the other grid's voxels.
+    """
+    return _in_voxels_of(F.interpolate(ddf, tuple(spatial_shape), mode="area"), ddf.shape[2:])
+
+
+def _in_voxels_of(ddf: Tensor, spatial_shape: Sequence[int]) -> Tensor:
+    """A displacement on a grid, in voxels of a grid of another shape over the same field of view, in its own voxels."""
+    ratios = [m / n for n, m in zip(spatial_shape, ddf.shape[2:], strict=True)]
+    return ddf * ddf.new_tensor(ratios).view(1, -1, *[1] * len(ratios))
 
 
 def lower_corner(spatial_dims: int, ahead: int | None = None) -> tuple[Any, ...]:

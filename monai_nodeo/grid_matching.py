@@ -22,7 +22,7 @@ from monai_nodeo.image_geometry import (
     voxel_map,
     world_corners,
 )
-from monai_nodeo.pairs import IMAGE_KEYS, LANDMARK_KEYS, MASK_KEYS, PairError, source_name
+from monai_nodeo.pairs import IMAGE_KEYS, INPUT_KEYS, LANDMARK_KEYS, MASK_KEYS, PairError, source_name
 
 __all__ = ["MaskAirD", "MaskAirDict", "MaskAird", "MatchGridD", "MatchGridDict", "MatchGridd"]
 
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 
 
 class MatchGridd(Transform):
-    """Bring what the optimisation needs of the moving image to the grid of "fixed".
+    """Bring what the optimisation needs of the moving image to the grid of "fixed_input", or else of "fixed".
 
-    Added is "moving_input", the moving image sampled once (linear) through the fixed affine, "initial_affine" if there
-    is one, and its own affine; outside its field of view it is its minimum. "moving_mask" is replaced by its nearest
-    neighbours there, 0 outside. "fixed_landmarks" and "moving_landmarks" (RAS mm) become "landmarks", (N, 2, D): for
-    each point its voxel on the fixed grid and the voxel of that grid which the affines take to its partner. "moving"
-    and "moving_label" stay as they are, for `WarpWithDDFd`.
+    "moving_input", or "moving" if it is not there, becomes "moving_input", sampled once (linear) through the fixed
+    affine, "initial_affine" if there is one, and its own affine; outside its field of view it is its minimum.
+    "moving_mask" is replaced by its nearest neighbours there, 0 outside. "fixed_landmarks" and "moving_landmarks" (RAS
+    mm) become "landmarks", (N, 2, D): for each point its voxel on that grid and the voxel of it which the affines take
+    to its partner. "moving" and "moving_label" stay as they are, for `WarpWithDDFd`.
 
     Two slices are matched in their plane: the position along its normal is ignored, since slices of different levels
     may be registered.
@@ -52,25 +52,27 @@ class MatchGridd(Transform):
         """Match one pair.
 
         Args:
-            data: MetaTensors "fixed" (C, *spatial) and "moving" (C, *its own spatial), perhaps "fixed_mask",
-                "moving_mask" (1, *spatial of its image), landmarks (N, 3) and "initial_affine" (4, 4).
+            data: MetaTensors "fixed" (C, *spatial) and "moving" (C, *its own spatial), perhaps "fixed_input" and
+                "moving_input" (the same on grids of other voxels), "fixed_mask" and "moving_mask" (1, *spatial of its
+                input), landmarks (N, 3) and "initial_affine" (4, 4).
 
         Returns:
             A new dict.
         """
         pair = dict(data)
-        fixed, moving, start = pair["fixed"], pair["moving"], pair.get("initial_affine")
+        fixed, moving = (pair.get(key, pair[image]) for key, image in zip(INPUT_KEYS, IMAGE_KEYS, strict=True))
+        start = pair.get("initial_affine")
         mapped = voxel_map(fixed, moving, start)
         if not same_grid(fixed, moving, mapped):
             _check_overlap(fixed, moving, mapped, start)
-        pair["moving_input"] = on_grid_of(fixed, moving, start)
+        pair |= {"fixed_input": fixed, "moving_input": on_grid_of(fixed, moving, start)}
         _check_content(moving, pair["moving_input"], start)
         if "moving_mask" in pair:
             pair["moving_mask"] = on_grid_of(fixed, pair["moving_mask"], start, mode="nearest")
         _check_masks(pair)
         if LANDMARK_KEYS[0] in pair:
             places = [
-                to_voxels(pair.pop(key), pair[image]) for key, image in zip(LANDMARK_KEYS, IMAGE_KEYS, strict=True)
+                to_voxels(pair.pop(key), image) for key, image in zip(LANDMARK_KEYS, (fixed, moving), strict=True)
             ]
             back = torch.linalg.inv(mapped)
             pair["landmarks"] = torch.stack([places[0], places[1] @ back[:-1, :-1].T + back[:-1, -1]], dim=1)

@@ -14,10 +14,11 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from monai_nodeo.evaluation import label_metrics, landmark_metrics
-from monai_nodeo.fields import warp
+from monai_nodeo.fields import refine_ddf, warp
 from monai_nodeo.image_geometry import affine_3d, on_grid_of
 from monai_nodeo.landmarks import landmark_errors
 from monai_nodeo.metrics import folded_cell_count, folding_fraction, mean_displacement, sd_log_jacobian
+from monai_nodeo.pairs import INPUT_KEYS
 
 __all__ = ["device_name", "pair_figures", "peak_memory_mb"]
 
@@ -28,24 +29,26 @@ def pair_figures(item: Mapping[str, Any], output: Mapping[str, Any], similarity:
     Before is after the affine start, if there is one. With labels there are Dice and HD95, with landmarks the TRE.
 
     Args:
-        item: "fixed", "fixed_input", "moving_input", (1, *spatial) each, perhaps "fixed_label", (1, *spatial),
-            "moving_label" (1, *its own spatial), "landmarks" (N, 2, D) and "initial_affine" (4, 4).
+        item: "fixed", (1, *spatial), "fixed_input" and "moving_input", (1, *spatial of the optimisation), perhaps
+            "fixed_label", (1, *spatial), "moving_label" (1, *its own spatial), "landmarks" (N, 2, D), in voxels of
+            "fixed_input", and "initial_affine" (4, 4).
         output: "pred", the ddf (D, *spatial), and perhaps "warped_label", (1, *spatial).
         similarity: loss of two images (B, C, *spatial).
     """
     ddf = _plain(output["pred"])[None]
-    fixed, moving = (_plain(item[key]).to(ddf)[None] for key in ("fixed_input", "moving_input"))
+    fixed, moving = (_plain(item[key]).to(ddf)[None] for key in INPUT_KEYS)
     spacing = _spacing(item["fixed"])
+    optimised = refine_ddf(ddf, fixed.shape[2:]) if fixed.shape[2:] != ddf.shape[2:] else ddf
     figures: dict[str, Any] = {
         side: {"similarity": similarity(image, fixed).item()}
-        for side, image in (("before", moving), ("after", warp(moving, ddf)))
+        for side, image in (("before", moving), ("after", warp(moving, optimised)))
     }
     if "fixed_label" in item:
         before = on_grid_of(item["fixed"], item["moving_label"], item.get("initial_affine"), mode="nearest")
         for side, label in (("before", before), ("after", output["warped_label"])):
             figures[side] |= label_metrics(_plain(label), _plain(item["fixed_label"]), spacing)
     if "landmarks" in item:
-        for side, field in (("before", torch.zeros_like(ddf)), ("after", ddf)):
+        for side, field in (("before", torch.zeros_like(optimised)), ("after", optimised)):
             errors = landmark_errors(field, item["landmarks"][None])[0]
             figures[side] |= landmark_metrics(errors, _voxel_to_mm(item))
     if "initial_affine" in item:
@@ -81,7 +84,7 @@ def _spacing(fixed: MetaTensor) -> tuple[float, ...]:
 
 
 def _voxel_to_mm(item: Mapping[str, Any]) -> Tensor:
-    """(3, D), a vector in voxels of the fixed grid -> mm where the moving image lies."""
-    fixed = item["fixed"]
+    """(3, D), a vector in voxels of the landmarks -> mm where the moving image lies."""
+    fixed = item["fixed_input"]
     axes = affine_3d(fixed)[:3, : fixed.ndim - 1]
     return item["initial_affine"][:3, :3].to(axes) @ axes if "initial_affine" in item else axes

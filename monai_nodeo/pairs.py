@@ -12,9 +12,10 @@ Paths of a data list:
 "moving_landmarks"
 ===================================  ==============================================================================
 
-`LoadPaird` puts what they hold in their place, `AlignPaird` adds "initial_affine" and `MatchGridd` brings what the
-optimisation needs to the fixed grid: "moving_input", "moving_mask" and "landmarks". "moving" and "moving_label" stay as
-they are stored: results are sampled from them once, through the affine start and the displacement.
+`LoadPaird` puts what they hold in their place, `AlignPaird` adds "initial_affine", `RefineThickSlicesd` adds
+"fixed_input" and "moving_input", and `MatchGridd` brings what the optimisation needs to the grid of "fixed_input":
+"moving_input", the masks and "landmarks". "fixed", "moving" and their labels stay as they are stored: results are on
+the fixed grid, and sampled once, through the affine start and the displacement.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ import numpy as np
 from monai.data import MetaTensor
 from monai.utils import ImageMetaKey, MetaKeys
 
-from monai_nodeo.pair_keys import IMAGE_KEYS, LABEL_KEYS, LANDMARK_KEYS, MASK_KEYS, PATH_KEYS
+from monai_nodeo.pair_keys import IMAGE_KEYS, INPUT_KEYS, LABEL_KEYS, LANDMARK_KEYS, MASK_KEYS, PATH_KEYS
 from monai_nodeo.transform_io import ImageGrid
 
 __all__ = [
     "IMAGE_KEYS",
+    "INPUT_KEYS",
     "LABEL_KEYS",
     "LANDMARK_KEYS",
     "MASK_KEYS",

@@ -22,6 +22,7 @@ from monai_nodeo.image_geometry import on_grid_of
 from monai_nodeo.inferers import PAIR_EXTRAS, PairInferer, Registration
 from monai_nodeo.networks import EulerianVelocity, VelocityModel
 from monai_nodeo.pairs import LANDMARK_KEYS, MASK_KEYS
+from monai_nodeo.thick_slices import DDFOnFixedGridd, RefineThickSlicesd
 
 __all__ = [
     "RegisterPair",
@@ -103,7 +104,8 @@ class RegisterPaird(Transform):
 
     The moving image is aligned by the affines of both images and, if asked for, an affine start, which is added as
     "initial_affine" (4, 4), RAS mm. It stays as it is: :py:class:`WarpWithDDFd` samples it once through all of that.
-    Masks and landmarks under the keys of :py:mod:`monai_nodeo.pairs` are used.
+    Masks and landmarks under the keys of :py:mod:`monai_nodeo.pairs` are used. Thick slices are cut into parts for the
+    optimisation, see :py:mod:`monai_nodeo.thick_slices`.
 
     Args:
         spatial_dims: 2 or 3.
@@ -131,18 +133,21 @@ class RegisterPaird(Transform):
         self.fixed_key = fixed_key
         self.moving_key = moving_key
         self.ddf_key = ddf_key
-        self.align = AlignPaird(initial_transform)
-        self.match = MatchGridd()
         self.register = RegisterPair(spatial_dims, inferer, network)
+        self.prepare = (AlignPaird(initial_transform), RefineThickSlicesd(), MatchGridd())
+        self.finish = DDFOnFixedGridd(unfold=self.register.inferer.unfold)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         fixed, moving = data[self.fixed_key], data[self.moving_key]
         placed = {"fixed": _placed(fixed, fixed), "moving": _placed(moving, fixed)}
         placed |= {key: _placed(data[key], fixed) for key in MASK_KEYS if key in data}
         placed |= {key: data[key] for key in LANDMARK_KEYS if key in data}
-        pair = self.match(self.align(placed))
+        pair: dict[Any, Any] = placed
+        for step in self.prepare:  # no Compose, which would wrap a PairError
+            pair = step(pair)
         extras = {key: pair[key] for key in PAIR_EXTRAS if key in pair}
-        results = {**data, self.ddf_key: self.register(fixed, pair["moving_input"], **extras).ddf}
+        pair["ddf"] = _plain(self.register(pair["fixed_input"], pair["moving_input"], **extras).ddf)
+        results = {**data, self.ddf_key: _on_grid_of(self.finish(pair)["ddf"], fixed)}
         if "initial_affine" in pair:
             results["initial_affine"] = pair["initial_affine"]
         return results

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import torch
-from monai.transforms import Compose, CopyItemsd, ScaleIntensityd
+from monai.transforms import Compose, ScaleIntensityd
 from torch import Tensor
 
 from monai_nodeo.datalist import PairDataset
@@ -56,7 +56,7 @@ def save_result(
         stored = values.astype(np.float32).reshape((*values.shape, 1)[: 3 if dims == 2 else dims])
         nib.save(nib.Nifti1Image(stored, affine), row[key])
     inputs = ["fixed_input", "moving_input"]
-    steps = [LoadPaird(dims), MatchGridd(), CopyItemsd("fixed", names=inputs[:1]), ScaleIntensityd(inputs)]
+    steps = [LoadPaird(dims), MatchGridd(), ScaleIntensityd(inputs)]
     given = {} if start is None else {"initial_affine": torch.from_numpy(start)}
     item = {**Compose(steps)({**row, **given}), "id": id}
     keys = ["moving", "moving_label"]

@@ -87,9 +87,10 @@ ALLOWED: dict[str, set[str]] = {
     },
     "transform_figures": {"fields", "metrics", "transform_io"},
     "transform_evaluation": {"evaluation", "resampling", "transform_io"},
-    "pair_figures": {"evaluation", "fields", "image_geometry", "landmarks", "metrics"},
+    "pair_figures": {"evaluation", "fields", "image_geometry", "landmarks", "metrics", "pairs"},
+    "thick_slices": {"fields", "folding", "layers", "pairs"},
     # 4
-    "transforms": {"alignment", "grid_matching", "image_geometry", "inferers", "networks", "pairs"},
+    "transforms": {"alignment", "grid_matching", "image_geometry", "inferers", "networks", "pairs", "thick_slices"},
     # 5: the fronts; no module below imports them
     "demo": {"evaluation", "examples", "fields", "transform_io", "transforms", "visualize"},
     "outputs": {

@@ -16,7 +16,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader, MetaTensor
 from monai.engines import SupervisedEvaluator
-from monai.transforms import Compose, CopyItemsd, ScaleIntensityd
+from monai.transforms import Compose, ScaleIntensityd
 from scipy import ndimage
 from synthetic import deformed_pair, smooth_image
 from torch import nn
@@ -66,7 +66,7 @@ def images(row: Mapping[str, str], id: str) -> dict[str, str]:
 def make_evaluator(folder: Path, *rows: Mapping[str, Any], **options: Any) -> tuple[SupervisedEvaluator, PairDataset]:
     """A stock evaluator with the handler under test, made in Python as a user would do it."""
     inputs = ["fixed_input", "moving_input"]
-    steps = [LoadPaird(), MatchGridd(), CopyItemsd("fixed", names="fixed_input"), ScaleIntensityd(inputs)]
+    steps = [LoadPaird(), MatchGridd(), ScaleIntensityd(inputs)]
     dataset = PairDataset(rows, Compose(steps))
     inferer = PairInferer(iterations=[ITERATIONS], shrink_factors=[1])
     warps = WarpWithDDFd(

@@ -1,0 +1,160 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Thick slices: voxels that are longer along one axis than along another are cut into parts for the optimisation.
+
+The parts are about cubes. On the voxels as they are a volume in slices of 4 mm would be deformed, and compared, in
+steps of 4 mm, however fine the other image is. The displacement that is found goes back to the voxels of the file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Transform
+from monai.utils import MetaKeys
+from scipy.interpolate import make_interp_spline
+from torch import Tensor
+
+from monai_nodeo.fields import coarsen_ddf
+from monai_nodeo.folding import unfold
+from monai_nodeo.layers import apply_along_axes
+from monai_nodeo.pairs import IMAGE_KEYS, INPUT_KEYS, MASK_KEYS
+
+__all__ = [
+    "DDFOnFixedGridD",
+    "DDFOnFixedGridDict",
+    "DDFOnFixedGridd",
+    "RefineThickSlicesD",
+    "RefineThickSlicesDict",
+    "RefineThickSlicesd",
+    "parts_of",
+    "refined",
+]
+
+_MOST_VOXELS = 2**24  # of a refined image: 256^3
+
+
+def parts_of(image: MetaTensor) -> tuple[int, ...]:
+    """Into how many parts voxels have to be cut along each axis to be about cubes.
+
+    Fewer where the image would have more than 256^3 voxels.
+
+    Args:
+        image: (C, *spatial).
+
+    Returns:
+        D numbers; 1 along an axis that is not cut.
+    """
+    dims = image.ndim - 1
+    sides = torch.linalg.vector_norm(image.affine[:3, :dims].double(), dim=0).tolist()
+    parts = [round(side / min(sides)) for side in sides]
+    while max(parts) > 1 and math.prod(image.shape[1:]) * math.prod(parts) > _MOST_VOXELS:
+        parts[parts.index(max(parts))] -= 1
+    return tuple(parts)
+
+
+def refined(image: MetaTensor, parts: tuple[int, ...], mode: str = "spline") -> MetaTensor:
+    """An image with each voxel cut into parts, over the same field of view.
+
+    Args:
+        image: (C, *spatial).
+        parts: along each axis.
+        mode: ``"spline"``: cubic interpolation between the voxels, within the range of the image; ``"nearest"``: the
+            parts have the value of their voxel, as in a mask.
+
+    Returns:
+        (C, *(spatial * parts)) with an affine of its own; the same image if nothing is cut.
+    """
+    if max(parts) == 1:
+        return image
+    values = image.as_tensor()
+    for axis, count in enumerate(parts, start=1):
+        if count > 1:
+            values = _along(values, axis, count, mode)
+    values = values.clamp(float(image.min()), float(image.max()))
+    affine = image.affine.clone()
+    dims = len(parts)
+    cut = torch.tensor(parts, dtype=affine.dtype)
+    affine[:3, :dims] /= cut
+    affine[:3, 3] -= affine[:3, :dims] @ ((cut - 1) / 2)
+    meta = {name: value for name, value in image.meta.items() if name != MetaKeys.AFFINE}
+    return MetaTensor(values, affine=affine, meta=meta)
+
+
+class RefineThickSlicesd(Transform):
+    """Add "fixed_input" and "moving_input": the images of a pair, those in thick slices with their voxels cut.
+
+    "fixed_mask" and "moving_mask" are cut as their image is. The images themselves stay as they are.
+    """
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Cut the voxels of one pair.
+
+        Args:
+            data: MetaTensors "fixed" and "moving", (C, *its spatial), perhaps "fixed_mask" and "moving_mask",
+                (1, *spatial of its image).
+
+        Returns:
+            A new dict.
+        """
+        pair = dict(data)
+        for key, input_key, mask_key in zip(IMAGE_KEYS, INPUT_KEYS, MASK_KEYS, strict=True):
+            parts = parts_of(pair[key])
+            pair[input_key] = refined(pair[key], parts)
+            if mask_key in pair:
+                pair[mask_key] = refined(pair[mask_key], parts, mode="nearest")
+        return pair
+
+
+class DDFOnFixedGridd(Transform):
+    """Bring the displacement of a pair whose voxels were cut to the voxels of "fixed": the mean of their parts.
+
+    Args:
+        ddf_key: key of the displacement in voxels of "fixed_input", (D, *spatial); it is replaced.
+        unfold: take out what folds between the larger voxels, see :py:func:`monai_nodeo.folding.unfold`.
+    """
+
+    def __init__(self, ddf_key: Hashable = "ddf", unfold: bool = True) -> None:
+        self.ddf_key = ddf_key
+        self.unfold = unfold
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Coarsen the displacement of one pair, see the class."""
+        ddf, shape = data[self.ddf_key], tuple(data["fixed"].shape[1:])
+        if tuple(ddf.shape[1:]) == shape:
+            return dict(data)
+        coarse = coarsen_ddf(torch.as_tensor(ddf)[None], shape)
+        return {**data, self.ddf_key: (unfold(coarse) if self.unfold else coarse)[0]}
+
+
+RefineThickSlicesD = RefineThickSlicesDict = RefineThickSlicesd
+DDFOnFixedGridD = DDFOnFixedGridDict = DDFOnFixedGridd
+
+
+def _along(values: Tensor, axis: int, count: int, mode: str) -> Tensor:
+    """Each voxel cut into parts along one axis of (C, *spatial)."""
+    whole = values.repeat_interleave(count, axis)
+    if mode == "nearest":
+        return whole
+    matrices: list[Tensor | None] = [None] * (values.ndim - 1)
+    matrices[axis - 1] = _spline_of_parts(values.shape[axis], count).to(values)
+    parts = apply_along_axes(values[None], matrices)[0]
+    # A spline rings; where nothing changes from slice to slice, as in the air, nothing shall.
+    steps = values.diff(dim=axis) != 0
+    nothing = torch.zeros_like(steps.narrow(axis, 0, 1))
+    changing = torch.cat([nothing, steps], axis) | torch.cat([steps, nothing], axis)
+    return torch.where(changing.repeat_interleave(count, axis), parts, whole)
+
+
+@lru_cache(maxsize=16)
+def _spline_of_parts(size: int, count: int) -> Tensor:
+    """(size * count, size): values of a cubic spline at the centres of the parts; the border goes on beyond it."""
+    spline = make_interp_spline(np.arange(size), np.eye(size), k=min(3, size - 1))
+    centres = (np.arange(size * count) + 0.5) / count - 0.5
+    return torch.from_numpy(spline(centres.clip(0, size - 1))).float()
