@@ -64,15 +64,16 @@ def make_layers(plane: Plane, largest_mm: float) -> list[Layer]:
         plane: with the images "fixed", "moving" and "warped", and labels of these names or none.
         largest_mm: displacement that gets the last colour.
     """
+    figure = _canvas(plane)
     return [
-        Layer(name, f"{plane.name} plane: {title}", _picture(plane, draw, quality))
+        Layer(name, f"{plane.name} plane: {title}", _picture(figure, plane, draw, quality))
         for name, title, draw, quality in _drawings(plane, largest_mm)
     ]
 
 
 def thumbnail(plane: Plane) -> str:
     """What the warped and the fixed image differ by, as a small data URI."""
-    return _picture(plane, partial(draw_difference, name="warped"), "thumbnail", _THUMBNAIL)
+    return _picture(_canvas(plane, _THUMBNAIL), plane, partial(draw_difference, name="warped"), "thumbnail")
 
 
 def inline_svg(make: Callable[[], Figure], name: str) -> Markup:
@@ -119,15 +120,24 @@ def _draw_deformed(ax: Axes, plane: Plane) -> None:
     draw_grid(ax, plane)
 
 
-def _picture(plane: Plane, draw: Draw, quality: str, largest: int = _LARGEST) -> str:
-    """A picture that shows the plane to its edges and nothing around it, transparent where nothing is drawn."""
+def _canvas(plane: Plane, largest: int = _LARGEST) -> Figure:
+    """A figure of the shape of the plane, filled by its axes."""
     width, height = plane.size
     scale = min(_PIXELS_A_VOXEL / min(plane.spacing), largest / max(width, height))
     figure = Figure(figsize=(width * scale / _DPI, height * scale / _DPI), dpi=_DPI)
-    ax = figure.add_axes((0, 0, 1, 1))
+    figure.add_axes((0, 0, 1, 1))
+    return figure
+
+
+def _picture(figure: Figure, plane: Plane, draw: Draw, quality: str) -> str:
+    """A picture that shows the plane to its edges and nothing around it, transparent where nothing is drawn."""
+    (ax,) = figure.axes
     draw(ax, plane)
-    ax.set(xlim=(0, width), ylim=(0, height), aspect="auto")
+    ax.set(xlim=(0, plane.size[0]), ylim=(0, plane.size[1]), aspect="auto")
     ax.set_axis_off()
     data = BytesIO()
-    figure.savefig(data, format="webp", transparent=True, pil_kwargs={"quality": _QUALITY[quality], "method": 2})
+    options = {"quality": _QUALITY[quality], "method": 2}
+    figure.savefig(data, format="webp", transparent=True, pil_kwargs=options)
+    for drawn in (*ax.images, *ax.collections):  # for the next one: making axes takes longer than drawing
+        drawn.remove()
     return f"data:image/webp;base64,{b64encode(data.getvalue()).decode()}"

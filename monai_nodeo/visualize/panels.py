@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import SimpleITK as sitk
+from contourpy import contour_generator
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, QuadMesh
@@ -112,10 +115,11 @@ def draw_contours(ax: Axes, plane: Plane, name: str, colour: str) -> None:
     """Outline every structure of a label map."""
     labels = plane.labels[name]
     x, y = _positions(plane, deformed=False)
-    for value in np.unique(labels[labels > 0]):
-        mask = labels == value
-        if not mask.all():
-            ax.contour(x, y, mask, [0.5], colors=colour, linewidths=0.8)
+    masks = (np.where(labels == value, 1.0, 0.0) for value in np.unique(labels[labels > 0]))
+    outlines: Any = [line for mask in masks for line in contour_generator(x, y, mask).lines(0.5)]
+    # one collection for all: a call of contour() for each takes ten times as long
+    ax.add_collection(LineCollection(outlines, colors=colour, linewidths=0.8))
+    _frame(ax)
 
 
 def _rim(folds: NDArray, corners: NDArray) -> list[NDArray]:
