@@ -56,13 +56,13 @@ def averaged(image: Image) -> Image:
     """In slices of 4 mm, each the mean of four, as a scanner makes them."""
     values = image.get_fdata(dtype=np.float32)
     means = values.reshape(*values.shape[:2], -1, 4).mean(-1)
-    return Image(means, image.affine @ nib.affines.from_matvec(np.diag([1, 1, 4]), [0, 0, 1.5]))
+    return Image(means, image.affine @ nib.affines.from_matvec(np.diag([1.0, 1.0, 4.0]), [0, 0, 1.5]))
 
 
 def thinned(image: Image) -> Image:
     """In steps of 4 mm, by taking every fourth slice, as resampling without smoothing makes them."""
     values = image.get_fdata(dtype=np.float32)
-    return Image(values[:, :, 1::4], image.affine @ nib.affines.from_matvec(np.diag([1, 1, 4]), [0, 0, 1]))
+    return Image(values[:, :, 1::4], image.affine @ nib.affines.from_matvec(np.diag([1.0, 1.0, 4.0]), [0, 0, 1]))
 
 
 def flipped(pair: Pair) -> Pair:
