@@ -31,7 +31,9 @@ from monai.bundle import ConfigParser
 from monai_nodeo.evaluation import label_metrics
 from monai_nodeo.fields import jacobian_determinant, warp
 from monai_nodeo.folding import folded_cells
+from monai_nodeo.inferers import PAIR_EXTRAS, prepare_pair
 from monai_nodeo.metrics import sd_log_jacobian
+from monai_nodeo.pairs import INPUT_KEYS
 from monai_nodeo.resources import config_files
 from monai_nodeo.transform_io import ImageGrid, read_transform
 
@@ -79,8 +81,10 @@ def ours(preset: str | None, pairs: list[dict[str, Path]]) -> tuple[list[np.ndar
     fields, seconds = [], []
     for pair in pairs:
         batch = prepare({key: str(path) for key, path in pair.items()})
+        inputs = {key: batch[key][None] for key in (*INPUT_KEYS, *PAIR_EXTRAS) if key in batch}
+        fixed, _, moving, more = prepare_pair(inputs)
         started = time.perf_counter()
-        ddf = inferer(batch["fixed_input"][None], network, batch["moving_input"][None])
+        ddf = inferer(fixed, network, *moving, **more)
         seconds.append(time.perf_counter() - started)
         fields.append(finish({**batch, "pred": ddf[0]})["pred"].cpu().numpy())
     return fields, seconds

@@ -41,7 +41,7 @@ _KEEP_UP_TO = 2**23
 # The best balance that was measured, for slices and for volumes; the bundle's configs say the same.
 _SHRINK_FACTORS = {2: (2, 1), 3: (4, 2, 1)}
 _ITERATIONS = {2: (30, 60), 3: (40, 30, 20)}
-_POINT_SPACING = {2: 1, 3: 2}
+_POINT_SPACING = {2: 1, 3: 1.5}
 _WINDOW = {2: 21, 3: 9}
 
 
@@ -122,7 +122,7 @@ class PairInferer(Inferer):
         super().__init__()
         self.spatial_dims = spatial_dims
         self.loss_function = loss_function or _default_loss(spatial_dims)
-        self.solver = solver or ODESolver("euler", num_steps=4)
+        self.solver = solver or ODESolver("euler", num_steps=2)
         self.optimizer = optimizer or partial(torch.optim.Adam, lr=0.4)
         self.iterations = tuple(iterations or _ITERATIONS[spatial_dims])
         self.shrink_factors = tuple(shrink_factors or _SHRINK_FACTORS[spatial_dims])
