@@ -5,7 +5,7 @@
     python benchmarks/contrast.py pairs.json [--presets multimodal,mutual_information]
 
 The moving image x in [0, 1] becomes (1 - x)^1.7, once everywhere and once within the head, where air stays black. The
-pairs are rows of a data list with labels, as for compare.py. Prints mean Dice and writes contrast.json beside this file.
+pairs are rows of a data list with labels, as for compare.py. Prints mean Dice, kept in contrast.json beside this file.
 """
 
 from __future__ import annotations
