@@ -10,6 +10,7 @@ the determinant by central differences, which is their mean over the cells aroun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 import torch
@@ -21,9 +22,8 @@ from monai_nodeo.slabs import slabs
 __all__ = ["folded_cells", "unfold"]
 
 _SMALLEST_VOLUME = 1e-3  # of an unfolded simplex, 1 is that of an undeformed one
-_ROUNDS = 60
-_SWEEPS = 8  # of smoothing in each round
-_GROW_EVERY = 3  # rounds
+_ROUNDS = 200
+_GROW_EVERY = 10  # rounds
 
 
 def simplex_volumes(corners: dict[tuple[int, ...], list[Tensor]]) -> list[Tensor]:
@@ -92,21 +92,25 @@ def folded_cells(ddf: Tensor, smallest: float = 0.0) -> Tensor:
 
 
 @torch.no_grad()
-def unfold(ddf: Tensor) -> Tensor:
+def unfold(ddf: Tensor, spacing: Sequence[float] | None = None) -> Tensor:
     """The displacement with every folded cell smoothed out, so that no finite difference shows a fold.
 
-    Around folded cells the displacement is replaced by the mean of its neighbours, a few times, in a region that grows
-    as long as something folds; elsewhere it is not touched. Should that take too many rounds, the whole displacement
-    is shortened until nothing folds, which it does not when it is short enough.
+    At folded cells the displacement is replaced by the mean of its neighbours, again and again, in a region that grows
+    as long as something folds; elsewhere it is not touched. Neighbours that are farther away in mm count less, as they
+    do in the heat equation. Should that take too many rounds, the whole displacement is shortened until nothing folds,
+    which it does not when it is short enough.
 
     Args:
         ddf: displacement in voxels, (B, D, *spatial), D = 2 or 3, tensor axis order.
+        spacing: voxel size along each axis in mm, cubes by default.
 
     Returns:
         same shape; the same tensor when nothing folds.
     """
     if min(ddf.shape[2:]) < 2:
         return ddf  # nothing can be differentiated along such an axis
+    sides = spacing or (1.0,) * (ddf.ndim - 2)
+    weights = [(min(sides) / side) ** 2 for side in sides]
     cells = folded_cells(ddf, _SMALLEST_VOLUME).nonzero()
     if len(cells):
         ddf = ddf.clone()
@@ -114,8 +118,7 @@ def unfold(ddf: Tensor) -> Tensor:
         if not len(cells):
             return ddf
         region = _voxels_around(cells, ddf, round_ // _GROW_EVERY)
-        for _ in range(_SWEEPS):
-            _average(ddf, region)
+        _average(ddf, region, weights)
         touched = _cells_around(region, ddf)
         cells = touched[~(_smallest_volumes(ddf, touched) > _SMALLEST_VOLUME)]
     while folded_cells(ddf, _SMALLEST_VOLUME).any():
@@ -156,13 +159,16 @@ def _smallest_volumes(ddf: Tensor, cells: Tensor) -> Tensor:
     return torch.stack(simplex_volumes(corners)).amin(0)
 
 
-def _average(ddf: Tensor, voxels: Tensor) -> None:
-    """Replace the displacement at some voxels (N, 1 + D) by the mean of their neighbours and themselves, in place."""
+def _average(ddf: Tensor, voxels: Tensor, weights: Sequence[float]) -> None:
+    """Replace the displacement at some voxels (N, 1 + D) by a mean of themselves and their neighbours, in place.
+
+    Neighbours along an axis have the weight of this axis.
+    """
     batch, *place = voxels.unbind(1)
     for component in ddf.unbind(1):
         total = component[(batch, *place)]
         for axis, size in enumerate(component.shape[1:]):
             for step in (-1, 1):
                 near = [(p + step).clamp(0, size - 1) if a == axis else p for a, p in enumerate(place)]
-                total = total + component[(batch, *near)]
-        component[(batch, *place)] = total / (2 * len(place) + 1)
+                total = total + weights[axis] * component[(batch, *near)]
+        component[(batch, *place)] = total / (1 + 2 * sum(weights))

@@ -27,6 +27,7 @@ __all__ = [
     "started",
     "to_voxels",
     "voxel_map",
+    "voxel_sides",
     "world_corners",
 ]
 
@@ -66,6 +67,16 @@ def on_grid_of(
         values = _sampled(values, mapped, shape, ddf, mode, background)
     meta = {name: value for name, value in moving.meta.items() if name != MetaKeys.AFFINE}
     return MetaTensor(values, affine=fixed.affine.clone(), meta=meta)
+
+
+def voxel_sides(affine: Tensor, spatial_dims: int) -> tuple[float, ...]:
+    """Size of a voxel along each axis of a grid in mm, D numbers.
+
+    Args:
+        affine: (4, 4) or (3, 3), voxel -> RAS mm.
+        spatial_dims: D axes that the grid has.
+    """
+    return tuple(torch.linalg.vector_norm(affine[:-1, :spatial_dims].double(), dim=0).tolist())
 
 
 def voxel_map(fixed: MetaTensor, moving: MetaTensor, initial_affine: Tensor | None = None) -> Tensor:

@@ -24,6 +24,7 @@ from monai_nodeo.fields import resize_ddf
 from monai_nodeo.folding import unfold
 from monai_nodeo.handlers import ProgressBar
 from monai_nodeo.host_memory import keep_freed_memory
+from monai_nodeo.image_geometry import voxel_sides
 from monai_nodeo.integration import ODESolver
 from monai_nodeo.levels import ImagePair, Level, make_levels
 from monai_nodeo.losses import FoldingLoss, IntensityLoss, LocalNCCLoss, RegistrationLoss, SmoothnessLoss
@@ -173,7 +174,7 @@ class PairInferer(Inferer):
             if not all(ddf.isfinite().all() for ddf in ddfs):
                 raise DivergedError(done)
             if self.unfold:
-                ddfs = [unfold(ddf) for ddf in ddfs]
+                ddfs = [unfold(ddf, spacing) for ddf in ddfs]
         seconds = (time.perf_counter() - started) / len(pairs)
         return [
             Registration(ddf[0], {name: x[:, n] for name, x in history.items()}, done, seconds, interrupted)
@@ -282,7 +283,7 @@ def _spacing(image: Tensor) -> tuple[float, ...]:
     if not isinstance(image, MetaTensor):
         return (1.0,) * dims
     affine = image.affine if image.affine.ndim == 2 else image.affine[0]
-    return tuple(torch.linalg.vector_norm(affine[:-1, :dims].double(), dim=0).tolist())
+    return voxel_sides(affine, dims)
 
 
 def _trainable(image: Tensor) -> Tensor:

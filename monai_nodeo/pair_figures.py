@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from monai_nodeo.evaluation import label_metrics, landmark_metrics
 from monai_nodeo.fields import refine_ddf, warp
-from monai_nodeo.image_geometry import affine_3d, on_grid_of
+from monai_nodeo.image_geometry import affine_3d, on_grid_of, voxel_sides
 from monai_nodeo.landmarks import landmark_errors
 from monai_nodeo.metrics import folded_cell_count, folding_fraction, mean_displacement, sd_log_jacobian
 from monai_nodeo.pairs import INPUT_KEYS
@@ -37,7 +37,7 @@ def pair_figures(item: Mapping[str, Any], output: Mapping[str, Any], similarity:
     """
     ddf = _plain(output["pred"])[None]
     fixed, moving = (_plain(item[key]).to(ddf)[None] for key in INPUT_KEYS)
-    spacing = _spacing(item["fixed"])
+    spacing = voxel_sides(item["fixed"].affine, item["fixed"].ndim - 1)
     optimised = refine_ddf(ddf, fixed.shape[2:]) if fixed.shape[2:] != ddf.shape[2:] else ddf
     figures: dict[str, Any] = {
         side: {"similarity": similarity(image, fixed).item()}
@@ -77,10 +77,6 @@ def device_name(device: torch.device) -> str:
 
 def _plain(x: Tensor) -> Tensor:
     return x.as_tensor() if isinstance(x, MetaTensor) else x
-
-
-def _spacing(fixed: MetaTensor) -> tuple[float, ...]:
-    return tuple(torch.linalg.vector_norm(fixed.affine[:3, : fixed.ndim - 1], dim=0).tolist())
 
 
 def _voxel_to_mm(item: Mapping[str, Any]) -> Tensor:

@@ -19,7 +19,7 @@ from monai.transforms import Transform
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 from torch import Tensor
 
-from monai_nodeo.image_geometry import SAME_GRID_VOXELS, to_voxels, world_corners
+from monai_nodeo.image_geometry import SAME_GRID_VOXELS, to_voxels, voxel_sides, world_corners
 from monai_nodeo.pairs import (
     IMAGE_KEYS,
     LABEL_KEYS,
@@ -218,10 +218,9 @@ def _check_grid_of_image(key: str, label: MetaTensor, image: MetaTensor) -> None
             f"{name}: shape {tuple(label.shape[1:])} differs from {tuple(image.shape[1:])} of its image {image_name}; "
             f"{advice}"
         )
-    spacing = torch.linalg.vector_norm(image.affine[:3, : image.ndim - 1], dim=0)
     shift = world_corners(label.affine, label.shape[1:]) - world_corners(image.affine, image.shape[1:])
     apart = float(torch.linalg.vector_norm(shift, dim=0).max())
-    if apart > SAME_GRID_VOXELS * float(spacing.min()):
+    if apart > SAME_GRID_VOXELS * min(voxel_sides(image.affine, image.ndim - 1)):
         raise PairError(
             f"{name}: its affine puts a corner {apart:.3g} mm from that of its image {image_name}; {advice}"
         )

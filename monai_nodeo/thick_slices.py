@@ -23,6 +23,7 @@ from torch import Tensor
 
 from monai_nodeo.fields import coarsen_ddf
 from monai_nodeo.folding import unfold
+from monai_nodeo.image_geometry import voxel_sides
 from monai_nodeo.layers import apply_along_axes
 from monai_nodeo.pairs import IMAGE_KEYS, INPUT_KEYS, MASK_KEYS
 
@@ -51,8 +52,7 @@ def parts_of(image: MetaTensor) -> tuple[int, ...]:
     Returns:
         D numbers; 1 along an axis that is not cut.
     """
-    dims = image.ndim - 1
-    sides = torch.linalg.vector_norm(image.affine[:3, :dims].double(), dim=0).tolist()
+    sides = voxel_sides(image.affine, image.ndim - 1)
     parts = [round(side / min(sides)) for side in sides]
     while max(parts) > 1 and math.prod(image.shape[1:]) * math.prod(parts) > _MOST_VOXELS:
         parts[parts.index(max(parts))] -= 1
@@ -130,7 +130,9 @@ class DDFOnFixedGridd(Transform):
         if tuple(ddf.shape[1:]) == shape:
             return dict(data)
         coarse = coarsen_ddf(torch.as_tensor(ddf)[None], shape)
-        return {**data, self.ddf_key: (unfold(coarse) if self.unfold else coarse)[0]}
+        if self.unfold:
+            coarse = unfold(coarse, voxel_sides(data["fixed"].affine, len(shape)))
+        return {**data, self.ddf_key: coarse[0]}
 
 
 RefineThickSlicesD = RefineThickSlicesDict = RefineThickSlicesd

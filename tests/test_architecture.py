@@ -80,6 +80,7 @@ ALLOWED: dict[str, set[str]] = {
         "folding",
         "handlers",
         "host_memory",
+        "image_geometry",
         "integration",
         "levels",
         "losses",
@@ -88,7 +89,7 @@ ALLOWED: dict[str, set[str]] = {
     "transform_figures": {"fields", "metrics", "transform_io"},
     "transform_evaluation": {"evaluation", "resampling", "transform_io"},
     "pair_figures": {"evaluation", "fields", "image_geometry", "landmarks", "metrics", "pairs"},
-    "thick_slices": {"fields", "folding", "layers", "pairs"},
+    "thick_slices": {"fields", "folding", "image_geometry", "layers", "pairs"},
     # 4
     "transforms": {"alignment", "grid_matching", "image_geometry", "inferers", "networks", "pairs", "thick_slices"},
     # 5: the fronts; no module below imports them

@@ -208,6 +208,22 @@ def test_only_the_neighbourhood_of_a_fold_is_touched(shape):
     assert (clean[1] - clean[0]).abs().max() < 0.6
 
 
+def test_a_repair_in_thick_slices_does_not_spread_from_slice_to_slice():
+    ddf = smooth_ddf((24, 26, 12), largest=1.0)[None]
+    ddf[:, 0] += torch.tensor([8.0, -8.0]).repeat(6)  # slices lie far apart, which is no fold by itself
+    assert not folded_cells(ddf, 1e-3).any()
+    ddf[0, 0, 10:13, 12, 5] += torch.tensor([0.9, 0.0, -0.9])
+
+    changes = {}
+    for spacing in (None, (1.0, 1.0, 5.0)):
+        clean = unfold(ddf, spacing)
+        assert all_positive(clean)
+        changes[spacing] = (clean - ddf).abs()
+
+    assert changes[1.0, 1.0, 5.0].amax() < 2
+    assert changes[1.0, 1.0, 5.0].sum() < changes[None].sum() / 10
+
+
 @every_shape
 def test_folds_at_the_corners_of_the_grid_are_repaired(shape):
     for corner in product((0, -1), repeat=len(shape)):
