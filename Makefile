@@ -39,7 +39,7 @@ demo: $(STAMP) ## Register the built-in example pair in 3D and 2D: a table and p
 	$(BIN)/python -m monai_nodeo.demo --output $(DEMO_OUTPUT)
 
 test: $(STAMP) ## Run the whole test suite
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 # The other tools want other versions of numpy and scipy, and FireANTs pins an old SimpleITK: an environment of their own.
 $(PEERS)/.installed: benchmarks/peers.txt
