@@ -156,7 +156,16 @@ def _along(values: Tensor, axis: int, count: int, mode: str) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _spline_of_parts(size: int, count: int) -> Tensor:
-    """(size * count, size): values of a cubic spline at the centres of the parts; the border goes on beyond it."""
-    spline = make_interp_spline(np.arange(size), np.eye(size), k=min(3, size - 1))
+    """(size * count, size): values of a cubic spline at the centres of the parts, straight beyond the last voxels.
+
+    Halfway between the spline through the values, which is right where slices were picked, and the one whose means over
+    the parts they are, which is right where slices were averaged: an image does not say how it was made.
+    """
     centres = (np.arange(size * count) + 0.5) / count - 0.5
-    return torch.from_numpy(spline(centres.clip(0, size - 1))).float()
+    nearest = centres.clip(0, size - 1)
+    spline = make_interp_spline(np.arange(size), np.eye(size), k=min(3, size - 1))
+    picked = spline(nearest)
+    if size > 1:
+        picked += (centres - nearest)[:, None] * spline(nearest, nu=1)
+    averaged = picked @ np.linalg.inv(picked.reshape(size, count, size).mean(1))
+    return torch.from_numpy((picked + averaged) / 2).float()
