@@ -147,7 +147,7 @@ def start(*words: object, cwd: Path) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> Finished:
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=600)
     return Finished(process.returncode, stdout, stderr)
 
 
