@@ -20,9 +20,10 @@ from monai.losses import LocalNormalizedCrossCorrelationLoss
 from torch import Tensor
 
 from monai_nodeo.examples import example_pair
-from monai_nodeo.fields import ddf_to_phi, identity_grid, make_warp, sample
+from monai_nodeo.fields import ddf_to_phi, identity_grid, make_warp
 from monai_nodeo.host_memory import keep_freed_memory
 from monai_nodeo.losses import FoldingLoss, LocalNCCLoss, SmoothnessLoss
+from monai_nodeo.sampling import sample
 
 SHAPE = (160, 192, 144)
 REPEATS = 5

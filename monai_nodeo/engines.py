@@ -12,10 +12,11 @@ from monai.engines import Trainer
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
-from monai_nodeo.fields import identity_grid, phi_to_ddf, rescale_points, resize, sample, voxels_per_unit, weighted_mean
+from monai_nodeo.fields import identity_grid, phi_to_ddf, rescale_points, resize, voxels_per_unit, weighted_mean
 from monai_nodeo.integration import ODESolver
 from monai_nodeo.levels import ImagePair, Level, make_levels
 from monai_nodeo.networks import VelocityModel
+from monai_nodeo.sampling import sample
 
 __all__ = ["DivergedError", "PairTrainer"]
 

@@ -36,7 +36,6 @@ __all__ = [
     "rescale_points",
     "resize",
     "resize_ddf",
-    "sample",
     "sample_points",
     "sample_voxels",
     "voxels_per_unit",
@@ -144,38 +143,6 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
         (B, D, *spatial), with ``x + composed(x) = y + outer(y)`` for ``y = x + inner(x)``.
     """
     return inner + warp(outer, inner)
-
-
-def sample(image: Tensor, phi: Tensor) -> Tensor:
-    """Linear samples of an image at positions, for the inner loop: MONAI's ``Warp`` without the way through voxels.
-
-    Faster and leaner than :py:func:`warp`, which gives the same values.
-
-    Args:
-        image: (B, C, *spatial).
-        phi: positions in [-1, 1], (B, D, *spatial), tensor axis order; outside, the image's border continues.
-
-    Returns:
-        (B, C, *spatial).
-    """
-    # grid_sample wants the position along the last axis first: the image is turned, a view, instead of the positions.
-    turned = image.permute(0, 1, *range(image.ndim - 1, 1, -1))
-    positions = phi.movedim(1, -1)
-    axis, parts = _parallel_parts(phi)
-    if parts > 1:
-        turned = turned.expand(parts, *turned.shape[1:])
-        positions = positions[0].unflatten(axis, (parts, -1)).movedim(axis, 0)
-    samples = F.grid_sample(turned, positions, padding_mode="border", align_corners=True)
-    return samples if parts == 1 else samples.movedim(0, axis + 1).flatten(axis + 1, axis + 2).unsqueeze(0)
-
-
-def _parallel_parts(phi: Tensor) -> tuple[int, int]:
-    """Which spatial axis to cut into how many equal parts: on a CPU, 3D sampling has a thread per item of the batch."""
-    if phi.device.type != "cpu" or phi.ndim != 5 or phi.shape[0] != 1:
-        return 0, 1
-    threads = torch.get_num_threads()
-    parts = [next(n for n in range(min(threads, size), 0, -1) if size % n == 0) for size in phi.shape[2:]]
-    return parts.index(max(parts)), max(parts)
 
 
 def resize(values: Tensor, spatial_shape: Sequence[int]) -> Tensor:

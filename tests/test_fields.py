@@ -22,7 +22,6 @@ from monai_nodeo.fields import (
     rescale_points,
     resize,
     resize_ddf,
-    sample,
     warp,
     weighted_mean,
 )
@@ -205,43 +204,6 @@ def test_outside_is_border_or_what_is_asked_for() -> None:
 def test_warp_is_monais_without_its_notice(recwarn: pytest.WarningsRecorder) -> None:
     assert isinstance(make_warp("nearest", "zeros"), Warp)
     assert not recwarn.list
-
-
-@pytest.mark.parametrize("shape", SHAPES + WITH_SINGLE_VOXEL)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
-def test_sample_is_warp_in_values_and_gradients(shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
-    # Multiples of 1/8 less 1/16 keep clear of the voxel centres, where the slope of a linear interpolation jumps.
-    eighths = torch.randint(-20, 20, (2, len(shape), *shape)) / 8 + 1 / 16
-    ddf = eighths.to(dtype).requires_grad_()
-    image = torch.rand(2, 3, *shape, dtype=dtype, requires_grad=True)
-    weight = torch.rand(2, 3, *shape, dtype=dtype)
-
-    by_sample = sample(image, ddf_to_phi(ddf, identity_grid(shape, dtype=dtype)))
-    by_warp = warp(image, ddf)
-
-    torch.testing.assert_close(by_sample, by_warp, rtol=0, atol=20 * tolerance)
-    moving = [axis for axis, n in enumerate(shape) if n > 1]
-    (image_a, ddf_a), (image_b, ddf_b) = (
-        torch.autograd.grad((out * weight).sum(), (image, ddf)) for out in (by_sample, by_warp)
-    )
-    torch.testing.assert_close(image_a, image_b, rtol=0, atol=100 * tolerance)
-    torch.testing.assert_close(ddf_a[:, moving], ddf_b[:, moving], rtol=0, atol=100 * tolerance)
-
-
-@pytest.mark.parametrize("shape", [(4, 5), (3, 4, 5)])
-def test_gradient_of_sample(shape: tuple[int, ...]) -> None:
-    image = torch.rand(1, 2, *shape, dtype=torch.float64, requires_grad=True)
-    offset = (torch.randint(-4, 4, (1, len(shape), *shape)) / 8 + 1 / 16).double()
-    phi = ddf_to_phi(offset, identity_grid(shape, dtype=torch.float64)).requires_grad_()
-
-    assert gradcheck(sample, (image, phi))
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_sample_at_the_identity_is_the_image(shape: tuple[int, ...]) -> None:
-    image = torch.rand(1, 2, *shape, dtype=torch.float64)
-
-    torch.testing.assert_close(sample(image, identity_grid(shape, dtype=torch.float64)), image)
 
 
 # Jacobian determinant
@@ -441,22 +403,3 @@ def test_points_keep_their_place_in_phi(shape: tuple[int, ...], new: tuple[int, 
 def test_a_weighted_mean_is_zero_where_nothing_counts() -> None:
     total, weight = torch.tensor([[[6.0, 0.0, 1e-9]]]), torch.tensor([[[2.0, 0.0, 1e-12]]])
     assert weighted_mean(total, weight).tolist() == [[[3.0, 0.0, 0.0]]]
-
-
-@pytest.mark.parametrize("shape", [(8, 9, 7), (7, 5, 6), (12, 3, 4), (1, 5, 6)])
-@pytest.mark.parametrize("threads", [1, 2, 3, 4, 8])
-def test_sampling_in_parallel_parts_is_sampling(
-    shape: tuple[int, ...], threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As many parts as divide the first axis: each is an item of the batch, of which each has a thread."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    image = torch.rand(1, 2, 6, 7, 8, requires_grad=True)
-    phi = (identity_grid(shape) * 0.9 + 0.2 * torch.randn(1, 3, *shape)).requires_grad_()
-    weight = torch.rand(1, 2, *shape)
-
-    parts = sample(image, phi)
-    whole = F.grid_sample(image, phi.movedim(1, -1).flip(-1), padding_mode="border", align_corners=True)
-
-    torch.testing.assert_close(parts, whole, atol=1e-6, rtol=0)
-    for a, b in zip(*(torch.autograd.grad((x * weight).sum(), (image, phi)) for x in (parts, whole)), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from monai_nodeo.fields import resize, sample, voxels_per_unit
+from monai_nodeo.fields import resize, voxels_per_unit
 from monai_nodeo.layers import GaussianSmoothing, SeparableSmoothing, apply_along_axes
 from monai_nodeo.networks.base import Flow, VelocityModel
 from monai_nodeo.networks.parametrisations import Lattice, Parametrisation
+from monai_nodeo.sampling import sample
 
 __all__ = ["EulerianVelocity"]
 
