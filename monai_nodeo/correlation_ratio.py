@@ -5,45 +5,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from monai.utils import LossReduction
 from torch import Tensor
 
-from monai_nodeo.layers import apply_along_axes, kernel_matrix, odd_window
 from monai_nodeo.losses import ImageLoss, VoxelwiseLoss
+from monai_nodeo.windows import SMALLEST_WEIGHT, Windows
 
 __all__ = ["LocalCorrelationRatioLoss", "MappedIntensityLoss"]
-
-_SMALLEST_WEIGHT = 1e-6
-
-
-class _Windows(NamedTuple):
-    """Weighted means over sliding windows that end at the border of the image, (B, C, *spatial) each."""
-
-    matrices: list[Tensor]
-    weight: Tensor | None
-    share: Tensor | None
-
-    @classmethod
-    def of(cls, matrices: list[Tensor], weight: Tensor | None) -> _Windows:
-        share = None if weight is None else apply_along_axes(weight, matrices).clamp(min=_SMALLEST_WEIGHT)
-        return cls(matrices, weight, share)
-
-    def mean(self, x: Tensor) -> Tensor:
-        if self.weight is None or self.share is None:
-            return apply_along_axes(x, self.matrices)
-        return apply_along_axes(x * self.weight, self.matrices) / self.share
-
-    def standardised(self, x: Tensor) -> Tensor:
-        """With mean 0 and variance 1 over the image."""
-        spatial = tuple(range(2, x.ndim))
-        weight = torch.ones_like(x[:, :1]) if self.weight is None else self.weight
-        total = weight.sum(dim=spatial, keepdim=True).clamp(min=_SMALLEST_WEIGHT)
-        centred = x - (x * weight).sum(dim=spatial, keepdim=True) / total
-        variance = (centred.square() * weight).sum(dim=spatial, keepdim=True) / total
-        return centred / variance.clamp(min=torch.finfo(x.dtype).tiny).sqrt()
 
 
 class LocalCorrelationRatioLoss(VoxelwiseLoss):
@@ -85,27 +55,18 @@ class LocalCorrelationRatioLoss(VoxelwiseLoss):
                 f"expected two images (B, C) with {self.spatial_dims} spatial axes and one shape, "
                 f"got {tuple(pred.shape)} and {tuple(target.shape)}."
             )
-        windows = _Windows.of(self._matrices(pred, spacing), weight)
+        windows = Windows(pred, self.kernel_size, spacing, weight)
         unexplained = 1 - self._explained(windows, pred, target)
         return unexplained if weight is None else unexplained * weight
 
-    def _matrices(self, image: Tensor, spacing: Sequence[float] | None) -> list[Tensor]:
-        """Moving average along each axis."""
-        sides = [1.0] * self.spatial_dims if spacing is None else list(spacing)
-        windows = [odd_window(self.kernel_size * min(sides) / side) for side in sides]
-        return [
-            kernel_matrix((1.0,) * k, n, "truncate", 1, image.dtype, image.device)
-            for k, n in zip(windows, image.shape[2:], strict=True)
-        ]
-
-    def _explained(self, windows: _Windows, pred: Tensor, target: Tensor) -> Tensor:
+    def _explained(self, windows: Windows, pred: Tensor, target: Tensor) -> Tensor:
         """Coefficient of determination of the fit in each window, (B, C, *spatial), in [0, 1).
 
         The noise is added to the variances only, a ridge: two explanations that are alike there share the weight.
         """
-        first = windows.standardised(target)
-        second = windows.standardised(first.square())
-        values = windows.standardised(pred)
+        first = _standardised(windows, target)
+        second = _standardised(windows, first.square())
+        values = _standardised(windows, pred)
         means = [windows.mean(x) for x in (first, second, values)]
 
         def covariance(x: Tensor, y: Tensor, mean_x: Tensor, mean_y: Tensor) -> Tensor:
@@ -119,6 +80,12 @@ class LocalCorrelationRatioLoss(VoxelwiseLoss):
         variance = covariance(values, values, means[2], means[2]).clamp(min=0) + self.eps
         determinant = (v11 * v22 - v12.square()).clamp(min=self.eps**2)
         return (c1.square() * v22 - 2 * c1 * c2 * v12 + c2.square() * v11) / (determinant * variance)
+
+
+def _standardised(windows: Windows, x: Tensor) -> Tensor:
+    """With mean 0 and variance 1 over the image."""
+    centred = x - windows.image_mean(x)
+    return centred / windows.image_mean(centred.square()).clamp(min=torch.finfo(x.dtype).tiny).sqrt()
 
 
 class MappedIntensityLoss(ImageLoss):
@@ -150,7 +117,7 @@ class MappedIntensityLoss(ImageLoss):
         counts = torch.ones_like(pred) if weight is None else weight.expand_as(pred)
         values, positions, counts = (x.reshape(pred.shape[0] * pred.shape[1], -1) for x in (pred, target, counts))
         fitted = self._fitted(values, positions.detach(), counts)
-        return (counts * (values - fitted).square()).sum() / counts.sum().clamp(min=_SMALLEST_WEIGHT)
+        return (counts * (values - fitted).square()).sum() / counts.sum().clamp(min=SMALLEST_WEIGHT)
 
     def _fitted(self, values: Tensor, positions: Tensor, counts: Tensor) -> Tensor:
         """Each row of values (rows, N) averaged by its position and read off at the positions again."""
@@ -164,5 +131,5 @@ class MappedIntensityLoss(ImageLoss):
             sums = sums + torch.stack(
                 [torch.zeros_like(sums[0]).scatter_add(1, index, x) for x in (part * values, part)]
             )
-        means = sums[0] / sums[1].clamp(min=_SMALLEST_WEIGHT)
+        means = sums[0] / sums[1].clamp(min=SMALLEST_WEIGHT)
         return (1 - share) * means.gather(1, lower) + share * means.gather(1, lower + 1)

@@ -37,7 +37,7 @@ from monai_nodeo.losses import (
     RegistrationLoss,
     SmoothnessLoss,
     VelocityMagnitudeLoss,
-    similarity,
+    local_correlation,
 )
 from monai_nodeo.mind import MINDSSCLoss
 from monai_nodeo.networks import NODEONet
@@ -239,8 +239,8 @@ def test_ncc_follows_its_target():
 
 def test_ncc_works_out_its_target_once(monkeypatch):
     pred, target = images((11, 9))
-    loss, calls, of = LocalNCCLoss(2, 5), [], similarity._LocalStatistics.of
-    monkeypatch.setattr(similarity._LocalStatistics, "of", lambda *args: calls.append(args) or of(*args))
+    loss, calls, of = LocalNCCLoss(2, 5), [], local_correlation._LocalStatistics.of
+    monkeypatch.setattr(local_correlation._LocalStatistics, "of", lambda *args: calls.append(args) or of(*args))
     for _ in range(3):
         loss(pred, target)
     assert len(calls) == 1

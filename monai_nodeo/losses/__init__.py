@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+from monai_nodeo.losses.local_correlation import LocalNCCLoss
 from monai_nodeo.losses.registration import RegistrationLoss
 from monai_nodeo.losses.regularity import DDFLoss, FoldingLoss, SmoothnessLoss, VelocityMagnitudeLoss
-from monai_nodeo.losses.similarity import ImageLoss, IntensityLoss, LocalNCCLoss, VoxelwiseLoss, voxel_counts
+from monai_nodeo.losses.similarity import ImageLoss, IntensityLoss, VoxelwiseLoss, voxel_counts
 
 __all__ = [
     "DDFLoss",

@@ -1,0 +1,227 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Local normalised cross-correlation, in windows in millimetres."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from monai.utils import LossReduction
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from monai_nodeo.losses.similarity import ImageLoss, voxel_counts
+from monai_nodeo.slabs import slabs
+from monai_nodeo.windows import SMALLEST_WEIGHT, Windows, window_sum
+
+__all__ = ["LocalNCCLoss"]
+
+
+class _LocalStatistics(NamedTuple):
+    """What the squared correlation needs of one image: centred values, window means and raised window variances."""
+
+    values: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    @classmethod
+    def of(cls, image: Tensor, windows: Windows, eps: float) -> _LocalStatistics:
+        # Sums of squares of a flat bright region cancel in float32 unless the image's mean is taken off first.
+        values = image - windows.image_mean(image)
+        squares = values.square()
+        mean = windows.mean(values)
+        variance = (windows.mean(squares) - mean.square()).clamp(min=0)
+        return cls(values, mean, variance + eps * windows.image_mean(squares) + _tiny(image))
+
+
+def _tiny(image: Tensor) -> float:
+    """A variance that keeps the quotient of a constant image from being 0 / 0; its square is still a number above 0."""
+    return 100 * torch.finfo(image.dtype).tiny ** 0.5
+
+
+def _squared_correlation(p: _LocalStatistics, t: _LocalStatistics, windows: Windows) -> Tensor:
+    """Map of cov^2 / (var var), (B, C, *spatial)."""
+    cov = windows.mean(p.values * t.values) - p.mean * t.mean
+    return cov.square() / (p.variance * t.variance)
+
+
+class _SquaredCorrelationSum(torch.autograd.Function):
+    """Weighted sum of :py:func:`_squared_correlation` over each image, (B,), the target's statistics given.
+
+    The gradient is written out and made on the way: three box filters each way instead of autograd's ten. The image is
+    gone through three times, slab by slab: what works along the first axis is done in slabs of the second.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, pred: Tensor, t: _LocalStatistics, windows: Windows, eps: float) -> Tensor:
+        spatial = tuple(range(2, pred.ndim))
+        weight = windows.weight
+        voxels: Any = math.prod(pred.shape[2:])
+        if weight is not None:
+            voxels = weight.sum(dim=spatial, keepdim=True).clamp(min=SMALLEST_WEIGHT)  # of each item of the batch
+        first, inner = (windows.sides[0], *[1] * (pred.ndim - 3)), (1, *windows.sides[1:])
+        mean = windows.image_mean(pred)
+        # sums in the window of the values, of their squares and of their product with the target; later gradients
+        sums = pred.new_empty((3, *pred.shape))  # MetaTensor takes a tuple only
+        power = torch.zeros_like(mean)
+        for part in _parts(sums, 0):
+            values, squares, products = rows = sums[:, *part]
+            torch.sub(pred[part], mean, out=values)
+            torch.mul(values, values, out=squares)
+            torch.mul(values, t.values[part], out=products)
+            if weight is not None:
+                rows *= weight[part]
+            power += squares.sum(dim=spatial, keepdim=True)
+            rows.copy_(window_sum(rows, inner))
+        floor = power * (eps / voxels) + _tiny(pred)
+        total = pred.new_zeros(len(pred))
+        by_floor = torch.zeros_like(mean)
+        for part in _parts(sums, 1):
+            rows, share = sums[:, *part], windows.share(part)
+            local_mean, variance, cov = window_sum(rows, first) * share
+            variance.addcmul_(local_mean, local_mean, value=-1).clamp_(min=0).add_(floor)
+            cov.addcmul_(local_mean, t.mean[part], value=-1)
+            by_cov = cov / variance / t.variance[part]
+            if weight is not None:
+                by_cov *= weight[part]
+            cc = cov.mul_(by_cov)
+            total += cc.flatten(1).sum(1)
+            if ctx.needs_input_grad[0]:
+                by_cov *= 2
+                by_variance = cc.div_(variance).neg_()
+                by_floor += by_variance.sum(dim=spatial, keepdim=True)
+                by_mean = (by_cov * t.mean[part]).addcmul_(by_variance, local_mean, value=2)
+                for row, x in zip(rows, (by_cov, by_variance, by_mean), strict=True):
+                    torch.mul(x, share, out=row)
+                rows.copy_(window_sum(rows, first))
+        if ctx.needs_input_grad[0]:
+            by_floor *= eps / voxels
+            gradient = torch.empty_like(pred)
+            for part in _parts(sums, 0):
+                by_cov, by_variance, by_mean = window_sum(sums[:, *part], inner)
+                by_variance.add_(by_floor).mul_(2)
+                by_cov.mul_(t.values[part]).addcmul_(by_variance, pred[part] - mean)
+                torch.sub(by_cov, by_mean, out=gradient[part])
+                if weight is not None:
+                    gradient[part] *= weight[part]
+            ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad.view(-1, *[1] * (gradient.ndim - 1)), None, None, None
+
+
+def _parts(rows: Tensor, axis: int) -> Iterator[tuple[Any, ...]]:
+    """Slabs of images (rows, B, C, *spatial) along a spatial axis, each as an index of one row."""
+    images = rows.flatten(0, 1)
+    for ends in slabs(images.transpose(2, 2 + axis)):
+        yield (slice(None), slice(None), *[slice(None)] * axis, slice(*ends))
+
+
+class LocalNCCLoss(ImageLoss):
+    """One minus the mean squared local normalised cross-correlation: ``1 - mean(cov^2 / (var var))``.
+
+    As in NODEO (Wu et al., CVPR 2022) and VoxelMorph, with three differences: windows end at the image
+    border instead of reaching into zeros, so the value does not change with brightness or contrast; each variance is
+    raised by a share of its image's variance, which keeps flat noisy regions out and the value in [0, 1] in float32;
+    the gradient is written by hand. The window statistics of the target are kept while the same tensors are passed.
+
+    With weights, the window means are weighted means and each window counts by the weight of its centre: what is
+    masked out neither counts nor leaks into its neighbours' windows.
+
+    Args:
+        spatial_dims: 2 or 3.
+        kernel_size: side of the window, odd, in units of the smallest voxel side: voxels of an isotropic image, fewer
+            along an axis of longer voxels.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"`` (a map).
+        eps: share of each image's variance added to the window variances.
+
+    Raises:
+        ValueError: when ``kernel_size`` is not a positive odd number.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 3,
+        kernel_size: int = 21,
+        reduction: LossReduction | str = LossReduction.MEAN,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.reduction = LossReduction(reduction).value
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be a positive odd number of voxels, got {kernel_size}.")
+        self.spatial_dims = spatial_dims
+        self.kernel_size = kernel_size
+        self.eps = eps
+        self._kept: tuple[weakref.ref, int, tuple[int, ...], _LocalStatistics] | None = None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_kept": None}  # a weak reference can be neither copied nor sent elsewhere
+
+    def _statistics_of_target(self, target: Tensor, windows: Windows) -> _LocalStatistics:
+        # A tensor made under inference_mode has no version, so a change could not be seen; weights may change too.
+        if target.is_inference() or windows.weight is not None:
+            return _LocalStatistics.of(target.detach(), windows, self.eps)
+        if self._kept is not None:
+            reference, version, sides, statistics = self._kept
+            if reference() is target and (version, sides) == (target._version, windows.sides):
+                return statistics
+        statistics = _LocalStatistics.of(target.detach(), windows, self.eps)
+        self._kept = (weakref.ref(target), target._version, windows.sides, statistics)
+        return statistics
+
+    def forward(
+        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
+    ) -> Tensor:
+        """See :py:meth:`ImageLoss.forward`.
+
+        Raises:
+            ValueError: when the shapes differ or do not have ``spatial_dims`` spatial axes.
+        """
+        if self.reduction == LossReduction.NONE or target.requires_grad:
+            windows = self._windows(pred, target, weight, spacing)
+            p, t = (_LocalStatistics.of(image, windows, self.eps) for image in (pred, target))
+            dissimilarity = 1 - _squared_correlation(p, t, windows)
+            if weight is not None:
+                dissimilarity = dissimilarity * weight.detach()
+            if self.reduction == LossReduction.NONE:
+                return dissimilarity
+            return self._reduced(dissimilarity.sum(), voxel_counts(pred, windows.weight).sum())
+        unlike, voxels = self._sums(pred, target, weight, spacing)
+        return self._reduced(unlike.sum(), voxels.sum())
+
+    def of_each(
+        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
+    ) -> Tensor:
+        """See :py:meth:`ImageLoss.of_each`."""
+        if self.reduction == LossReduction.NONE or target.requires_grad:
+            return super().of_each(pred, target, weight, spacing)
+        return self._reduced(*self._sums(pred, target, weight, spacing))
+
+    def _sums(
+        self, pred: Tensor, target: Tensor, weight: Tensor | None, spacing: Sequence[float] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Weighted sum of one minus the correlation, and of the weights, of each item, (B,)."""
+        windows = self._windows(pred, target, weight, spacing)
+        statistics = self._statistics_of_target(target, windows)
+        voxels = voxel_counts(pred, windows.weight)
+        return voxels - _SquaredCorrelationSum.apply(pred, statistics, windows, self.eps), voxels
+
+    def _reduced(self, total: Tensor, count: Tensor) -> Tensor:
+        return total if self.reduction == LossReduction.SUM else total / count
+
+    def _windows(self, pred: Tensor, target: Tensor, weight: Tensor | None, spacing: Sequence[float] | None) -> Windows:
+        if pred.shape != target.shape or pred.ndim != self.spatial_dims + 2:
+            raise ValueError(
+                f"expected two images (B, C) with {self.spatial_dims} spatial axes and one shape, "
+                f"got {tuple(pred.shape)} and {tuple(target.shape)}."
+            )
+        return Windows(pred, self.kernel_size, spacing, weight)
