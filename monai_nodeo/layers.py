@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-from monai.utils import look_up_option
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,18 +35,15 @@ __all__ = [
 def kernel_matrix(
     kernel: tuple[float, ...],
     size: int,
-    border: str = "replicate",
     passes: int = 1,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Matrix of a centred one-dimensional kernel on an axis.
+    """Matrix of a centred one-dimensional kernel on an axis, whose outermost voxels go on: a constant stays a constant.
 
     Args:
         kernel: odd number of weights; they are scaled to sum to one.
         size: voxels along the axis.
-        border: ``"replicate"`` repeats the outermost voxel; ``"truncate"`` leaves the outside out and
-            divides by the weight that is inside. Under both a constant stays a constant.
         passes: how often the kernel is applied.
         dtype: type of the matrix (it is worked out in float64).
         device: device of the matrix.
@@ -56,17 +52,14 @@ def kernel_matrix(
         (size, size), rows sum to one. It is kept for later callers: do not change it in place.
 
     Raises:
-        ValueError: when the border is unknown, the kernel has no centre or the passes are negative.
+        ValueError: when the kernel has no centre or the passes are negative.
     """
-    look_up_option(border, ("replicate", "truncate"))
     if len(kernel) % 2 == 0 or passes < 0:
         raise ValueError(f"expected an odd number of weights and 0 or more passes, got {len(kernel)} and {passes}.")
     reach = len(kernel) // 2
     rows = torch.arange(size).unsqueeze(1)
     columns = rows + torch.arange(-reach, reach + 1)
     weights = torch.tensor(kernel, dtype=torch.float64).expand(size, -1)
-    if border == "truncate":
-        weights = weights * ((columns >= 0) & (columns < size))
     matrix = torch.zeros(size, size, dtype=torch.float64)
     matrix.scatter_add_(1, columns.clamp(0, size - 1), weights)
     matrix /= matrix.sum(1, keepdim=True)
@@ -104,7 +97,7 @@ def resampling_matrix(size: int, new_size: int) -> Tensor:
     sigma = 0.5 * (size - 1) / max(new_size - 1, 1)
     reach = math.ceil(3 * sigma)
     kernel = tuple(math.exp(-0.5 * (i / sigma) ** 2) for i in range(-reach, reach + 1))
-    return matrix @ kernel_matrix(kernel, size, "replicate")
+    return matrix @ kernel_matrix(kernel, size)
 
 
 def upsampling_matrix(nodes: int, size: int) -> Tensor:
@@ -195,7 +188,7 @@ class SeparableSmoothing(nn.Module, ABC):
             raise ValueError(f"expected {self.spatial_dims} spatial axes, got shape {tuple(spatial_shape)}.")
         sides = (1.0,) * self.spatial_dims if spacing is None else tuple(spacing)
         return [
-            kernel_matrix(self.kernel(min(sides) / side), n, "replicate", self.passes, dtype, device)
+            kernel_matrix(self.kernel(min(sides) / side), n, self.passes, dtype, device)
             for n, side in zip(spatial_shape, sides, strict=True)
         ]
 

@@ -216,28 +216,13 @@ KERNELS = [(1.0,), (1.0, 1.0, 1.0), (1.0,) * 15, (0.1, 0.5, 2.0, 0.5, 0.1), (1.0
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=len)
 @pytest.mark.parametrize("size", [1, 2, 9, 13])
-@pytest.mark.parametrize("border", ["replicate", "truncate"])
 @pytest.mark.parametrize("passes", [0, 1, 2])
-def test_rows_are_weights_that_sum_to_one(kernel: tuple[float, ...], size: int, border: str, passes: int) -> None:
-    matrix = kernel_matrix(kernel, size, border, passes, torch.float64)
+def test_rows_are_weights_that_sum_to_one(kernel: tuple[float, ...], size: int, passes: int) -> None:
+    matrix = kernel_matrix(kernel, size, passes, torch.float64)
 
     assert matrix.shape == (size, size)
     assert (matrix >= 0).all()
     torch.testing.assert_close(matrix.sum(1), torch.ones(size, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("kernel", KERNELS, ids=len)
-@pytest.mark.parametrize("size", [1, 2, 9, 13])
-def test_truncated_border_is_the_mean_of_what_is_inside(kernel: tuple[float, ...], size: int) -> None:
-    x = torch.randn(size, dtype=torch.float64)
-    reach = len(kernel) // 2
-
-    expected = []
-    for i in range(size):
-        inside = [(w, x[i + j]) for j, w in zip(range(-reach, reach + 1), kernel, strict=True) if 0 <= i + j < size]
-        expected.append(sum(w * value for w, value in inside) / sum(w for w, _ in inside))
-
-    torch.testing.assert_close(kernel_matrix(kernel, size, "truncate", 1, torch.float64) @ x, torch.stack(expected))
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=len)
@@ -250,10 +235,9 @@ def test_replicated_border_is_scipys_nearest(kernel: tuple[float, ...], size: in
     torch.testing.assert_close(kernel_matrix(kernel, size, dtype=torch.float64) @ x, torch.from_numpy(expected))
 
 
-@pytest.mark.parametrize("border", ["replicate", "truncate"])
 @pytest.mark.parametrize("passes", [1, 3])
-def test_symmetric_kernel_gives_a_matrix_that_mirrors_onto_itself(border: str, passes: int) -> None:
-    matrix = kernel_matrix((0.2, 1.0, 3.0, 1.0, 0.2), 13, border, passes, torch.float64)
+def test_symmetric_kernel_gives_a_matrix_that_mirrors_onto_itself(passes: int) -> None:
+    matrix = kernel_matrix((0.2, 1.0, 3.0, 1.0, 0.2), 13, passes, torch.float64)
 
     torch.testing.assert_close(matrix.flip(0, 1), matrix)
     # Where no border is in reach: the same row, shifted, and symmetric.
@@ -264,12 +248,11 @@ def test_symmetric_kernel_gives_a_matrix_that_mirrors_onto_itself(border: str, p
     torch.testing.assert_close(inside[:, reach:-reach], inside[:, reach:-reach].t())
 
 
-@pytest.mark.parametrize("border", ["replicate", "truncate"])
-def test_passes_are_a_power(border: str) -> None:
-    once = kernel_matrix((1.0,) * 7, 11, border, 1, torch.float64)
+def test_passes_are_a_power() -> None:
+    once = kernel_matrix((1.0,) * 7, 11, 1, torch.float64)
 
-    torch.testing.assert_close(kernel_matrix((1.0,) * 7, 11, border, 3, torch.float64), once @ once @ once)
-    assert torch.equal(kernel_matrix((1.0,) * 7, 11, border, 0, torch.float64), torch.eye(11, dtype=torch.float64))
+    torch.testing.assert_close(kernel_matrix((1.0,) * 7, 11, 3, torch.float64), once @ once @ once)
+    assert torch.equal(kernel_matrix((1.0,) * 7, 11, 0, torch.float64), torch.eye(11, dtype=torch.float64))
 
 
 def test_matrix_is_worked_out_in_float64_then_rounded() -> None:
@@ -343,12 +326,10 @@ def test_matrix_made_in_inference_mode_serves_a_later_training() -> None:
     assert x.grad is not None
 
 
-@pytest.mark.parametrize(
-    ("kernel", "border", "passes"), [((1.0, 1.0), "replicate", 1), ((1.0,), "zeros", 1), ((1.0,), "replicate", -1)]
-)
-def test_matrix_of_nonsense_is_refused(kernel: tuple[float, ...], border: str, passes: int) -> None:
-    with pytest.raises(ValueError, match="odd number|zeros"):
-        kernel_matrix(kernel, 9, border, passes)
+@pytest.mark.parametrize(("kernel", "passes"), [((1.0, 1.0), 1), ((1.0,), -1)])
+def test_matrix_of_nonsense_is_refused(kernel: tuple[float, ...], passes: int) -> None:
+    with pytest.raises(ValueError, match="odd number"):
+        kernel_matrix(kernel, 9, passes)
 
 
 @pytest.mark.parametrize(
