@@ -13,9 +13,9 @@ DATA ?=
 OASIS ?= oasis
 QUICK ?=
 
-# Threads that wait for each other sleep instead of spinning: eight times faster when other work keeps a core busy.
-OMP_WAIT_POLICY ?= PASSIVE
-export OMP_WAIT_POLICY
+# Threads that wait for each other sleep instead of spinning: eight times faster when other work keeps a core busy, a third
+# slower on idle ones, so not for benchmarks.
+demo test: export OMP_WAIT_POLICY ?= PASSIVE
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

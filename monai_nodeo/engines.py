@@ -138,6 +138,7 @@ class PairTrainer(Trainer):
             ddf_spacing=level.cloud_spacing,
             coarseness=level.coarseness,
             landmarks=self.landmarks,
+            certainty=pair.fixed_certainty,
         )
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         del warped, velocities  # the backward pass frees what it has used

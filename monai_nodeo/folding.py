@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ __all__ = ["folded_cells", "unfold"]
 _SMALLEST_VOLUME = 1e-3  # of an unfolded simplex, 1 is that of an undeformed one
 _ROUNDS = 200
 _GROW_EVERY = 10  # rounds
+_MANY = 2**16  # places among which the repeated ones are looked for before there are more
 
 
 def simplex_volumes(corners: dict[tuple[int, ...], list[Tensor]]) -> list[Tensor]:
@@ -112,64 +114,70 @@ def unfold(ddf: Tensor, spacing: Sequence[float] | None = None) -> Tensor:
         return ddf  # nothing can be differentiated along such an axis
     sides = spacing or (1.0,) * (ddf.ndim - 2)
     weights = [(min(sides) / side) ** 2 for side in sides]
-    cells = folded_cells(ddf, _SMALLEST_VOLUME).nonzero()
-    if len(cells):
-        ddf = ddf.clone()
+    folded = folded_cells(ddf, _SMALLEST_VOLUME).nonzero()
+    if not len(folded):
+        return ddf
+    # Folds are few: what works on the places alone takes a fraction of the time of a pass over the whole grid.
+    grid = _Grid((ddf.shape[0], *ddf.shape[2:]))
+    field = ddf.movedim(1, 0).flatten(1).clone()
+    cells = (folded * folded.new_tensor(grid.strides)).sum(1)
     for round_ in range(_ROUNDS):
+        reach = round_ // _GROW_EVERY
+        region = grid.spread(cells, -reach, reach + 1, 1)
+        _average(field, grid, region, weights)
+        touched = grid.spread(region, -1, 0, 2)
+        cells = touched[~(_smallest_volumes(field, grid, touched) > _SMALLEST_VOLUME)]
         if not len(cells):
-            return ddf
-        region = _voxels_around(cells, ddf, round_ // _GROW_EVERY)
-        _average(ddf, region, weights)
-        touched = _cells_around(region, ddf)
-        cells = touched[~(_smallest_volumes(ddf, touched) > _SMALLEST_VOLUME)]
-    while folded_cells(ddf, _SMALLEST_VOLUME).any():
+            break
+    ddf = field.view(ddf.shape[1], *grid.shape).movedim(0, 1).contiguous()
+    while len(cells) and folded_cells(ddf, _SMALLEST_VOLUME).any():
         ddf = ddf * 0.9
     return ddf
 
 
-def _voxels_around(cells: Tensor, ddf: Tensor, reach: int) -> Tensor:
-    """The voxels at the corners of cells and up to ``reach`` voxels further, (N, 1 + D)."""
-    return _spread(cells, ddf, range(-reach, reach + 2), [n - 1 for n in ddf.shape[2:]])
+class _Grid(NamedTuple):
+    """Voxels of a batch of grids by their index: a cell has that of its first voxel."""
+
+    shape: tuple[int, ...]  # batch, *spatial
+
+    @property
+    def strides(self) -> list[int]:
+        """Steps of the index along the batch and the spatial axes."""
+        return [math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
+
+    def moved(self, places: Tensor, axis: int, steps: Tensor, last: int = 1) -> Tensor:
+        """Indices (N,) after steps (S,) along a spatial axis, (N, S), up to the ``last`` place from its end."""
+        size, stride = self.shape[1 + axis], self.strides[1 + axis]
+        places = places.unsqueeze(1)
+        here = places // stride % size
+        return places + ((here + steps).clamp_(0, size - last) - here) * stride
+
+    def spread(self, places: Tensor, first: int, end: int, last: int) -> Tensor:
+        """Every place after ``first`` to ``end`` steps along each axis, each place once; see :py:meth:`moved`."""
+        steps = torch.arange(first, end + 1, device=places.device)
+        for axis in range(len(self.shape) - 1):
+            places = self.moved(places, axis, steps, last).flatten()
+            if len(places) > _MANY:
+                places = places.unique()
+        return places.unique()
 
 
-def _cells_around(voxels: Tensor, ddf: Tensor) -> Tensor:
-    """The cells that have one of the voxels at a corner, (N, 1 + D)."""
-    return _spread(voxels, ddf, range(-1, 1), [n - 2 for n in ddf.shape[2:]])
-
-
-def _spread(places: Tensor, ddf: Tensor, steps: range, last: list[int]) -> Tensor:
-    """Every place (N, 1 + D) after every combination of steps along the axes, each place once; up to the last index."""
-    # Folds are few: what works on the places alone takes a fraction of the time of a dilation of the whole grid.
-    shape = (ddf.shape[0], *ddf.shape[2:])
-    strides = torch.tensor([math.prod(shape[axis + 1 :]) for axis in range(len(shape))], device=ddf.device)
-    for axis, limit in enumerate(last, start=1):
-        moved = places.repeat(len(steps), 1)
-        step = torch.tensor(list(steps), device=ddf.device).repeat_interleave(len(places))
-        moved[:, axis] = (moved[:, axis] + step).clamp(0, limit)
-        places = torch.stack(torch.unravel_index((moved * strides).sum(1).unique(), shape), dim=1)
-    return places
-
-
-def _smallest_volumes(ddf: Tensor, cells: Tensor) -> Tensor:
-    """Volume of the smallest simplex of each of the cells (N, 1 + D), (N,)."""
-    batch, *place = cells.unbind(1)
+def _smallest_volumes(field: Tensor, grid: _Grid, cells: Tensor) -> Tensor:
+    """Volume of the smallest simplex of each of the cells (N,) of a displacement (D, voxels), (N,)."""
     corners = {
-        corner: [ddf[:, i][(batch, *[p + c for p, c in zip(place, corner, strict=True)])] for i in range(len(place))]
-        for corner in product((0, 1), repeat=len(place))
+        corner: list(field[:, cells + sum(c * s for c, s in zip(corner, grid.strides[1:], strict=True))])
+        for corner in product((0, 1), repeat=len(field))
     }
     return torch.stack(simplex_volumes(corners)).amin(0)
 
 
-def _average(ddf: Tensor, voxels: Tensor, weights: Sequence[float]) -> None:
-    """Replace the displacement at some voxels (N, 1 + D) by a mean of themselves and their neighbours, in place.
+def _average(field: Tensor, grid: _Grid, voxels: Tensor, weights: Sequence[float]) -> None:
+    """Replace a displacement (D, voxels) at some voxels (N,) by a mean of itself and its neighbours, in place.
 
     Neighbours along an axis have the weight of this axis.
     """
-    batch, *place = voxels.unbind(1)
-    for component in ddf.unbind(1):
-        total = component[(batch, *place)]
-        for axis, size in enumerate(component.shape[1:]):
-            for step in (-1, 1):
-                near = [(p + step).clamp(0, size - 1) if a == axis else p for a, p in enumerate(place)]
-                total = total + weights[axis] * component[(batch, *near)]
-        component[(batch, *place)] = total / (1 + 2 * sum(weights))
+    total = field[:, voxels]
+    steps = torch.tensor([-1, 1], device=voxels.device)
+    for axis, weight in enumerate(weights):
+        total += weight * field[:, grid.moved(voxels, axis, steps)].sum(2)
+    field[:, voxels] = total / (1 + 2 * sum(weights))

@@ -33,7 +33,7 @@ from monai_nodeo.networks import VelocityBatch, VelocityModel
 __all__ = ["PairInferer", "Registration", "prepare_pair"]
 
 # What a pair may have besides its images, as keys of a batch and as arguments of the inferer.
-PAIR_EXTRAS = ("fixed_mask", "moving_mask", "landmarks")
+PAIR_EXTRAS = ("fixed_mask", "moving_mask", "fixed_certainty", "landmarks")
 
 _GIVE_BACK_EVERY = 20  # iterations
 # Voxels of the images: above, what is kept between two uses costs more memory (a fifth) than it saves time.
@@ -245,7 +245,8 @@ class PairInferer(Inferer):
             network: model whose options are used; its weights are neither used nor changed.
             args: the moving images on the fixed grid, (B, C, *spatial), also as keyword ``moving``.
             kwargs: see ``args``; also ``fixed_mask`` and ``moving_mask``, (B, 1, *spatial), how much each voxel counts,
-                and ``landmarks``, (B, N, 2, D), see :py:mod:`monai_nodeo.landmarks`.
+                ``fixed_certainty``, see :py:class:`monai_nodeo.levels.ImagePair`, and ``landmarks``, (B, N, 2, D), see
+                :py:mod:`monai_nodeo.landmarks`.
 
         Returns:
             ddf in voxels of the fixed grid, (B, D, *spatial).

@@ -96,6 +96,8 @@ class ImagePair:
         moving: same shape.
         fixed_mask: how much each voxel of the fixed image counts, (B, 1, *spatial), None: all the same.
         moving_mask: the same of the moving image.
+        fixed_certainty: how sure the fixed image is, as a further weight, (B, 1, *spatial); a similarity that cannot
+            take weights does without.
         landmarks: (B, N, 2, D), see :py:mod:`monai_nodeo.landmarks`.
     """
 
@@ -103,6 +105,7 @@ class ImagePair:
     moving: Tensor
     fixed_mask: Tensor | None = None
     moving_mask: Tensor | None = None
+    fixed_certainty: Tensor | None = None
     landmarks: Tensor | None = None
 
     @classmethod
@@ -119,8 +122,13 @@ class ImagePair:
         landmarks = self.landmarks
         if landmarks is not None:
             landmarks = landmarks - landmarks.new_tensor([part.start or 0 for part in box])
-        fixed_mask, moving_mask = (None if m is None else cropped(m, box) for m in (self.fixed_mask, self.moving_mask))
-        return ImagePair(cropped(self.fixed, box), cropped(self.moving, box), fixed_mask, moving_mask, landmarks)
+        fixed_mask, moving_mask, certainty = (
+            None if weight is None else cropped(weight, box)
+            for weight in (self.fixed_mask, self.moving_mask, self.fixed_certainty)
+        )
+        return ImagePair(
+            cropped(self.fixed, box), cropped(self.moving, box), fixed_mask, moving_mask, certainty, landmarks
+        )
 
     def at(self, level: Level) -> ImagePair:
         """The pair on the grid of a level."""
@@ -132,7 +140,8 @@ class ImagePair:
             _resized(image, mask, size)
             for image, mask in ((self.fixed, self.fixed_mask), (self.moving, self.moving_mask))
         )
-        return ImagePair(fixed, moving, fixed_mask, moving_mask, landmarks)
+        certainty = None if self.fixed_certainty is None else resize(self.fixed_certainty, size)
+        return ImagePair(fixed, moving, fixed_mask, moving_mask, certainty, landmarks)
 
 
 def _resized(image: Tensor, mask: Tensor | None, size: Sequence[int]) -> tuple[Tensor, Tensor | None]:

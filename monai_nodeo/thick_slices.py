@@ -4,6 +4,7 @@
 
 The parts are about cubes. On the voxels as they are a volume in slices of 4 mm would be deformed, and compared, in
 steps of 4 mm, however fine the other image is. The displacement that is found goes back to the voxels of the file.
+What lies between the slices is guessed, so that it counts less where it is the fixed image that has them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from monai_nodeo.folding import unfold
 from monai_nodeo.image_geometry import voxel_sides
 from monai_nodeo.layers import apply_along_axes
 from monai_nodeo.pairs import IMAGE_KEYS, INPUT_KEYS, MASK_KEYS
+from monai_nodeo.slice_interpolation import between_slices
 
 __all__ = [
     "DDFOnFixedGridD",
@@ -39,6 +41,9 @@ __all__ = [
 ]
 
 _MOST_VOXELS = 2**24  # of a refined image: 256^3
+# Of the slices that a registration puts between those of the image; the rest is a spline. More is better where slices
+# were picked and worse where they were averaged.
+_SHARE_OF_SLICES = 0.25
 
 
 def parts_of(image: MetaTensor) -> tuple[int, ...]:
@@ -90,7 +95,10 @@ def refined(image: MetaTensor, parts: tuple[int, ...], mode: str = "spline") -> 
 class RefineThickSlicesd(Transform):
     """Add "fixed_input" and "moving_input": the images of a pair, those in thick slices with their voxels cut.
 
-    "fixed_mask" and "moving_mask" are cut as their image is. The images themselves stay as they are.
+    The parts of a volume that is thick along one axis are those of a spline, a quarter of the way to the slices that a
+    registration puts there, see :py:mod:`monai_nodeo.slice_interpolation`. "fixed_certainty" is added for a fixed image
+    whose voxels were cut: 1 in the middle of a slice, falling towards 0 halfway to the next. "fixed_mask" and
+    "moving_mask" are cut as their image is. The images themselves stay as they are.
     """
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,14 +109,18 @@ class RefineThickSlicesd(Transform):
                 (1, *spatial of its image).
 
         Returns:
-            A new dict.
+            A new dict; "fixed_certainty" is (1, *spatial of "fixed_input").
         """
         pair = dict(data)
         for key, input_key, mask_key in zip(IMAGE_KEYS, INPUT_KEYS, MASK_KEYS, strict=True):
             parts = parts_of(pair[key])
             pair[input_key] = refined(pair[key], parts)
+            _mix_in_slices_between(pair[input_key], pair[key], parts)
             if mask_key in pair:
                 pair[mask_key] = refined(pair[mask_key], parts, mode="nearest")
+        parts = parts_of(pair["fixed"])
+        if max(parts) > 1:
+            pair["fixed_certainty"] = _certainty(pair["fixed_input"], parts)
         return pair
 
 
@@ -152,6 +164,31 @@ def _along(values: Tensor, axis: int, count: int, mode: str) -> Tensor:
     nothing = torch.zeros_like(steps.narrow(axis, 0, 1))
     changing = torch.cat([nothing, steps], axis) | torch.cat([steps, nothing], axis)
     return torch.where(changing.repeat_interleave(count, axis), parts, whole)
+
+
+def _mix_in_slices_between(fine: MetaTensor, image: MetaTensor, parts: tuple[int, ...]) -> None:
+    """Take a refined volume towards the slices that a registration puts between those of the image, in place."""
+    cut = [axis for axis, count in enumerate(parts) if count > 1]
+    if len(parts) != 3 or len(cut) != 1:
+        return
+    axis, count = cut[0], parts[cut[0]]
+    spacing = [side for i, side in enumerate(voxel_sides(image.affine, 3)) if i != axis]
+    fractions = sorted(((part + 0.5) / count - 0.5) % 1 for part in range(count))
+    for channel, slices in zip(fine.as_tensor(), image.as_tensor().float(), strict=True):
+        found = between_slices(slices.movedim(axis, 0).unsqueeze(1), spacing, fractions).flatten(0, 2)
+        # from the first part that is not before the middle of its slice
+        channel.movedim(axis, 0)[count // 2 :][: len(found)].lerp_(found.to(channel), _SHARE_OF_SLICES)
+
+
+def _certainty(fine: MetaTensor, parts: tuple[int, ...]) -> MetaTensor:
+    """How sure the parts are, (1, *spatial): 1 in the middle of a voxel of the file, towards 0 at its ends."""
+    values = torch.ones_like(fine.as_tensor()[:1])
+    for axis, count in enumerate(parts):
+        if count > 1:
+            hat = 1 - (2 * (torch.arange(count) + 0.5) / count - 1).abs()
+            line = hat.repeat(values.shape[1 + axis] // count)
+            values *= line.view(-1, *[1] * (len(parts) - 1 - axis))
+    return MetaTensor(values, affine=fine.affine)
 
 
 @lru_cache(maxsize=16)

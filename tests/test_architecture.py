@@ -92,7 +92,8 @@ ALLOWED: dict[str, set[str]] = {
     "transform_figures": {"fields", "metrics", "transform_io"},
     "transform_evaluation": {"evaluation", "resampling", "transform_io"},
     "pair_figures": {"evaluation", "fields", "image_geometry", "landmarks", "metrics", "pairs"},
-    "thick_slices": {"fields", "folding", "image_geometry", "layers", "pairs"},
+    "slice_interpolation": {"fields", "inferers", "networks"},
+    "thick_slices": {"fields", "folding", "image_geometry", "layers", "pairs", "slice_interpolation"},
     # 4
     "transforms": {"alignment", "grid_matching", "image_geometry", "inferers", "networks", "pairs", "thick_slices"},
     # 5: the fronts; no module below imports them

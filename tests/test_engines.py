@@ -171,7 +171,8 @@ def test_the_cloud_may_be_coarser_than_the_images(shape):
     assert (trainer.state.history["loss"].diff(dim=0) < 0).all()
 
 
-def test_the_weight_is_the_product_of_the_masks_the_moving_one_where_it_is_taken():
+@pytest.mark.parametrize("unsure", [False, True])
+def test_the_weight_is_the_product_of_the_masks_the_moving_one_where_it_is_taken(unsure):
     shape = SHAPES[0]
     seen = []
 
@@ -181,10 +182,10 @@ def test_the_weight_is_the_product_of_the_masks_the_moving_one_where_it_is_taken
             return (pred - target).square().mean()
 
     fixed, moving = batched_pair(shape)
-    fixed_mask, moving_mask = torch.rand(2, 1, 1, *shape)
+    fixed_mask, moving_mask, certainty = torch.rand(3, 1, 1, *shape)
     network = EulerianVelocity(2, shape)
     trainer = PairTrainer(
-        ImagePair(fixed, moving, fixed_mask, moving_mask),
+        ImagePair(fixed, moving, fixed_mask, moving_mask, certainty if unsure else None),
         network,
         CountingAdam(network.parameters(), lr=0.1),
         RegistrationLoss(Sees()),
@@ -192,6 +193,7 @@ def test_the_weight_is_the_product_of_the_masks_the_moving_one_where_it_is_taken
         iterations=3,
     )
     trainer.run()
+    fixed_mask = fixed_mask * certainty if unsure else fixed_mask
     torch.testing.assert_close(seen[0], fixed_mask * moving_mask, rtol=0, atol=1e-5)  # nothing has moved yet
     taken = warp(moving_mask, trainer.state.output["ddf"])
     torch.testing.assert_close(seen[2], fixed_mask * taken, rtol=0, atol=1e-5)

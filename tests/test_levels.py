@@ -69,15 +69,26 @@ def pair_of(shape: tuple[int, ...]) -> ImagePair:
     dims = len(shape)
     images = [smooth_image(shape, seed)[None] for seed in (0, 1)]
     masks = [(torch.rand(1, 1, *shape) > 0.3).float() for _ in range(2)]
-    return ImagePair(*images, *masks, 5 * torch.rand(1, 4, 2, dims))
+    return ImagePair(*images, *masks, torch.rand(1, 1, *shape), 5 * torch.rand(1, 4, 2, dims))
 
 
 @pytest.mark.parametrize("shape", [(31, 25), (17, 21, 13)])
 def test_the_pair_at_its_own_level_is_the_pair(shape):
     pair = pair_of(shape)
     same = pair.at(make_levels(shape, (1.0,) * len(shape))[0])
-    for name in ("fixed", "moving", "fixed_mask", "moving_mask", "landmarks"):
+    for name in ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_certainty", "landmarks"):
         assert torch.equal(getattr(same, name), getattr(pair, name))
+
+
+@pytest.mark.parametrize("shape", [(31, 25), (17, 21, 13)])
+def test_all_that_lies_on_the_grid_is_cropped_and_resized_alike(shape):
+    pair = pair_of(shape)
+    box = (slice(2, 14), slice(None), slice(3, 11))[: len(shape)]
+    level, _ = make_levels(shape, (1.0,) * len(shape), (2, 1))
+    for name in ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_certainty"):
+        values = getattr(pair, name)
+        assert torch.equal(getattr(pair.cropped(box), name), values[(..., *box)])
+        assert getattr(pair.at(level), name).shape[2:] == level.image_size
 
 
 @pytest.mark.parametrize("shape", [(31, 25), (17, 21, 13)])

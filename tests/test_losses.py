@@ -440,6 +440,21 @@ def test_registration_loss_of_a_similarity_alone():
     assert terms == {"loss": 1, "similarity": 1}
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_certainty_is_a_weight_for_those_that_take_weights(shape):
+    warped, fixed = images(shape)
+    ddf = folded_field(shape)
+    weight, certainty = torch.rand(2, 1, 1, *shape, dtype=warped.dtype)
+    own = RegistrationLoss(LocalNCCLoss(len(shape), 5), image_terms={"intensity": (1.0, IntensityLoss())})
+
+    assert own(warped, fixed, ddf, [], weight, certainty=certainty) == own(warped, fixed, ddf, [], weight * certainty)
+    assert own(warped, fixed, ddf, [], certainty=certainty) == own(warped, fixed, ddf, [], certainty)
+    other = RegistrationLoss(nn.MSELoss())
+    assert other(warped, fixed, ddf, [], certainty=certainty) == other(warped, fixed, ddf, [])
+    with pytest.raises(ValueError, match="MSELoss cannot take masks"):
+        other(warped, fixed, ddf, [], weight, certainty=certainty)
+
+
 @pytest.mark.parametrize(
     ("ddf_terms", "velocity_terms", "name"),
     [

@@ -122,6 +122,47 @@ def test_cubes_are_left_alone() -> None:
     assert pair["moving_input"] is image
 
 
+@pytest.mark.parametrize(("count", "hat"), [(2, [0.5, 0.5]), (3, [1 / 3, 1, 1 / 3]), (4, [0.25, 0.75, 0.75, 0.25])])
+@pytest.mark.parametrize("axis", [0, 2])
+def test_a_fixed_image_is_surest_in_the_middle_of_its_slices(count: int, hat: list[float], axis: int) -> None:
+    spacing = [1.0, 1.0, 1.0]
+    spacing[axis] = count
+    image = image_of(smooth_image((9, 11, 10)), tuple(spacing))
+
+    pair = RefineThickSlicesd()({"fixed": image, "moving": image})
+
+    certainty = pair["fixed_certainty"]
+    assert certainty.shape == pair["fixed_input"].shape
+    torch.testing.assert_close(certainty.affine, pair["fixed_input"].affine)
+    lines = certainty.as_tensor()[0].movedim(axis, -1).flatten(0, -2)
+    torch.testing.assert_close(lines, torch.tensor(hat).repeat(image.shape[1 + axis]).expand_as(lines))
+
+
+def test_only_a_fixed_image_in_thick_slices_is_unsure() -> None:
+    thin, thick_one = (image_of(smooth_image((9, 11, 10)), (1, 1, side)) for side in (1, 4))
+    assert "fixed_certainty" not in RefineThickSlicesd()({"fixed": thin, "moving": thick_one})
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_slanted_tube_goes_on_between_picked_slices(axis: int, count: int) -> None:
+    places = torch.arange(10 * count) / count
+    x, y = torch.meshgrid(torch.arange(64.0), torch.arange(30.0), indexing="ij")
+    discs = [torch.sigmoid(9 - ((x - 12 - 4 * place).square() + (y - 15).square()).sqrt()) for place in places]
+    sharp = torch.stack(discs).movedim(0, axis)[None]
+    spacing = [1.0, 1.0, 1.0]
+    spacing[axis] = count
+    # picked where the middle of a slice is: at a part if their number is odd, else between the two parts in the middle
+    middles = sharp.unflatten(1 + axis, (10, count)).movedim(2 + axis, 0)[(count - 1) // 2 : count // 2 + 1].mean(0)
+    image = image_of(middles, tuple(spacing))
+
+    pair = RefineThickSlicesd()({"fixed": image, "moving": image})
+
+    plain = refined(image, parts_of(image)).as_tensor()
+    for key in ("fixed_input", "moving_input"):
+        assert (pair[key].as_tensor() - sharp).square().mean() < 0.8 * (plain - sharp).square().mean()
+
+
 @pytest.mark.parametrize(("shape", "parts"), [((9, 11, 13), (1, 2, 4)), ((9, 11), (3, 1))])
 def test_displacement_on_finer_voxels_and_back(shape, parts) -> None:
     """A field that is linear in space is the same in millimetres on both grids."""

@@ -73,6 +73,7 @@ class RegistrationLoss(nn.Module):
         ddf_spacing: Sequence[float] | None = None,
         coarseness: float = 1.0,
         landmarks: Tensor | None = None,
+        certainty: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Every term, unweighted, and their weighted sum under ``"loss"``.
 
@@ -87,6 +88,7 @@ class RegistrationLoss(nn.Module):
             coarseness: factor on the weights of the velocity terms, the side of a coarse level's voxels in finest ones;
                 with the same weight coarse levels overshoot.
             landmarks: (B, N, 2, D) in voxels of the grid of ``ddf``, see :py:mod:`monai_nodeo.landmarks`.
+            certainty: a further weight, of which an image loss that is no :py:class:`ImageLoss` makes nothing.
 
         Returns:
             name -> its value for each pair of the batch, (B,); a term of weight 0 is left out.
@@ -94,11 +96,12 @@ class RegistrationLoss(nn.Module):
         Raises:
             ValueError: when there are weights and an image loss that is no :py:class:`ImageLoss` cannot take them.
         """
-        terms = {"similarity": _image_loss(self.similarity, warped, fixed, weight, spacing)}
+        weights = (weight, certainty)
+        terms = {"similarity": _image_loss(self.similarity, warped, fixed, weights, spacing)}
         total = terms["similarity"]
         for name, (factor, loss) in self.image_terms.items():
             if factor:
-                terms[name] = _image_loss(loss, warped, fixed, weight, spacing)
+                terms[name] = _image_loss(loss, warped, fixed, weights, spacing)
                 total = total + factor * terms[name]
         for losses, fields, scale in ((self.ddf_terms, [ddf], 1.0), (self.velocity_terms, velocities, coarseness)):
             for name, (factor, loss) in losses.items():
@@ -113,16 +116,27 @@ class RegistrationLoss(nn.Module):
 
 
 def _image_loss(
-    loss: nn.Module, warped: Tensor, fixed: Tensor, weight: Tensor | None, spacing: Sequence[float] | None
+    loss: nn.Module,
+    warped: Tensor,
+    fixed: Tensor,
+    weights: tuple[Tensor | None, Tensor | None],
+    spacing: Sequence[float] | None,
 ) -> Tensor:
+    """The loss of each item; of the weights, the second may be left out."""
     if isinstance(loss, ImageLoss):
-        return loss.of_each(warped, fixed, weight, spacing)
-    if weight is not None:
+        return loss.of_each(warped, fixed, _product(*weights), spacing)
+    if weights[0] is not None:
         raise ValueError(
             f"{type(loss).__name__} cannot take masks; register without them or use LocalNCCLoss, IntensityLoss or "
             "another loss that derives from ImageLoss."
         )
     return torch.stack([loss(*pair) for pair in zip(each_item(warped), each_item(fixed), strict=True)])
+
+
+def _product(weight: Tensor | None, certainty: Tensor | None) -> Tensor | None:
+    if weight is None or certainty is None:
+        return certainty if weight is None else weight
+    return weight * certainty
 
 
 def _field_loss(loss: nn.Module, field: Tensor, spacing: Sequence[float] | None) -> Tensor:
