@@ -50,7 +50,7 @@ class _VolumeSamples(torch.autograd.Function):
         for item, part, points in _parts(phi):
             places = _Places.of(points, size)
             for channel in range(channels):
-                voxels = image[item, channel].reshape(-1)
+                voxels = image[item, channel].flatten()
                 corners = [voxels.index_select(0, index) for index in places.corners(size)]
                 value, steps = _interpolated(corners, places.fractions)
                 samples[item, channel, part] = value.view(points.shape[1:])

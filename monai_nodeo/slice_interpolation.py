@@ -35,7 +35,7 @@ def between_slices(slices: Tensor, spacing: Sequence[float], fractions: Sequence
         (N - 1, fractions, 1, X, Y).
     """
     before, after = slices[:-1], slices[1:]
-    way = torch.zeros(len(before), 2, *slices.shape[2:])
+    way = slices.new_zeros(len(before), 2, *slices.shape[2:])
     low, high = slices.flatten(1).amin(1), slices.flatten(1).amax(1)
     seen = (high > low) & (min(slices.shape[2:]) >= _FEWEST)
     together = (seen[:-1] & seen[1:]).nonzero().flatten()

@@ -186,7 +186,7 @@ def _certainty(fine: MetaTensor, parts: tuple[int, ...]) -> MetaTensor:
     for axis, count in enumerate(parts):
         if count > 1:
             hat = 1 - (2 * (torch.arange(count) + 0.5) / count - 1).abs()
-            line = hat.repeat(values.shape[1 + axis] // count)
+            line = hat.repeat(values.shape[1 + axis] // count).to(values)
             values *= line.view(-1, *[1] * (len(parts) - 1 - axis))
     return MetaTensor(values, affine=fine.affine)
 

@@ -266,12 +266,12 @@ def test_no_step_waits_for_the_device(shape, method, num_steps, model):
 def test_no_step_with_masks_and_landmarks_on_long_voxels_waits_either(shape):
     dims = len(shape)
     level = make_levels(shape, (1.0, 1.3, 1.7)[:dims], point_spacing=2)[0]
-    images = [torch.zeros(1, 1, *shape, device="meta") for _ in range(4)]
+    on_grid = [torch.zeros(1, 1, *shape, device="meta") for _ in range(5)]  # images, masks and certainty
     landmarks = torch.zeros(1, 4, 2, dims, device="meta")
     network = EulerianVelocity(dims, level.cloud_size, spacing=level.cloud_spacing).to("meta")
     optimizer = CountingAdam(network.parameters())
     loss = PairInferer(dims).loss_function
-    PairTrainer(ImagePair(*images, landmarks), network, optimizer, loss, ODESolver(), 2, level=level).run()
+    PairTrainer(ImagePair(*on_grid, landmarks), network, optimizer, loss, ODESolver(), 2, level=level).run()
     assert optimizer.steps == 2
 
 

@@ -70,7 +70,7 @@ def test_no_iteration_waits_for_the_device(shape, method, num_steps):
     level = make_levels(shape, (1.0, 1.5, 2.0)[:dims], point_spacing=2)[0]
     masks = torch.rand(2, 1, 1, *shape, device="cuda")
     landmarks = 9 * torch.rand(1, 4, 2, dims, device="cuda")
-    pair = ImagePair(fixed[None].cuda(), moving[None].cuda(), *masks, landmarks)
+    pair = ImagePair(fixed[None].cuda(), moving[None].cuda(), *masks, landmarks=landmarks)
     network = EulerianVelocity(dims, level.cloud_size, spacing=level.cloud_spacing).cuda()
     trainer = PairTrainer(
         pair,
