@@ -24,7 +24,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, verify_n
 from synthetic import deformed_pair, smooth_ddf, smooth_image
 
 import monai_nodeo
-from monai_nodeo.inferers import PairInferer
+from monai_nodeo.inferers import PAIR_EXTRAS, PairInferer
 from monai_nodeo.networks import EulerianVelocity, Lattice
 from monai_nodeo.transform_io import read_displacement
 from monai_nodeo.transforms import RegisterPair
@@ -710,7 +710,8 @@ def test_the_bundle_registers_as_the_python_classes_do(data, tmp_path, spatial_d
     theirs = bundle.inferer.registrations[0]
     item = next(iter(bundle.dataset))
     register = RegisterPair(spatial_dims)
-    register.inferer(item["fixed_input"][None], register.network, moving=item["moving_input"][None])
+    more = {key: item[key][None] for key in PAIR_EXTRAS if key in item}
+    register.inferer(item["fixed_input"][None], register.network, moving=item["moving_input"][None], **more)
     (ours,) = register.inferer.registrations
     assert ours.iterations == sum(options["iterations"])
     assert torch.equal(ours.ddf, theirs.ddf)
