@@ -10,6 +10,7 @@ import torch
 from synthetic import smooth_ddf
 from torch import Tensor
 
+from monai_nodeo import folding
 from monai_nodeo.fields import jacobian_determinant
 from monai_nodeo.folding import folded_cells, simplex_volumes, unfold
 
@@ -244,6 +245,15 @@ def test_a_mirror_is_shortened_until_it_no_longer_folds(shape):
 def test_unfolding_twice_is_unfolding_once(shape):
     clean = unfold(noise(shape, 1.0).float())
     assert unfold(clean) is clean
+
+
+@pytest.mark.parametrize("shape", [(13, 11), (9, 8, 7)])
+def test_places_that_repeat_change_nothing(shape, monkeypatch):
+    ddf = smooth_ddf(shape, sigma=1.0)[None] * 6
+    once = unfold(ddf)
+    monkeypatch.setattr(folding, "_MANY", 4)  # as where folds are many
+    assert folded_cells(ddf).any()
+    assert torch.equal(unfold(ddf), once)
 
 
 def test_fields_without_extent_stay():
