@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from monai.engines import Trainer
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
+from monai_nodeo.cuda_graphs import RecordedStep
 from monai_nodeo.fields import identity_grid, phi_to_ddf, rescale_points, resize, voxels_per_unit, weighted_mean
 from monai_nodeo.integration import ODESolver
 from monai_nodeo.levels import ImagePair, Level, make_levels
@@ -36,8 +38,9 @@ class PairTrainer(Trainer):
     """Optimises a velocity model for one pair of images at one level: one iteration is one step of the optimiser.
 
     ``engine.state.output`` holds the loss terms of the iteration, each (B,), and the ``"ddf"`` of the cloud, in voxels
-    of its grid; ``engine.state.history`` for each term a tensor (iterations, B); all are on the device, so that the
-    loop never waits for it. ``engine.state.level`` is the :py:class:`monai_nodeo.levels.Level`.
+    of its grid, until the next iteration; ``engine.state.history`` for each term a tensor (iterations, B); all are on
+    the device, so that the loop never waits for it. ``engine.state.level`` is the
+    :py:class:`monai_nodeo.levels.Level`.
     A trainer is for one pair: make a new one, with a new network and optimiser, for the next. Or it is for a batch of B
     pairs, none of which has an influence on another: what is minimised is the sum of their losses, and each has weights
     of its own.
@@ -53,6 +56,10 @@ class PairTrainer(Trainer):
         iterations: optimiser steps.
         handlers: objects with ``attach(engine)``, for this trainer only.
         level: grids of the images and of the cloud; by default a point in every voxel, and cubes.
+        cuda_graph: on CUDA, record an iteration and replay it, see :py:class:`monai_nodeo.cuda_graphs.RecordedStep`.
+            What handlers change between iterations then does not count, but for options of the optimiser: leave it off
+            with handlers that change the loss or the images. With handlers of events inside an iteration, with an
+            adaptive or adjoint solver and with optimisers that have no ``capturable`` nothing is recorded.
 
     Raises:
         ValueError: when the images differ in shape or are not of the level's.
@@ -68,6 +75,7 @@ class PairTrainer(Trainer):
         iterations: int,
         handlers: Sequence[Any] = (),
         level: Level | None = None,
+        cuda_graph: bool = False,
     ) -> None:
         fixed, moving = pair.fixed, pair.moving
         level = level or make_levels(fixed.shape[2:], (1.0,) * (fixed.ndim - 2))[0]
@@ -96,6 +104,8 @@ class PairTrainer(Trainer):
             self.landmarks = rescale_points(pair.landmarks, level.image_size, level.cloud_size)
         self.state.history = {}
         self.state.level = level
+        self.cuda_graph = cuda_graph and fixed.is_cuda and not solver.waits_for_device
+        self._recorded: RecordedStep | None = None
 
     def _flow(self) -> tuple[Tensor, list[Tensor]]:
         """Where the cloud arrives, and velocities in its voxels; the trajectory is not needed once they are there."""
@@ -118,10 +128,27 @@ class PairTrainer(Trainer):
         identity = self.identity
         return voxels_per_unit(tuple(identity.shape[2:]), identity.dtype, identity.device)
 
+    def run(self) -> None:
+        """See MONAI's ``Trainer``."""
+        try:
+            super().run()
+        finally:  # not at some time later: a trainer and its handlers refer to each other
+            self._recorded = None
+
     def _iteration(self, engine: Any, batchdata: ImagePair) -> dict[str, Tensor]:
-        pair, level = batchdata, self.state.level
-        self.optimizer.zero_grad(set_to_none=True)
         self.state.output = None  # a field less in memory at the peak
+        step: Callable[[], tuple[list[str], Tensor, Tensor]] = partial(self._step, batchdata)
+        if self.cuda_graph and not any(self._event_handlers[event] for event in IterationEvents):
+            if self._recorded is None:
+                self._recorded = RecordedStep(step, self.optimizer)
+            step = self._recorded
+        names, values, ddf = step()
+        return {**self._noted(names, values), "ddf": ddf}
+
+    def _step(self, pair: ImagePair) -> tuple[list[str], Tensor, Tensor]:
+        """Names of the loss terms, their values (terms, B), and the displacement; a step of the optimiser is done."""
+        level = self.state.level
+        self.optimizer.zero_grad(set_to_none=True)
         phi, velocities = self._flow()
         ddf = phi_to_ddf(phi, self.identity)
         positions = resize(phi, level.image_size)
@@ -146,19 +173,17 @@ class PairTrainer(Trainer):
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self.optimizer.step()
         self.fire_event(IterationEvents.MODEL_COMPLETED)
-        figures = {name: value.detach() for name, value in terms.items()}
-        self._record(figures)
-        return {**figures, "ddf": ddf.detach()}
+        return list(terms), torch.stack([value.detach() for value in terms.values()]), ddf.detach()
 
-    def _record(self, figures: dict[str, Tensor]) -> None:
+    def _noted(self, names: Sequence[str], values: Tensor) -> dict[str, Tensor]:
+        """The terms of this iteration (terms, B), as they are kept in the history."""
         # Made once and filled in: small tensors that stay would keep the freed large ones between them apart.
         if not self.state.history:
-            length = self.state.epoch_length
-            self.state.history = {
-                name: value.new_full((length, *value.shape), torch.nan) for name, value in figures.items()
-            }
-        for name, value in figures.items():
-            self.state.history[name][self.state.iteration - 1] = value
+            curves = values.new_full((self.state.epoch_length, *values.shape), torch.nan)
+            self.state.history = dict(zip(names, curves.unbind(1), strict=True))
+            self._curves = curves
+        self._curves[self.state.iteration - 1] = values
+        return dict(zip(names, self._curves[self.state.iteration - 1], strict=True))
 
 
 def _warped(pair: ImagePair, positions: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -22,6 +22,7 @@ from monai_nodeo.layers import apply_along_axes, resampling_matrix
 from monai_nodeo.slabs import slabs
 
 __all__ = [
+    "axis_values",
     "check_ddf",
     "coarsen_ddf",
     "compose",
@@ -66,8 +67,27 @@ def identity_grid(
     return torch.stack(torch.meshgrid(*axes, indexing="ij")).unsqueeze(0)
 
 
-@lru_cache(maxsize=16)
+# Room for all that registrations use at a time: a recorded CUDA graph reads these tensors where they are, so that they
+# have to be kept as long as it lives.
+_KEPT = 256
+
+
+@lru_cache(maxsize=_KEPT)
 @torch.inference_mode(False)  # what is kept must be of use to a later training
+def axis_values(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number for each axis, kept, so that a device is sent it once: do not change it in place.
+
+    Args:
+        values: D numbers.
+        dtype: of the result.
+        device: of the result.
+
+    Returns:
+        (D,).
+    """
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
 def voxels_per_unit(spatial_shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Length of one unit of phi in voxels along each axis, 0 along one of one voxel.
 
@@ -77,10 +97,10 @@ def voxels_per_unit(spatial_shape: tuple[int, ...], dtype: torch.dtype, device: 
         device: of the result.
 
     Returns:
-        (1, D, 1, ...), kept, so that a device is sent it once: do not change it in place.
+        (1, D, 1, ...), see :py:func:`axis_values`.
     """
-    halves = torch.tensor([(n - 1) / 2 for n in spatial_shape], dtype=dtype, device=device)
-    return halves.view(1, -1, *[1] * len(spatial_shape))
+    halves = tuple((n - 1) / 2 for n in spatial_shape)
+    return axis_values(halves, dtype, device).view(1, -1, *[1] * len(halves))
 
 
 def phi_to_ddf(phi: Tensor, identity: Tensor) -> Tensor:
@@ -163,7 +183,7 @@ def resize(values: Tensor, spatial_shape: Sequence[int]) -> Tensor:
     return apply_along_axes(values, [_resampling(n, m, values.dtype, values.device) for n, m in sizes])
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=_KEPT)
 @torch.inference_mode(False)
 def _resampling(size: int, new_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return resampling_matrix(size, new_size).to(dtype=dtype, device=device)
@@ -245,8 +265,8 @@ def rescale_points(points: Tensor, spatial_shape: Sequence[int], new_shape: Sequ
     Returns:
         (..., D).
     """
-    ratios = [(m - 1) / max(n - 1, 1) for n, m in zip(spatial_shape, new_shape, strict=True)]
-    return points * points.new_tensor(ratios)
+    ratios = tuple((m - 1) / max(n - 1, 1) for n, m in zip(spatial_shape, new_shape, strict=True))
+    return points * axis_values(ratios, points.dtype, points.device)
 
 
 def refine_ddf(ddf: Tensor, spatial_shape: Sequence[int]) -> Tensor:
@@ -280,8 +300,8 @@ def coarsen_ddf(ddf: Tensor, spatial_shape: Sequence[int]) -> Tensor:
 
 def _in_voxels_of(ddf: Tensor, spatial_shape: Sequence[int]) -> Tensor:
     """A displacement on a grid, in voxels of a grid of another shape over the same field of view, in its own voxels."""
-    ratios = [m / n for n, m in zip(spatial_shape, ddf.shape[2:], strict=True)]
-    return ddf * ddf.new_tensor(ratios).view(1, -1, *[1] * len(ratios))
+    ratios = tuple(m / n for n, m in zip(spatial_shape, ddf.shape[2:], strict=True))
+    return ddf * axis_values(ratios, ddf.dtype, ddf.device).view(1, -1, *[1] * len(ratios))
 
 
 def lower_corner(spatial_dims: int, ahead: int | None = None) -> tuple[Any, ...]:

@@ -97,6 +97,8 @@ class PairInferer(Inferer):
             a batch are optimised one by one.
         crop_air: leave out what is nothing but the minimum of both images around them; displacements go on there.
         unfold: take out what folds at the end, see :py:func:`monai_nodeo.folding.unfold`.
+        cuda_graph: on CUDA, record an iteration and replay it, see :py:class:`monai_nodeo.engines.PairTrainer`: leave
+            it off with handlers that change the loss between iterations.
         seed: of the weights.
 
     Attributes:
@@ -118,6 +120,7 @@ class PairInferer(Inferer):
         handlers: Sequence[Callable[[], Any]] = (ProgressBar,),
         crop_air: bool = True,
         unfold: bool = True,
+        cuda_graph: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -136,6 +139,7 @@ class PairInferer(Inferer):
         self.handlers = tuple(handlers)
         self.crop_air = crop_air
         self.unfold = unfold
+        self.cuda_graph = cuda_graph
         self.seed = seed
         self.registrations: list[Registration] = []
 
@@ -212,6 +216,7 @@ class PairInferer(Inferer):
                 self.iterations[level.index],
                 [make() for make in self.handlers],
                 level,
+                self.cuda_graph,
             )
             trainer.state.iterations_ahead = sum(costs[level.index + 1 :]) / math.prod(level.image_size)
             if give_back is not None:

@@ -102,6 +102,11 @@ class ODESolver:
         self.atol = atol
         self.options = options
 
+    @property
+    def waits_for_device(self) -> bool:
+        """Whether the host looks at what has been computed before it goes on."""
+        return self.adjoint or not _is_fixed_grid(self.method)
+
     def _time_grid(self, _func: Callable, _y0: Tensor, t: Tensor) -> Tensor:
         """Equal steps over the whole interval; requested times in between are interpolated."""
         return torch.linspace(float(t[0]), float(t[-1]), self.num_steps + 1, dtype=t.dtype, device=t.device)

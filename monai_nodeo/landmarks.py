@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from monai_nodeo.fields import sample_points
+from monai_nodeo.fields import axis_values, sample_points
 
 __all__ = ["landmark_errors", "landmark_loss"]
 
@@ -52,5 +51,5 @@ def landmark_loss(ddf: Tensor, landmarks: Tensor, spacing: Sequence[float]) -> T
     Returns:
         (B,), of each pair.
     """
-    errors = landmark_errors(ddf, landmarks) * torch.as_tensor(spacing, dtype=ddf.dtype, device=ddf.device)
+    errors = landmark_errors(ddf, landmarks) * axis_values(tuple(spacing), ddf.dtype, ddf.device)
     return errors.square().sum(-1).mean(1)

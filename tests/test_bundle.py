@@ -725,7 +725,16 @@ def test_json_and_python_defaults_are_equal_where_a_registration_does_not_tell(
     options = {**paths(data, kind_of(spatial_dims)), **schedule(spatial_dims)}
     bundle = workflow(tmp_path / "out", *overlays(spatial_dims), **options)
     theirs, ours = bundle.inferer, PairInferer(spatial_dims)
-    for name in ("iterations", "shrink_factors", "point_spacing", "crop_air", "unfold", "seed", "spatial_dims"):
+    for name in (
+        "iterations",
+        "shrink_factors",
+        "point_spacing",
+        "crop_air",
+        "unfold",
+        "cuda_graph",
+        "seed",
+        "spatial_dims",
+    ):
         assert getattr(theirs, name) == getattr(ours, name)
     assert vars(theirs.solver) == vars(ours.solver)
     # Terms and weights, on a field that folds, with all that a pair may have.

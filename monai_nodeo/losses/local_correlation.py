@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import torch
 from monai.utils import LossReduction
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from monai_nodeo.losses.similarity import ImageLoss, voxel_counts
 from monai_nodeo.slabs import slabs
@@ -161,21 +161,24 @@ class LocalNCCLoss(ImageLoss):
         self.spatial_dims = spatial_dims
         self.kernel_size = kernel_size
         self.eps = eps
-        self._kept: tuple[weakref.ref, int, tuple[int, ...], _LocalStatistics] | None = None
+        self._kept = WeakTensorKeyDictionary()  # target -> its version, window and statistics, as long as it lives
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_kept": None}  # a weak reference can be neither copied nor sent elsewhere
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}  # cannot be sent elsewhere
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._kept = WeakTensorKeyDictionary()
 
     def _statistics_of_target(self, target: Tensor, windows: Windows) -> _LocalStatistics:
         # A tensor made under inference_mode has no version, so a change could not be seen; weights may change too.
         if target.is_inference() or windows.weight is not None:
             return _LocalStatistics.of(target.detach(), windows, self.eps)
-        if self._kept is not None:
-            reference, version, sides, statistics = self._kept
-            if reference() is target and (version, sides) == (target._version, windows.sides):
-                return statistics
-        statistics = _LocalStatistics.of(target.detach(), windows, self.eps)
-        self._kept = (weakref.ref(target), target._version, windows.sides, statistics)
+        state = (target._version, windows.sides)
+        kept, statistics = self._kept.get(target, (None, None))
+        if kept != state:
+            statistics = _LocalStatistics.of(target.detach(), windows, self.eps)
+            self._kept[target] = (state, statistics)
         return statistics
 
     def forward(

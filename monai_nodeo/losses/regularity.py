@@ -14,7 +14,7 @@ from monai.utils import LossReduction
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from monai_nodeo.fields import check_ddf, jacobian_determinant, lower_corner
+from monai_nodeo.fields import axis_values, check_ddf, jacobian_determinant, lower_corner
 from monai_nodeo.slabs import slabs
 
 __all__ = ["DDFLoss", "FoldingLoss", "SmoothnessLoss", "VelocityMagnitudeLoss"]
@@ -171,8 +171,9 @@ class SmoothnessLoss(DDFLoss):
         check_ddf(ddf)
         if spacing is None or min(spacing) == max(spacing):
             return _RoughnessSum.apply(ddf, None)
-        sides = torch.tensor(spacing, dtype=ddf.dtype).view(1, -1, *[1] * (ddf.ndim - 2))
-        return _RoughnessSum.apply(ddf, [(sides / side).to(ddf.device, non_blocking=True) for side in spacing])
+        ratios = [tuple(other / side for other in spacing) for side in spacing]
+        shape = (1, -1, *[1] * (ddf.ndim - 2))
+        return _RoughnessSum.apply(ddf, [axis_values(row, ddf.dtype, ddf.device).view(shape) for row in ratios])
 
 
 class VelocityMagnitudeLoss(DDFLoss):

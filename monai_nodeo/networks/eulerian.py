@@ -61,7 +61,7 @@ class EulerianVelocity(VelocityModel):
         steps = torch.tensor([min(sides) / side for side in sides]).view(1, -1, *[1] * spatial_dims)
         scale = voxels_per_unit(self.image_size, torch.float32, torch.device("cpu"))
         self.register_buffer("scale", torch.where(scale > 0, steps / scale.clamp(min=0.5), 0), persistent=False)
-        self.register_buffer("base", torch.zeros(1, spatial_dims, *self.image_size), persistent=False)
+        self.register_buffer("base", torch.zeros(1, spatial_dims, *[1] * spatial_dims), persistent=False)
 
     def forward(self, phi: Tensor, t: Tensor | None = None) -> Tensor:
         """See :py:meth:`VelocityModel.forward`."""

@@ -1,0 +1,85 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A step of an optimisation as a CUDA graph: recorded once, then replayed as a whole instead of kernel by kernel."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["RecordedStep"]
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+class RecordedStep(Generic[Result]):
+    """Does a step again and again: the first time as it is, then it is recorded and replayed.
+
+    A step is some hundred kernels, most of which take the device less time than the host needs to start them. It has
+    to do the same with the same tensors each time; its result is the same tensors each time, with new values. It is
+    recorded anew when an option of the optimiser has changed, as by a schedule of the learning rate. A step that cannot
+    be recorded, because it waits for the device or sends something to it, is done as it is.
+
+    Args:
+        step: does the step of the optimiser, too.
+        optimizer: from now on keeps the number of its steps on the device.
+    """
+
+    def __init__(self, step: Callable[[], Result], optimizer: Optimizer) -> None:
+        self._step = step
+        self._optimizer = optimizer
+        self._options: list[Any] = []
+        self._recorded: tuple[torch.cuda.CUDAGraph, Result] | None = None
+        self._recordable = self.takes(optimizer)
+        if self._recordable:
+            for group in optimizer.param_groups:
+                group["capturable"] = True
+
+    @staticmethod
+    def takes(optimizer: Optimizer) -> bool:
+        """Whether all that the optimiser counts can be kept on the device."""
+        return all("capturable" in group for group in optimizer.param_groups)
+
+    def __call__(self) -> Result:
+        options = _options(self._optimizer)
+        if not self._recordable or options != self._options:
+            self.release()
+            self._options = options
+            return self._step()
+        self._recorded = self._recorded or self._record()
+        if self._recorded is None:
+            return self._step()
+        graph, result = self._recorded
+        graph.replay()
+        return result
+
+    def release(self) -> None:
+        """Give back the memory of the recorded step; what it gave as its last result stays."""
+        self._recorded = None
+
+    def _record(self) -> tuple[torch.cuda.CUDAGraph, Result] | None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # other threads may go on using the device
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                result = self._step()
+        except RuntimeError as error:
+            self._recordable = False
+            logger.info("without a CUDA graph, which is slower: %s", str(error).splitlines()[0])
+            return None
+        return graph, result
+
+
+def _options(optimizer: Optimizer) -> list[Any]:
+    """What a recorded step holds as numbers; values in tensors are read anew each time."""
+    return [
+        {name: value for name, value in group.items() if name != "params" and not isinstance(value, Tensor)}
+        for group in optimizer.param_groups
+    ]
