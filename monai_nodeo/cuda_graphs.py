@@ -30,6 +30,9 @@ class RecordedStep(Generic[Result]):
     Args:
         step: does the step of the optimiser, too.
         optimizer: from now on keeps the number of its steps on the device.
+
+    Attributes:
+        recordable: whether the step could be recorded, as far as this is known.
     """
 
     def __init__(self, step: Callable[[], Result], optimizer: Optimizer) -> None:
@@ -37,19 +40,14 @@ class RecordedStep(Generic[Result]):
         self._optimizer = optimizer
         self._options: list[Any] = []
         self._recorded: tuple[torch.cuda.CUDAGraph, Result] | None = None
-        self._recordable = self.takes(optimizer)
-        if self._recordable:
+        self.recordable = all("capturable" in group for group in optimizer.param_groups)
+        if self.recordable:
             for group in optimizer.param_groups:
                 group["capturable"] = True
 
-    @staticmethod
-    def takes(optimizer: Optimizer) -> bool:
-        """Whether all that the optimiser counts can be kept on the device."""
-        return all("capturable" in group for group in optimizer.param_groups)
-
     def __call__(self) -> Result:
         options = _options(self._optimizer)
-        if not self._recordable or options != self._options:
+        if not self.recordable or options != self._options:
             self.release()
             self._options = options
             return self._step()
@@ -66,12 +64,16 @@ class RecordedStep(Generic[Result]):
 
     def _record(self) -> tuple[torch.cuda.CUDAGraph, Result] | None:
         graph = torch.cuda.CUDAGraph()
+        device = self._optimizer.param_groups[0]["params"][0].device
         try:
-            # other threads may go on using the device
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with (
+                torch.cuda.stream(torch.cuda.current_stream(device)),  # torch does not go back to it after an error
+                # on a stream of this device, whichever is the current one; other threads may go on using it
+                torch.cuda.graph(graph, stream=torch.cuda.Stream(device), capture_error_mode="thread_local"),
+            ):
                 result = self._step()
         except RuntimeError as error:
-            self._recordable = False
+            self.recordable = False
             logger.info("without a CUDA graph, which is slower: %s", str(error).splitlines()[0])
             return None
         return graph, result

@@ -61,6 +61,9 @@ class PairTrainer(Trainer):
             with handlers that change the loss or the images. With handlers of events inside an iteration, with an
             adaptive or adjoint solver and with optimisers that have no ``capturable`` nothing is recorded.
 
+    Attributes:
+        cuda_graph: whether iterations are recorded; after a run, whether they could be.
+
     Raises:
         ValueError: when the images differ in shape or are not of the level's.
     """
@@ -132,8 +135,10 @@ class PairTrainer(Trainer):
         """See MONAI's ``Trainer``."""
         try:
             super().run()
-        finally:  # not at some time later: a trainer and its handlers refer to each other
-            self._recorded = None
+        finally:
+            if self._recorded is not None:
+                self.cuda_graph = self._recorded.recordable
+                self._recorded = None  # not at some time later: a trainer and its handlers refer to each other
 
     def _iteration(self, engine: Any, batchdata: ImagePair) -> dict[str, Tensor]:
         self.state.output = None  # a field less in memory at the peak

@@ -202,6 +202,7 @@ class PairInferer(Inferer):
         curves: list[dict[str, Tensor]] = []
         model: VelocityBatch | None = None
         interrupted: int | None = None
+        cuda_graph = self.cuda_graph
         levels = make_levels(size, spacing, self.shrink_factors, self.point_spacing)
         costs = [n * math.prod(level.image_size) for n, level in zip(self.iterations, levels, strict=True)]
         for level in levels:
@@ -216,13 +217,14 @@ class PairInferer(Inferer):
                 self.iterations[level.index],
                 [make() for make in self.handlers],
                 level,
-                self.cuda_graph,
+                cuda_graph,
             )
             trainer.state.iterations_ahead = sum(costs[level.index + 1 :]) / math.prod(level.image_size)
             if give_back is not None:
                 give_back()  # the holes that the coarser level left
                 trainer.add_event_handler(Events.ITERATION_COMPLETED(every=_GIVE_BACK_EVERY), lambda _: give_back())
             trainer.run()
+            cuda_graph = trainer.cuda_graph
             if interrupted is None and getattr(trainer.state, "interrupted", False):
                 interrupted = level.index
             done = trainer.state.iteration

@@ -7,6 +7,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,10 +18,19 @@ from torch.nn import functional as F
 
 from monai_nodeo.layers import odd_window
 
-__all__ = ["SMALLEST_WEIGHT", "Windows", "window_sum"]
+__all__ = ["SMALLEST_WEIGHT", "Windows", "window_kernels", "window_sum"]
 
 # Share of a window that must lie inside the mask for its mean to be a number.
 SMALLEST_WEIGHT = 1e-6
+
+
+def window_kernels(x: Tensor) -> ModuleType | None:
+    """:py:mod:`monai_nodeo.window_kernels` for a tensor that they can work on, if Triton is there and usable."""
+    if not x.is_cuda or find_spec("triton") is None:
+        return None
+    from monai_nodeo import window_kernels as kernels
+
+    return kernels if kernels.usable(x.device) else None
 
 
 def window_sum(x: Tensor, sides: Sequence[int]) -> Tensor:
@@ -32,6 +43,9 @@ def window_sum(x: Tensor, sides: Sequence[int]) -> Tensor:
     Returns:
         same shape; the same tensor if all sides are 1.
     """
+    kernels = window_kernels(x)
+    if kernels is not None:
+        return kernels.window_sum(x, sides)
     for axis, side in enumerate(sides, start=x.ndim - len(sides)):
         if side > 1:
             x = _sum_along(x, axis, side)
@@ -118,8 +132,14 @@ class Windows:
         spatial = tuple(range(2, x.ndim))
         if self.weight is None:
             return x.mean(dim=spatial, keepdim=True)
-        total = self.weight.sum(dim=spatial, keepdim=True).clamp(min=SMALLEST_WEIGHT)
-        return (x * self.weight).sum(dim=spatial, keepdim=True) / total
+        return (x * self.weight).sum(dim=spatial, keepdim=True) / self.count(x)
+
+    def count(self, x: Tensor) -> Tensor:
+        """What the weights of each item's voxels add up to, (B or 1, 1, 1, ...)."""
+        spatial = tuple(range(2, x.ndim))
+        if self.weight is None:
+            return x.new_full((1,) * x.ndim, math.prod(x.shape[2:]))
+        return self.weight.sum(dim=spatial, keepdim=True).clamp(min=SMALLEST_WEIGHT)
 
 
 @lru_cache(maxsize=64)

@@ -22,7 +22,8 @@ ALLOWED: dict[str, set[str]] = {
     "layers": set(),
     "slabs": set(),
     "sampling": {"slabs"},
-    "windows": {"layers"},
+    "window_kernels": set(),
+    "windows": {"layers", "window_kernels"},
     "fields": {"layers", "slabs"},
     "integration": set(),
     "host_memory": set(),
@@ -160,7 +161,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 # Libraries that one module alone knows.
-SOLE_USERS = {"torchdiffeq": {"integration"}, "distributed": {"cohort.dask_engines"}}
+SOLE_USERS = {"torchdiffeq": {"integration"}, "triton": {"window_kernels"}, "distributed": {"cohort.dask_engines"}}
 
 
 def module_name(path: Path) -> str:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from monai_nodeo.losses.similarity import ImageLoss, voxel_counts
 from monai_nodeo.slabs import slabs
-from monai_nodeo.windows import SMALLEST_WEIGHT, Windows, window_sum
+from monai_nodeo.windows import Windows, window_kernels, window_sum
 
 __all__ = ["LocalNCCLoss"]
 
@@ -52,63 +51,23 @@ def _squared_correlation(p: _LocalStatistics, t: _LocalStatistics, windows: Wind
 class _SquaredCorrelationSum(torch.autograd.Function):
     """Weighted sum of :py:func:`_squared_correlation` over each image, (B,), the target's statistics given.
 
-    The gradient is written out and made on the way: three box filters each way instead of autograd's ten. The image is
-    gone through three times, slab by slab: what works along the first axis is done in slabs of the second.
+    The gradient is written out and made on the way: three box filters each way instead of autograd's ten.
     """
 
     @staticmethod
     def forward(ctx: Any, pred: Tensor, t: _LocalStatistics, windows: Windows, eps: float) -> Tensor:
-        spatial = tuple(range(2, pred.ndim))
-        weight = windows.weight
-        voxels: Any = math.prod(pred.shape[2:])
-        if weight is not None:
-            voxels = weight.sum(dim=spatial, keepdim=True).clamp(min=SMALLEST_WEIGHT)  # of each item of the batch
-        first, inner = (windows.sides[0], *[1] * (pred.ndim - 3)), (1, *windows.sides[1:])
-        mean = windows.image_mean(pred)
-        # sums in the window of the values, of their squares and of their product with the target; later gradients
-        sums = pred.new_empty((3, *pred.shape))  # MetaTensor takes a tuple only
-        power = torch.zeros_like(mean)
-        for part in _parts(sums, 0):
-            values, squares, products = rows = sums[:, *part]
-            torch.sub(pred[part], mean, out=values)
-            torch.mul(values, values, out=squares)
-            torch.mul(values, t.values[part], out=products)
-            if weight is not None:
-                rows *= weight[part]
-            power += squares.sum(dim=spatial, keepdim=True)
-            rows.copy_(window_sum(rows, inner))
-        floor = power * (eps / voxels) + _tiny(pred)
-        total = pred.new_zeros(len(pred))
-        by_floor = torch.zeros_like(mean)
-        for part in _parts(sums, 1):
-            rows, share = sums[:, *part], windows.share(part)
-            local_mean, variance, cov = window_sum(rows, first) * share
-            variance.addcmul_(local_mean, local_mean, value=-1).clamp_(min=0).add_(floor)
-            cov.addcmul_(local_mean, t.mean[part], value=-1)
-            by_cov = cov / variance / t.variance[part]
-            if weight is not None:
-                by_cov *= weight[part]
-            cc = cov.mul_(by_cov)
-            total += cc.flatten(1).sum(1)
-            if ctx.needs_input_grad[0]:
-                by_cov *= 2
-                by_variance = cc.div_(variance).neg_()
-                by_floor += by_variance.sum(dim=spatial, keepdim=True)
-                by_mean = (by_cov * t.mean[part]).addcmul_(by_variance, local_mean, value=2)
-                for row, x in zip(rows, (by_cov, by_variance, by_mean), strict=True):
-                    torch.mul(x, share, out=row)
-                rows.copy_(window_sum(rows, first))
-        if ctx.needs_input_grad[0]:
-            by_floor *= eps / voxels
-            gradient = torch.empty_like(pred)
-            for part in _parts(sums, 0):
-                by_cov, by_variance, by_mean = window_sum(sums[:, *part], inner)
-                by_variance.add_(by_floor).mul_(2)
-                by_cov.mul_(t.values[part]).addcmul_(by_variance, pred[part] - mean)
-                torch.sub(by_cov, by_mean, out=gradient[part])
-                if weight is not None:
-                    gradient[part] *= weight[part]
-            ctx.save_for_backward(gradient)
+        kernels = window_kernels(pred)
+        if kernels is None:
+            total, gradient = _in_slabs(pred, t, windows, eps, ctx.needs_input_grad[0])
+        else:
+            mean = windows.image_mean(pred)
+            floor = eps * windows.image_mean((pred - mean).square()) + _tiny(pred)
+            slope = (eps / windows.count(pred)).expand_as(mean).contiguous()
+            total, gradient = kernels.squared_correlation(
+                pred, mean, floor, slope, t, windows.share(), windows.weight, windows.sides
+            )
+            total = total.sum(1)
+        ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
@@ -116,6 +75,65 @@ class _SquaredCorrelationSum(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad.view(-1, *[1] * (gradient.ndim - 1)), None, None, None
+
+
+def _in_slabs(
+    pred: Tensor, t: _LocalStatistics, windows: Windows, eps: float, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The sum and its gradient. The image is gone through three times, slab by slab.
+
+    What works along the first axis is done in slabs of the second.
+    """
+    spatial = tuple(range(2, pred.ndim))
+    weight = windows.weight
+    floor_slope = eps / windows.count(pred)
+    first, inner = (windows.sides[0], *[1] * (pred.ndim - 3)), (1, *windows.sides[1:])
+    mean = windows.image_mean(pred)
+    # sums in the window of the values, of their squares and of their product with the target; later gradients
+    sums = pred.new_empty((3, *pred.shape))  # MetaTensor takes a tuple only
+    power = torch.zeros_like(mean)
+    for part in _parts(sums, 0):
+        values, squares, products = rows = sums[:, *part]
+        torch.sub(pred[part], mean, out=values)
+        torch.mul(values, values, out=squares)
+        torch.mul(values, t.values[part], out=products)
+        if weight is not None:
+            rows *= weight[part]
+        power += squares.sum(dim=spatial, keepdim=True)
+        rows.copy_(window_sum(rows, inner))
+    floor = power * floor_slope + _tiny(pred)
+    total = pred.new_zeros(len(pred))
+    by_floor = torch.zeros_like(mean)
+    for part in _parts(sums, 1):
+        rows, share = sums[:, *part], windows.share(part)
+        local_mean, variance, cov = window_sum(rows, first) * share
+        variance.addcmul_(local_mean, local_mean, value=-1).clamp_(min=0).add_(floor)
+        cov.addcmul_(local_mean, t.mean[part], value=-1)
+        by_cov = cov / variance / t.variance[part]
+        if weight is not None:
+            by_cov *= weight[part]
+        cc = cov.mul_(by_cov)
+        total += cc.flatten(1).sum(1)
+        if with_gradient:
+            by_cov *= 2
+            by_variance = cc.div_(variance).neg_()
+            by_floor += by_variance.sum(dim=spatial, keepdim=True)
+            by_mean = (by_cov * t.mean[part]).addcmul_(by_variance, local_mean, value=2)
+            for row, x in zip(rows, (by_cov, by_variance, by_mean), strict=True):
+                torch.mul(x, share, out=row)
+            rows.copy_(window_sum(rows, first))
+    if not with_gradient:
+        return total, None
+    by_floor *= floor_slope
+    gradient = torch.empty_like(pred)
+    for part in _parts(sums, 0):
+        by_cov, by_variance, by_mean = window_sum(sums[:, *part], inner)
+        by_variance.add_(by_floor).mul_(2)
+        by_cov.mul_(t.values[part]).addcmul_(by_variance, pred[part] - mean)
+        torch.sub(by_cov, by_mean, out=gradient[part])
+        if weight is not None:
+            gradient[part] *= weight[part]
+    return total, gradient
 
 
 def _parts(rows: Tensor, axis: int) -> Iterator[tuple[Any, ...]]:
