@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of a pair's way that bring it to the grid of the fixed image: `MatchGridd`, and the mask of `MaskAird`."""
+"""Steps of a pair's way to the grid of the fixed image: `MatchGridd`, and of its masks: `CheckMasksd`, `MaskAird`."""
 
 from __future__ import annotations
 
@@ -22,9 +22,20 @@ from monai_nodeo.image_geometry import (
     voxel_map,
     world_corners,
 )
+from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.pairs import IMAGE_KEYS, INPUT_KEYS, LANDMARK_KEYS, MASK_KEYS, PairError, source_name
 
-__all__ = ["MaskAirD", "MaskAirDict", "MaskAird", "MatchGridD", "MatchGridDict", "MatchGridd"]
+__all__ = [
+    "CheckMasksD",
+    "CheckMasksDict",
+    "CheckMasksd",
+    "MaskAirD",
+    "MaskAirDict",
+    "MaskAird",
+    "MatchGridD",
+    "MatchGridDict",
+    "MatchGridd",
+]
 
 _SMALL_OVERLAP = 0.25
 
@@ -79,6 +90,41 @@ class MatchGridd(Transform):
         return pair
 
 
+class CheckMasksd(Transform):
+    """Refuse a pair with masks that the loss cannot take, before a start is searched for and anything is optimised.
+
+    Args:
+        loss_function: of the registration.
+        mask_air: whether `MaskAird` will add a mask.
+
+    Raises:
+        PairError: names the masks and the loss.
+    """
+
+    def __init__(self, loss_function: RegistrationLoss, mask_air: bool = False) -> None:
+        self.loss_function = loss_function
+        self.mask_air = mask_air
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Check one pair.
+
+        Args:
+            data: perhaps MetaTensors "fixed_mask" and "moving_mask".
+
+        Returns:
+            A new dict with the same content.
+        """
+        masks = [source_name(key, data[key]) for key in MASK_KEYS if key in data]
+        if not masks and self.mask_air:
+            masks = ["mask_air"]
+        if masks:
+            try:
+                self.loss_function.check_masks()
+            except ValueError as error:
+                raise PairError(f"{' and '.join(masks)}: {error}") from error
+        return dict(data)
+
+
 class MaskAird(Transform):
     """Count only where "fixed" is above its minimum: adds "fixed_mask", unless there is one.
 
@@ -103,6 +149,7 @@ class MaskAird(Transform):
 
 
 MatchGridD = MatchGridDict = MatchGridd
+CheckMasksD = CheckMasksDict = CheckMasksd
 MaskAirD = MaskAirDict = MaskAird
 
 

@@ -259,7 +259,8 @@ class PairInferer(Inferer):
             ddf in voxels of the fixed grid, (B, D, *spatial).
 
         Raises:
-            ValueError: when the images do not have ``spatial_dims`` spatial axes or differ in shape, or are too small.
+            ValueError: when the images do not have ``spatial_dims`` spatial axes or differ in shape, or are too small;
+                or when there are masks and the loss cannot take them.
         """
         (moving,) = args or (kwargs["moving"],)
         fixed, moving = _plain(inputs), _plain(moving)
@@ -269,6 +270,8 @@ class PairInferer(Inferer):
                 f"expected fixed and moving images (B, C) with {self.spatial_dims} spatial axes and one shape, "
                 f"got {tuple(fixed.shape)} and {tuple(moving.shape)}."
             )
+        if "fixed_mask" in more or "moving_mask" in more:
+            self.loss_function.check_masks()
         # An evaluator calls inferers under no_grad, perhaps under autocast too; half precision stops the optimisation.
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(fixed.device.type, enabled=False):
             pairs = [

@@ -17,7 +17,7 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor
 
 from monai_nodeo.alignment import AlignPaird
-from monai_nodeo.grid_matching import MatchGridd
+from monai_nodeo.grid_matching import CheckMasksd, MatchGridd
 from monai_nodeo.image_geometry import on_grid_of
 from monai_nodeo.inferers import PAIR_EXTRAS, PairInferer, Registration
 from monai_nodeo.networks import EulerianVelocity, VelocityModel
@@ -117,7 +117,7 @@ class RegisterPaird(Transform):
         network: see :py:class:`RegisterPair`.
 
     Raises:
-        PairError: when the images cannot be aligned or do not overlap.
+        PairError: when the images cannot be aligned or do not overlap, or the loss cannot take masks that are given.
     """
 
     def __init__(
@@ -134,7 +134,12 @@ class RegisterPaird(Transform):
         self.moving_key = moving_key
         self.ddf_key = ddf_key
         self.register = RegisterPair(spatial_dims, inferer, network)
-        self.prepare = (AlignPaird(initial_transform), RefineThickSlicesd(), MatchGridd())
+        self.prepare = (
+            CheckMasksd(self.register.inferer.loss_function),
+            AlignPaird(initial_transform),
+            RefineThickSlicesd(),
+            MatchGridd(),
+        )
         self.finish = DDFOnFixedGridd(unfold=self.register.inferer.unfold)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

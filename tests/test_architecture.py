@@ -66,7 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     "pair_lists": {"list_formats", "pair_keys"},
     "pairs": {"pair_keys", "transform_io"},
     "image_geometry": {"fields", "pairs"},
-    "grid_matching": {"image_geometry", "pairs"},
+    "grid_matching": {"image_geometry", "losses", "pairs"},
     "affine_registration": {"image_geometry", "pairs"},
     "alignment": {"affine_registration", "pairs", "transform_io"},
     "pair_transforms": {"image_geometry", "pairs", "transform_io"},

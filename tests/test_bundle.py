@@ -957,6 +957,25 @@ def test_a_pair_too_small_for_its_network_is_refused(data, tmp_path) -> None:
         assert word in message
 
 
+@pytest.mark.parametrize("mask_air", [False, True])
+def test_masks_that_the_loss_cannot_take_make_a_bad_row(data, tmp_path, mask_air: bool) -> None:
+    good = paths(data, "volume")
+    ones = save(tmp_path / "ones.nii.gz", np.ones(VOLUME, np.uint8))
+    rows = [good | {"id": "first"}, good | {"id": "masked", "fixed_mask": ones}, good | {"id": "last"}]
+    preset = ROOT / "configs" / "mutual_information.json"
+    options = {"datalist": write_list(tmp_path, rows), "mask_air": mask_air}
+
+    message = refusal(workflow(tmp_path / "out", preset, **options).run)
+
+    reasons = {line["id"]: line["reason"] for line in table(tmp_path / "out")}
+    refused = "GlobalMutualInformationLoss cannot take masks; register without them"
+    assert reasons["masked"].startswith(f"fixed_mask {ones}: {refused}")
+    assert f"row 2 (masked): {reasons['masked']}" in message
+    for id in ("first", "last"):
+        assert reasons[id].startswith(f"mask_air: {refused}") if mask_air else reasons[id] == ""
+    assert names(tmp_path / "out") == {"metrics.csv"} | (set() if mask_air else {"first", "last"})
+
+
 def test_a_volume_is_refused_by_the_2d_config(data, tmp_path) -> None:
     message = refusal(workflow(tmp_path / "out", INFERENCE_2D, **paths(data, "volume")).run)
     for word in ("volume_fixed.nii.gz", "(12, 14, 10) is a volume", "inference.json without inference_2d.json"):

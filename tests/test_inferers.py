@@ -387,6 +387,16 @@ class Sizes:
         engine.add_event_handler(Events.STARTED, lambda e: self.seen.append(e.state.level.image_size))
 
 
+@pytest.mark.parametrize("key", ["fixed_mask", "moving_mask"])
+def test_a_mask_that_the_loss_cannot_take_is_refused_before_the_first_level(key):
+    fixed, moving, _ = deformed_pair(SHAPES[0])
+    made = []
+    inferer = PairInferer(2, RegistrationLoss(torch.nn.MSELoss()), handlers=[lambda: made.append("a handler")])
+    with pytest.raises(ValueError, match=r"MSELoss cannot take masks; register without them"):
+        inferer(fixed[None], network_of(2), moving[None], **{key: torch.ones_like(fixed[None])})
+    assert not made
+
+
 @pytest.mark.parametrize("shape", [(31, 25), (13, 17, 11)])
 def test_what_folds_is_unfolded_unless_told_otherwise(shape):
     fixed, moving = smooth_image(shape, 0, 1.0), smooth_image(shape, 7, 1.0)  # nothing in common

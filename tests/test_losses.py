@@ -816,6 +816,15 @@ def test_a_loss_that_knows_no_masks_refuses_them():
         RegistrationLoss(nn.MSELoss())(image, image, torch.zeros(1, 2, 5, 7), [], weight=torch.ones(1, 1, 5, 7))
 
 
+def test_a_loss_tells_before_the_work_whether_it_takes_masks():
+    unused, used = (
+        RegistrationLoss(LocalNCCLoss(2, 5), image_terms={"difference": (factor, nn.L1Loss())}) for factor in (0.0, 1.0)
+    )
+    unused.check_masks()
+    with pytest.raises(ValueError, match="L1Loss cannot take masks"):
+        used.check_masks()
+
+
 @pytest.mark.parametrize("name", ["level", "landmarks"])
 def test_names_of_the_history_are_no_names_of_terms(name):
     with pytest.raises(ValueError, match=f"'{name}' of a loss term is taken"):

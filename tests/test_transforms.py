@@ -13,7 +13,9 @@ from torch import Tensor
 
 from monai_nodeo import transforms
 from monai_nodeo.inferers import PairInferer, Registration
+from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.networks import NODEONet
+from monai_nodeo.pairs import PairError
 from monai_nodeo.transforms import RegisterPair, RegisterPaird, WarpWithDDF, WarpWithDDFd
 
 SHAPES = [(25, 21), (13, 17, 11)]
@@ -309,6 +311,15 @@ def test_registration_of_images_that_do_not_fit():
         RegisterPaird(2)({"fixed": fixed, "moving": moving[:, 1:]})
     with pytest.raises(KeyError, match="moving"):
         RegisterPaird(2)({"fixed": fixed})
+
+
+def test_a_mask_that_the_loss_cannot_take_is_refused_before_a_start_is_searched_for():
+    inferer = PairInferer(2, RegistrationLoss(torch.nn.MSELoss()))
+    flat = torch.zeros(1, *SHAPES[0])  # no start can be found for it
+    with pytest.raises(PairError, match="fixed_mask: MSELoss cannot take masks"):
+        RegisterPaird(2, initial_transform="moments", inferer=inferer)(
+            {"fixed": flat, "moving": flat, "fixed_mask": torch.ones_like(flat)}
+        )
 
 
 @pytest.mark.parametrize("name", ["RegisterPaird", "WarpWithDDFd"])

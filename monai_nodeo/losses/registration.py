@@ -62,6 +62,19 @@ class RegistrationLoss(nn.Module):
             if names.count(name) > 1:
                 raise ValueError(f"the name {name!r} of a loss term is taken; the names are {names}.")
 
+    def check_masks(self) -> None:
+        """Find out before the work whether all image losses can take masks.
+
+        Raises:
+            ValueError: names a loss that is no :py:class:`ImageLoss`, and what to do.
+        """
+        for loss in (self.similarity, *(loss for factor, loss in self.image_terms.values() if factor)):
+            if not isinstance(loss, ImageLoss):
+                raise ValueError(
+                    f"{type(loss).__name__} cannot take masks; register without them, or use LocalNCCLoss, the preset "
+                    "multimodal or mind_ssc, or another loss that derives from ImageLoss."
+                )
+
     def forward(
         self,
         warped: Tensor,
@@ -96,12 +109,14 @@ class RegistrationLoss(nn.Module):
         Raises:
             ValueError: when there are weights and an image loss that is no :py:class:`ImageLoss` cannot take them.
         """
-        weights = (weight, certainty)
-        terms = {"similarity": _image_loss(self.similarity, warped, fixed, weights, spacing)}
+        if weight is not None:
+            self.check_masks()
+        weight = _product(weight, certainty)
+        terms = {"similarity": _image_loss(self.similarity, warped, fixed, weight, spacing)}
         total = terms["similarity"]
         for name, (factor, loss) in self.image_terms.items():
             if factor:
-                terms[name] = _image_loss(loss, warped, fixed, weights, spacing)
+                terms[name] = _image_loss(loss, warped, fixed, weight, spacing)
                 total = total + factor * terms[name]
         for losses, fields, scale in ((self.ddf_terms, [ddf], 1.0), (self.velocity_terms, velocities, coarseness)):
             for name, (factor, loss) in losses.items():
@@ -119,17 +134,12 @@ def _image_loss(
     loss: nn.Module,
     warped: Tensor,
     fixed: Tensor,
-    weights: tuple[Tensor | None, Tensor | None],
+    weight: Tensor | None,
     spacing: Sequence[float] | None,
 ) -> Tensor:
-    """The loss of each item; of the weights, the second may be left out."""
+    """The loss of each item; one that takes no weight does without."""
     if isinstance(loss, ImageLoss):
-        return loss.of_each(warped, fixed, _product(*weights), spacing)
-    if weights[0] is not None:
-        raise ValueError(
-            f"{type(loss).__name__} cannot take masks; register without them or use LocalNCCLoss, IntensityLoss or "
-            "another loss that derives from ImageLoss."
-        )
+        return loss.of_each(warped, fixed, weight, spacing)
     return torch.stack([loss(*pair) for pair in zip(each_item(warped), each_item(fixed), strict=True)])
 
 
