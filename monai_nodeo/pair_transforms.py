@@ -102,9 +102,12 @@ class LoadPaird(Transform):
             _check_shape(name, stored.shape, self.spatial_dims)
             spatial = stored.shape[: self.spatial_dims]
             if min(spatial) < self.min_size:
+                advice = "crop less or resample to smaller voxels"
+                if self.spatial_dims == 3:
+                    advice += "; if these are all the slices of a scan, give one with more or register single slices"
                 raise PairError(
                     f"{name}: {min(spatial)} voxels along an axis of {spatial}, expected at least {self.min_size}; "
-                    "crop less or resample to smaller voxels."
+                    f"{advice}."
                 )
             _check_affine(name, stored.affine)
             voxels = _finite(name, stored)

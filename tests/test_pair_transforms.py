@@ -157,6 +157,14 @@ def test_shapes_that_are_not_asked_for(save, spatial_dims: int, shape: tuple[int
     assert problem in message
 
 
+def test_a_scan_of_few_slices_gets_advice_of_its_own(save) -> None:
+    few, small = save("few.nii.gz", smooth((9, 11, 3))), save("small.nii.gz", smooth((7, 11, 1)))
+    message = refuse(3, few, few)
+    assert "3 voxels along an axis of (9, 11, 3), expected at least 8; crop less" in message
+    assert "if these are all the slices of a scan, give one with more or register single slices" in message
+    assert refuse(2, small, small).endswith("crop less or resample to smaller voxels.")
+
+
 def test_min_size_can_be_chosen(save) -> None:
     path = save("f.nii.gz", smooth((9, 11, 7)))
     row = LoadPaird(3, min_size=7)({"fixed": path, "moving": path})
