@@ -99,7 +99,7 @@ class LoadPaird(Transform):
             raise PairError(f"{name}: a {type(path).__name__} is not a path; give the path of an image.")
         try:
             stored = open_stored(path)
-            _check_shape(name, stored.shape, self.spatial_dims)
+            _check_shape(key, name, stored.shape, self.spatial_dims)
             spatial = stored.shape[: self.spatial_dims]
             if min(spatial) < self.min_size:
                 advice = "crop less or resample to smaller voxels"
@@ -156,7 +156,7 @@ def _check_writable_grid(fixed: MetaTensor) -> None:
         raise PairError(f"{source_name('fixed', fixed)}: {error}") from error
 
 
-def _check_shape(name: str, shape: tuple[int, ...], spatial_dims: int) -> None:
+def _check_shape(key: str, name: str, shape: tuple[int, ...], spatial_dims: int) -> None:
     if len(shape) > 3:
         raise PairError(
             f"{name}: shape {shape} is {len(shape)}D, a series or an image with channels; expected one real number a "
@@ -165,15 +165,23 @@ def _check_shape(name: str, shape: tuple[int, ...], spatial_dims: int) -> None:
     if len(shape) < 2 or min(shape) < 1:
         raise PairError(f"{name}: shape {shape} is no image; expected (X, Y, Z), or (X, Y) or (X, Y, 1) for a slice.")
     is_slice = len(shape) == 2 or 1 in shape
+    # The fixed image is loaded first: where it has passed, not the settings are wrong but the pair.
+    if key != "fixed" and is_slice != (spatial_dims == 2):
+        found, expected = ("slice", "volume") if is_slice else ("volume", "slice")
+        raise PairError(
+            f"{name}: shape {shape} is a {found}, but the fixed image is a {expected}; "
+            "give only volumes or only slices."
+        )
     if spatial_dims == 3 and is_slice:
         raise PairError(
             f"{name}: shape {shape} is a slice, but spatial_dims=3 registers volumes; "
-            "give a volume, or for slices lay inference_2d.json over inference.json (spatial_dims=2)."
+            "give a volume, or slices in a run of their own (of the bundle: lay inference_2d.json over inference.json)."
         )
     if spatial_dims == 2 and not is_slice:
         raise PairError(
             f"{name}: shape {shape} is a volume, but spatial_dims=2 registers slices; "
-            "give a slice, or for volumes use inference.json without inference_2d.json (spatial_dims=3)."
+            "give a slice, or volumes in a run of their own (of the bundle: use inference.json without "
+            "inference_2d.json)."
         )
     if spatial_dims == 2 and shape[2:] not in ((), (1,)):
         raise PairError(

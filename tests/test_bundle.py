@@ -922,7 +922,7 @@ BAD: dict[str, tuple[Make, tuple[str, ...]]] = {
     "infinite": (changed(with_one(np.inf), "fixed"), ("1 of 1680 voxels are NaN or infinite", "replace them")),
     "4D": (changed(lambda v: np.stack([v, v], axis=-1)), ("(16, 18, 14, 2) is 4D", "extract one volume")),
     "RGB": (changed(coloured, "fixed"), ("1, 3) is 5D", "extract one volume or channel")),
-    "slice": (changed(lambda v: v[:, :, :1]), ("(16, 18, 1) is a slice", "inference_2d.json")),
+    "slice": (changed(lambda v: v[:, :, :1]), ("(16, 18, 1) is a slice", "only volumes or only slices")),
     "true 2D": (changed(lambda v: v[:, :, 0], "fixed"), ("(12, 14) is a slice", "inference_2d.json")),
     "no overlap": (moved(500), ("do not overlap", 'start with initial_transform "affine"')),
     "float labels": (

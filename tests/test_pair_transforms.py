@@ -141,9 +141,9 @@ def test_files_that_are_no_images(save, tmp_path) -> None:
         (3, (*VOLUME, 1, 3), r"shape (9, 11, 13, 1, 3) is 5D"),
         (2, (*SLICE, 1, 2), r"shape (9, 11, 1, 1, 2) is 5D"),
         (3, SLICE, "shape (9, 11, 1) is a slice, but spatial_dims=3 registers volumes"),
-        (3, FLAT, "lay inference_2d.json over inference.json"),
+        (3, FLAT, "give a volume, or slices in a run of their own (of the bundle: lay inference_2d.json over"),
         (2, VOLUME, "shape (9, 11, 13) is a volume, but spatial_dims=2 registers slices"),
-        (2, VOLUME, "use inference.json without inference_2d.json"),
+        (2, VOLUME, "give a slice, or volumes in a run of their own (of the bundle: use inference.json without"),
         (2, (9, 1, 11), "move the thin axis to the end"),
         (2, (11,), "shape (11,) is no image"),
         (3, (9, 11, 7), "7 voxels along an axis of (9, 11, 7), expected at least 8"),
@@ -155,6 +155,22 @@ def test_shapes_that_are_not_asked_for(save, spatial_dims: int, shape: tuple[int
     message = refuse(spatial_dims, bad, bad)
     assert f"fixed {bad}: " in message
     assert problem in message
+
+
+@pytest.mark.parametrize("key", ["moving", "fixed_label", "moving_mask"])
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        ((VOLUME, SLICE), "shape (9, 11, 1) is a slice, but the fixed image is a volume"),
+        ((VOLUME, FLAT), "shape (9, 11) is a slice, but the fixed image is a volume"),
+        ((SLICE, VOLUME), "shape (9, 11, 13) is a volume, but the fixed image is a slice"),
+    ],
+)
+def test_slices_and_volumes_do_not_mix(save, shapes: tuple[tuple[int, ...], ...], words: str, key: str) -> None:
+    good, bad = save("good.nii.gz", smooth(shapes[0])), save("bad.nii.gz", smooth(shapes[1]))
+    files = {"moving": good, "fixed_label": good, "moving_label": good, key: bad}
+    message = refuse(3 if shapes[0] == VOLUME else 2, good, **files)
+    assert message == f"{key} {bad}: {words}; give only volumes or only slices."
 
 
 def test_a_scan_of_few_slices_gets_advice_of_its_own(save) -> None:
