@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -26,45 +27,57 @@ __all__ = ["folded_cells", "unfold"]
 _SMALLEST_VOLUME = 1e-3  # of an unfolded simplex, 1 is that of an undeformed one
 _ROUNDS = 200
 _GROW_EVERY = 10  # rounds
+_AT_A_TIME = 2**14  # cells whose simplices are looked at together
 _MANY = 2**16  # places among which the repeated ones are looked for before there are more
 
 
-def simplex_volumes(corners: dict[tuple[int, ...], list[Tensor]]) -> list[Tensor]:
+Corner = tuple[int, ...]  # place in a cell, 0 or 1 along each axis
+
+
+class _Simplex(NamedTuple):
+    """A simplex of a cell by the edges that span it, each from a corner to another one.
+
+    ``factor`` times their determinant is the volume, 1 for the share of an undeformed cell.
+    """
+
+    edges: list[tuple[Corner, Corner]]
+    factor: float
+
+
+@lru_cache
+def _simplices(dims: int) -> list[_Simplex]:
+    """The corner simplices, 4 in 2D and 8 in 3D, and in 3D the two central tetrahedra."""
+    corners = list(product((0, 1), repeat=dims))
+    simplices = [
+        _Simplex([((*c[:axis], 0, *c[axis + 1 :]), (*c[:axis], 1, *c[axis + 1 :])) for axis in range(dims)], 1.0)
+        for c in corners
+    ]
+    if dims == 3:  # the four corners whose coordinates add up to an even number, and to an odd one
+        for parity, factor in ((0, 0.5), (1, -0.5)):
+            first, *others = [corner for corner in corners if sum(corner) % 2 == parity]
+            simplices.append(_Simplex([(first, other) for other in others], factor))
+    return simplices
+
+
+def simplex_volumes(corners: dict[Corner, list[Tensor]]) -> list[Tensor]:
     """Volumes of the simplices of cells, 1 for an undeformed one.
 
     Args:
-        corners: place in the cell (0 or 1 along each axis) -> the D components of the displacement there.
+        corners: place in the cell -> the D components of the displacement there.
 
     Returns:
         the corner simplices, 4 in 2D and 8 in 3D, and in 3D the two central tetrahedra.
     """
-    dims = len(next(iter(corners)))
-    edges = {}
-    for place in product((0, 1), repeat=dims - 1):
-        for axis in range(dims):
-            low, high = ((*place[:axis], end, *place[axis:]) for end in (0, 1))
-            edges[axis, place] = [
-                b - a + (1 if i == axis else 0)
-                for i, (a, b) in enumerate(zip(corners[low], corners[high], strict=True))
-            ]
+    edges: dict[tuple[Corner, Corner], list[Tensor]] = {}
     volumes = []
-    for corner in corners:
-        columns = [edges[axis, corner[:axis] + corner[axis + 1 :]] for axis in range(dims)]
-        volumes.append(determinant([[column[i] for column in columns] for i in range(dims)]))
-    if dims == 3:
-        volumes += [_central_volume(corners, parity) for parity in (0, 1)]
+    for simplex in _simplices(len(next(iter(corners)))):
+        for start, end in simplex.edges:
+            if (start, end) not in edges:
+                ways = zip(corners[start], corners[end], start, end, strict=True)
+                edges[start, end] = [b - a + (q - p) if q - p else b - a for a, b, p, q in ways]
+        volume = determinant([edges[edge] for edge in simplex.edges])
+        volumes.append(volume if simplex.factor == 1 else volume * simplex.factor)
     return volumes
-
-
-def _central_volume(corners: dict[tuple[int, ...], list[Tensor]], parity: int) -> Tensor:
-    """Volume of the tetrahedron of the four corners whose coordinates add up to an even or odd number."""
-    first, *others = [place for place in corners if sum(place) % 2 == parity]
-    columns = [
-        [b - a + (q - p) for a, b, p, q in zip(corners[first], corners[other], first, other, strict=True)]
-        for other in others
-    ]
-    volume = determinant([[column[i] for column in columns] for i in range(3)]) / 2
-    return -volume if parity else volume
 
 
 def folded_cells(ddf: Tensor, smallest: float = 0.0) -> Tensor:
@@ -162,13 +175,38 @@ class _Grid(NamedTuple):
         return places.unique()
 
 
+class _Table(NamedTuple):
+    """The simplices as tensors, to work on all of them at a time."""
+
+    corners: Tensor  # (corners, D), places in the cell
+    starts: Tensor  # (simplices * D,), numbers of corners
+    ends: Tensor
+    ways: Tensor  # (D, simplices * D, 1), from start to end in an undeformed cell
+    factors: Tensor  # (simplices, 1)
+
+
+@lru_cache
+def _table(dims: int, dtype: torch.dtype, device: torch.device) -> _Table:
+    corners = list(product((0, 1), repeat=dims))
+    edges = [edge for simplex in _simplices(dims) for edge in simplex.edges]
+    starts, ends = (torch.tensor([corners.index(edge[i]) for edge in edges], device=device) for i in (0, 1))
+    places = torch.tensor(corners, device=device)
+    factors = torch.tensor([[simplex.factor] for simplex in _simplices(dims)], dtype=dtype, device=device)
+    return _Table(places, starts, ends, (places[ends] - places[starts]).t().unsqueeze(-1).to(dtype), factors)
+
+
 def _smallest_volumes(field: Tensor, grid: _Grid, cells: Tensor) -> Tensor:
     """Volume of the smallest simplex of each of the cells (N,) of a displacement (D, voxels), (N,)."""
-    corners = {
-        corner: list(field[:, cells + sum(c * s for c, s in zip(corner, grid.strides[1:], strict=True))])
-        for corner in product((0, 1), repeat=len(field))
-    }
-    return torch.stack(simplex_volumes(corners)).amin(0)
+    dims = len(field)
+    table = _table(dims, field.dtype, field.device)
+    steps = (table.corners * table.corners.new_tensor(grid.strides[1:])).sum(1, keepdim=True)
+    smallest = []
+    for part in cells.split(_AT_A_TIME):
+        corners = field[:, steps + part]
+        edges = (corners[:, table.ends] - corners[:, table.starts] + table.ways).unflatten(1, (-1, dims))
+        volumes = determinant([list(edges[:, :, axis]) for axis in range(dims)]) * table.factors
+        smallest.append(volumes.amin(0))
+    return torch.cat(smallest)
 
 
 def _average(field: Tensor, grid: _Grid, voxels: Tensor, weights: Sequence[float]) -> None:
