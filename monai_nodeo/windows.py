@@ -7,8 +7,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,21 +14,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from monai_nodeo.kernels import kernels_for
 from monai_nodeo.layers import odd_window
 
-__all__ = ["SMALLEST_WEIGHT", "Windows", "window_kernels", "window_sum"]
+__all__ = ["SMALLEST_WEIGHT", "Windows", "window_sum"]
 
 # Share of a window that must lie inside the mask for its mean to be a number.
 SMALLEST_WEIGHT = 1e-6
-
-
-def window_kernels(x: Tensor) -> ModuleType | None:
-    """:py:mod:`monai_nodeo.window_kernels` for a tensor that they can work on, if Triton is there and usable."""
-    if not x.is_cuda or find_spec("triton") is None:
-        return None
-    from monai_nodeo import window_kernels as kernels
-
-    return kernels if kernels.usable(x.device) else None
 
 
 def window_sum(x: Tensor, sides: Sequence[int]) -> Tensor:
@@ -43,7 +33,7 @@ def window_sum(x: Tensor, sides: Sequence[int]) -> Tensor:
     Returns:
         same shape; the same tensor if all sides are 1.
     """
-    kernels = window_kernels(x)
+    kernels = kernels_for(x, "windows")
     if kernels is not None:
         return kernels.window_sum(x, sides)
     for axis, side in enumerate(sides, start=x.ndim - len(sides)):

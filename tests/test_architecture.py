@@ -22,8 +22,10 @@ ALLOWED: dict[str, set[str]] = {
     "layers": set(),
     "slabs": set(),
     "sampling": {"slabs"},
-    "window_kernels": set(),
-    "windows": {"layers", "window_kernels"},
+    "kernels": set(),
+    "kernels.regularity": set(),
+    "kernels.windows": set(),
+    "windows": {"kernels", "layers"},
     "fields": {"layers", "slabs"},
     "integration": set(),
     "host_memory": set(),
@@ -47,8 +49,8 @@ ALLOWED: dict[str, set[str]] = {
     "networks.eulerian": {"fields", "layers", "networks.base", "networks.parametrisations", "sampling"},
     "networks": {f"networks.{part}" for part in ("base", "eulerian", "nodeo", "parametrisations")},
     "losses.similarity": {"windows"},
-    "losses.local_correlation": {"losses.similarity", "slabs", "windows"},
-    "losses.regularity": {"fields", "slabs"},
+    "losses.local_correlation": {"kernels", "losses.similarity", "slabs", "windows"},
+    "losses.regularity": {"fields", "kernels", "slabs"},
     "losses.registration": {"landmarks", "losses.regularity", "losses.similarity"},
     "losses": {f"losses.{part}" for part in ("local_correlation", "registration", "regularity", "similarity")},
     "folding": {"fields", "slabs"},
@@ -161,7 +163,11 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 # Libraries that one module alone knows.
-SOLE_USERS = {"torchdiffeq": {"integration"}, "triton": {"window_kernels"}, "distributed": {"cohort.dask_engines"}}
+SOLE_USERS = {
+    "torchdiffeq": {"integration"},
+    "triton": {"kernels.regularity", "kernels.windows"},
+    "distributed": {"cohort.dask_engines"},
+}
 
 
 def module_name(path: Path) -> str:

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from monai_nodeo.kernels import kernels_for
 from monai_nodeo.losses.similarity import ImageLoss, voxel_counts
 from monai_nodeo.slabs import slabs
-from monai_nodeo.windows import Windows, window_kernels, window_sum
+from monai_nodeo.windows import Windows, window_sum
 
 __all__ = ["LocalNCCLoss"]
 
@@ -56,7 +57,7 @@ class _SquaredCorrelationSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, pred: Tensor, t: _LocalStatistics, windows: Windows, eps: float) -> Tensor:
-        kernels = window_kernels(pred)
+        kernels = kernels_for(pred, "windows")
         if kernels is None:
             total, gradient = _in_slabs(pred, t, windows, eps, ctx.needs_input_grad[0])
         else:

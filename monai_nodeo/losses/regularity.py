@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from monai_nodeo.fields import axis_values, check_ddf, jacobian_determinant, lower_corner
+from monai_nodeo.kernels import kernels_for
 from monai_nodeo.slabs import slabs
 
 __all__ = ["DDFLoss", "FoldingLoss", "SmoothnessLoss", "VelocityMagnitudeLoss"]
@@ -41,28 +42,8 @@ class _FoldingSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, ddf: Tensor, margin: float) -> Tensor:
-        dims = ddf.ndim - 2
-        total = ddf.new_zeros(len(ddf))
-        gradient = torch.zeros_like(ddf)
-        corner = lower_corner(dims)
-        neighbours = [lower_corner(dims, axis) for axis in range(dims)]
-        for start, stop in slabs(ddf[:, :, 1:]):
-            part = ddf[:, :, start : stop + 1]
-            columns = [part[n] - part[corner] for n in neighbours]
-            for axis, column in enumerate(columns):
-                column[:, axis] += 1
-            cofactors = _cofactors(columns)
-            determinant = columns[0][:, :1] * cofactors[0][:, :1]
-            for i in range(1, dims):
-                determinant.addcmul_(columns[0][:, i : i + 1], cofactors[0][:, i : i + 1])
-            lack = determinant.neg_().add_(margin).relu_()
-            total += lack.square().flatten(1).sum(1)
-            lack *= -2
-            target = gradient[:, :, start : stop + 1]
-            for cofactor, neighbour in zip(cofactors, neighbours, strict=True):
-                cofactor *= lack
-                target[neighbour] += cofactor
-                target[corner] -= cofactor
+        kernels = kernels_for(ddf, "regularity")
+        total, gradient = (kernels.folding_sum if kernels else _folding_in_slabs)(ddf, margin)
         ctx.save_for_backward(gradient)
         return total
 
@@ -71,6 +52,32 @@ class _FoldingSum(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad.view(-1, *[1] * (gradient.ndim - 1)), None
+
+
+def _folding_in_slabs(ddf: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    dims = ddf.ndim - 2
+    total = ddf.new_zeros(len(ddf))
+    gradient = torch.zeros_like(ddf)
+    corner = lower_corner(dims)
+    neighbours = [lower_corner(dims, axis) for axis in range(dims)]
+    for start, stop in slabs(ddf[:, :, 1:]):
+        part = ddf[:, :, start : stop + 1]
+        columns = [part[n] - part[corner] for n in neighbours]
+        for axis, column in enumerate(columns):
+            column[:, axis] += 1
+        cofactors = _cofactors(columns)
+        determinant = columns[0][:, :1] * cofactors[0][:, :1]
+        for i in range(1, dims):
+            determinant.addcmul_(columns[0][:, i : i + 1], cofactors[0][:, i : i + 1])
+        lack = determinant.neg_().add_(margin).relu_()
+        total += lack.square().flatten(1).sum(1)
+        lack *= -2
+        target = gradient[:, :, start : stop + 1]
+        for cofactor, neighbour in zip(cofactors, neighbours, strict=True):
+            cofactor *= lack
+            target[neighbour] += cofactor
+            target[corner] -= cofactor
+    return total, gradient
 
 
 class DDFLoss(nn.Module, ABC):
@@ -121,30 +128,15 @@ class FoldingLoss(DDFLoss):
 
 
 class _RoughnessSum(torch.autograd.Function):
-    """Sum over the axes of the mean squared forward difference of each item, (B,); the gradient is made on the way.
+    """Weighted sum of the squared forward differences of each item, (B,); the gradient is made on the way.
 
-    ``ratios[axis]``, if any, is the factor of each channel's difference along the axis, (1, D, 1, ...).
+    ``weights`` are those of each component along each axis, (D, D).
     """
 
     @staticmethod
-    def forward(ctx: Any, ddf: Tensor, ratios: Sequence[Tensor] | None) -> Tensor:
-        total = ddf.new_zeros(len(ddf))
-        gradient = torch.zeros_like(ddf)
-        for start, stop in slabs(ddf):
-            for axis in range(2, ddf.ndim):
-                # differences along the slab's own axis reach one plane into the next slab
-                end = min(stop + 1, ddf.shape[2]) if axis == 2 else stop
-                part, target = ddf[:, :, start:end], gradient[:, :, start:end]
-                difference = part.diff(dim=axis)
-                weight = ddf.shape[axis] / ((ddf.shape[axis] - 1) * ddf[0].numel())
-                if ratios is not None:
-                    difference *= ratios[axis - 2]
-                total += difference.square().flatten(1).sum(1) * weight
-                difference *= 2 * weight
-                if ratios is not None:
-                    difference *= ratios[axis - 2]
-                target.narrow(axis, 1, part.shape[axis] - 1).add_(difference)
-                target.narrow(axis, 0, part.shape[axis] - 1).sub_(difference)
+    def forward(ctx: Any, ddf: Tensor, weights: Tensor) -> Tensor:
+        kernels = kernels_for(ddf, "regularity")
+        total, gradient = (kernels.roughness_sum if kernels else _roughness_in_slabs)(ddf, weights)
         ctx.save_for_backward(gradient)
         return total
 
@@ -153,6 +145,23 @@ class _RoughnessSum(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad.view(-1, *[1] * (gradient.ndim - 1)), None
+
+
+def _roughness_in_slabs(ddf: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    total = ddf.new_zeros(len(ddf))
+    gradient = torch.zeros_like(ddf)
+    slopes = [column.view(1, -1, *[1] * (ddf.ndim - 2)) for column in (2 * weights).unbind(1)]
+    for start, stop in slabs(ddf):
+        for axis, slope in enumerate(slopes, start=2):
+            # differences along the slab's own axis reach one plane into the next slab
+            end = min(stop + 1, ddf.shape[2]) if axis == 2 else stop
+            part, target = ddf[:, :, start:end], gradient[:, :, start:end]
+            difference = part.diff(dim=axis)
+            by_difference = difference * slope
+            total += difference.mul_(by_difference).flatten(1).sum(1)
+            target.narrow(axis, 1, part.shape[axis] - 1).add_(by_difference)
+            target.narrow(axis, 0, part.shape[axis] - 1).sub_(by_difference)
+    return total / 2, gradient
 
 
 class SmoothnessLoss(DDFLoss):
@@ -169,11 +178,15 @@ class SmoothnessLoss(DDFLoss):
     def of_each(self, ddf: Tensor, spacing: Sequence[float] | None = None) -> Tensor:
         """See :py:meth:`DDFLoss.of_each`."""
         check_ddf(ddf)
-        if spacing is None or min(spacing) == max(spacing):
-            return _RoughnessSum.apply(ddf, None)
-        ratios = [tuple(other / side for other in spacing) for side in spacing]
-        shape = (1, -1, *[1] * (ddf.ndim - 2))
-        return _RoughnessSum.apply(ddf, [axis_values(row, ddf.dtype, ddf.device).view(shape) for row in ratios])
+        size = ddf.shape[2:]
+        sides = spacing or (1.0,) * len(size)
+        weights = [
+            # means over one voxel less along the axis; a step of the component in its voxels per voxel of the axis
+            tuple((component / side) ** 2 * n / ((n - 1) * ddf[0].numel()) for side, n in zip(sides, size, strict=True))
+            for component in sides
+        ]
+        rows = [axis_values(row, ddf.dtype, ddf.device) for row in weights]
+        return _RoughnessSum.apply(ddf, torch.stack(rows))
 
 
 class VelocityMagnitudeLoss(DDFLoss):

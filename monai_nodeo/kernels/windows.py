@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What works on sliding windows as Triton kernels, for CUDA: each goes through memory once, along one axis.
+"""What works on sliding windows: each kernel goes through memory once, along one axis.
 
 A kernel adds up the window of each voxel from the cache, and does on the way what comes before or after the sum.
 Programs of the first axis of the grid share the voxels of an image, those of the second are the images.
@@ -11,32 +11,17 @@ Programs of the first axis of the grid share the voxels of an image, those of th
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["squared_correlation", "usable", "window_sum"]
+__all__ = ["squared_correlation", "window_sum"]
 
-_BLOCK = 1024
-
-logger = logging.getLogger(__name__)
-
-
-@lru_cache
-def usable(device: torch.device) -> bool:
-    """Whether kernels can be built for the device: Triton needs a compiler of C on the machine."""
-    try:
-        window_sum(torch.ones(8, device=device), [3])
-    except Exception as error:  # whatever is missing, the plain operations do
-        logger.info("without Triton kernels, which is slower: %s", error)
-        return False
-    return True
+_BLOCK = 256
 
 
 def window_sum(x: Tensor, sides: Sequence[int]) -> Tensor:
