@@ -78,15 +78,18 @@ def ours(preset: str | None, pairs: list[dict[str, Path]]) -> tuple[list[np.ndar
     parser["quiet"] = True
     ids = ("inferer", "network_def", "preprocessing", "postprocessing")
     inferer, network, prepare, finish = (parser.get_parsed_content(id) for id in ids)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     fields, seconds = [], []
     for pair in pairs:
         batch = prepare({key: str(path) for key, path in pair.items()})
         inputs = {key: batch[key][None] for key in (*INPUT_KEYS, *PAIR_EXTRAS) if key in batch}
-        fixed, _, moving, more = prepare_pair(inputs)
+        fixed, _, moving, more = prepare_pair(inputs, device)
         started = time.perf_counter()
         ddf = inferer(fixed, network, *moving, **more)
+        if ddf.is_cuda:
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-        fields.append(finish({**batch, "pred": ddf[0]})["pred"].cpu().numpy())
+        fields.append(finish({**batch, "pred": ddf[0].cpu()})["pred"].cpu().numpy())
     return fields, seconds
 
 
@@ -171,6 +174,8 @@ def main(
             results[name] = {"pairs": figures}
             print(table({name: results[name]}).splitlines()[-1], file=sys.stderr, flush=True)
     machine = f"{platform.machine()}, {threads} of {os.cpu_count()} cores, torch {torch.__version__}"
+    if torch.cuda.is_available():
+        machine += f", {torch.cuda.get_device_name()} for monai_nodeo and FireANTs"
     output.write_text(
         json.dumps({"machine": machine, "pairs": len(pairs), "results": results}, indent=1) + "\n", encoding="utf-8"
     )

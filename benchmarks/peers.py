@@ -111,6 +111,8 @@ def _fireants(job: Job, method: str) -> float:
     else:
         registration = SyNRegistration([4, 2, 1], [100, 50, 20], fixed, moving, optimizer_lr=0.5, **options)
     registration.optimize()
+    if device == "cuda":
+        torch.cuda.synchronize()
     seconds = time.perf_counter() - started
     # Its own writer fails in 2D. Positions are in [-1, 1], x first, on the fixed grid in array order.
     positions = registration.get_warped_coordinates(fixed, moving)[0].detach().cpu().double().numpy()

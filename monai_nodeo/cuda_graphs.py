@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import lru_cache
+from threading import Lock
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -17,6 +19,8 @@ __all__ = ["RecordedStep"]
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+_recording = Lock()  # a stream records one thing at a time
 
 
 class RecordedStep(Generic[Result]):
@@ -67,9 +71,10 @@ class RecordedStep(Generic[Result]):
         device = self._optimizer.param_groups[0]["params"][0].device
         try:
             with (
+                _recording,
                 torch.cuda.stream(torch.cuda.current_stream(device)),  # torch does not go back to it after an error
-                # on a stream of this device, whichever is the current one; other threads may go on using it
-                torch.cuda.graph(graph, stream=torch.cuda.Stream(device), capture_error_mode="thread_local"),
+                # other threads may go on using the device
+                torch.cuda.graph(graph, stream=_stream(device), capture_error_mode="thread_local"),
             ):
                 result = self._step()
         except RuntimeError as error:
@@ -77,6 +82,12 @@ class RecordedStep(Generic[Result]):
             logger.info("without a CUDA graph, which is slower: %s", str(error).splitlines()[0])
             return None
         return graph, result
+
+
+@lru_cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all recordings: matrix products keep some memory for each stream that they have seen."""
+    return torch.cuda.Stream(device)
 
 
 def _options(optimizer: Optimizer) -> list[Any]:

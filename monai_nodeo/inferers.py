@@ -127,7 +127,7 @@ class PairInferer(Inferer):
         self.spatial_dims = spatial_dims
         self.loss_function = loss_function or _default_loss(spatial_dims)
         self.solver = solver or ODESolver("euler", num_steps=2)
-        self.optimizer = optimizer or partial(torch.optim.Adam, lr=0.4)
+        self.optimizer = optimizer or partial(torch.optim.Adam, lr=0.4, fused=True)
         self.iterations = tuple(iterations or _ITERATIONS[spatial_dims])
         self.shrink_factors = tuple(shrink_factors or _SHRINK_FACTORS[spatial_dims])
         self.point_spacing = point_spacing or _POINT_SPACING[spatial_dims]

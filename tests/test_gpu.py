@@ -74,8 +74,9 @@ def trainer_of(shape: tuple[int, ...], solver: ODESolver, **options: Any) -> Pai
     dims = len(shape)
     fixed, moving, _ = deformed_pair(shape)
     level = make_levels(shape, (1.0, 1.5, 2.0)[:dims], point_spacing=2)[0]
-    masks = torch.rand(3, 1, 1, *shape).cuda()
-    landmarks = (9 * torch.rand(1, 4, 2, dims)).cuda()
+    generator = torch.Generator().manual_seed(0)  # the same each time
+    masks = torch.rand(3, 1, 1, *shape, generator=generator).cuda()
+    landmarks = (9 * torch.rand(1, 4, 2, dims, generator=generator)).cuda()
     pair = ImagePair(fixed[None].cuda(), moving[None].cuda(), *masks, landmarks=landmarks)
     network = EulerianVelocity(dims, level.cloud_size, spacing=level.cloud_spacing).cuda()
     settings = {"loss_function": PairInferer(dims).loss_function, "iterations": 12, **options}
