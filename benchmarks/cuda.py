@@ -3,8 +3,8 @@
 """Our presets on a GPU: ``python benchmarks/cuda.py pairs.json``, with what CUDA graphs and Triton kernels bring.
 
 The first pair of a data list with labels, from images on the device to the displacement field there. Times are between
-CUDA events, the median of five after a first run, which is told apart: it builds what is built once. ``cuda_2d.json`` and
-``cuda_3d.json`` beside this file are of the OASIS pairs (the latter without the published settings).
+CUDA events, the median of five after a first run, which is told apart: it builds what is built once. ``cuda_2d.json``
+and ``cuda_3d.json`` beside this file are of the OASIS pairs (the latter without the published settings).
 """
 
 from __future__ import annotations
