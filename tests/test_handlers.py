@@ -305,7 +305,11 @@ def test_ctrl_c_ends_the_run_after_the_iteration_and_later_ones_after_their_firs
 
 
 @pytest.mark.parametrize(("action", "presses"), [("drop", [3]), ("save", [3, 3])])
-def test_ctrl_c_that_is_not_to_save_is_ctrl_c(action, presses):
+def test_ctrl_c_that_is_not_to_save_is_ctrl_c(action, presses, request):
+    # a process that a shell starts in the background ignores ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, before))
+
     def twice(engine: Engine) -> None:
         if len(presses) == 2 and engine.state.iteration == 3:
             signal.raise_signal(signal.SIGINT)
