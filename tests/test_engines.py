@@ -14,6 +14,7 @@ from monai.handlers import StatsHandler
 from synthetic import deformed_pair
 from torch import Tensor, nn
 
+from monai_nodeo.cuda_graphs import RecordedStep
 from monai_nodeo.engines import DivergedError, PairTrainer
 from monai_nodeo.fields import identity_grid, phi_to_ddf, warp
 from monai_nodeo.handlers import BestField, EarlyStop
@@ -285,3 +286,17 @@ def test_early_stop_waits_only_when_it_looks():
     on_meta(SHAPES[0], handlers=(EarlyStop(window=6),), iterations=5).run()
     with pytest.raises(RuntimeError, match="meta"):
         on_meta(SHAPES[0], handlers=(EarlyStop(window=5),), iterations=5).run()
+
+
+def test_a_step_of_an_optimiser_that_cannot_be_recorded_is_done_as_it_is():
+    parameter = nn.Parameter(torch.ones(1))
+    step = RecordedStep(iter(range(3)).__next__, torch.optim.SGD([parameter], lr=0.1))
+    assert [step() for _ in range(3)] == [0, 1, 2]
+    assert not step.recordable
+
+
+def test_nothing_is_recorded_on_a_cpu():
+    trainer = trainer_of(*batched_pair(SHAPES[0]), cuda_graph=True)
+    trainer.run()
+    assert not trainer.cuda_graph
+    assert not any("capturable" in group and group["capturable"] for group in trainer.optimizer.param_groups)

@@ -380,3 +380,11 @@ def test_unknown_interpolation_is_refused(interp: str) -> None:
 def test_fewer_than_one_step_is_refused(num_steps: int) -> None:
     with pytest.raises(ValueError, match=f"num_steps must be a whole number from 1, got {num_steps}"):
         ODESolver(num_steps=num_steps)
+
+
+@pytest.mark.parametrize(
+    ("options", "waits"),
+    [({"method": "rk4"}, False), ({"method": "euler", "adjoint": True}, True), ({"method": "dopri5"}, True)],
+)
+def test_solvers_that_look_at_what_is_computed_wait_for_the_device(options, waits):
+    assert ODESolver(**options).waits_for_device is waits
