@@ -1,10 +1,10 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Our presets on a GPU: ``python benchmarks/cuda.py pairs.json``, with what CUDA graphs and Triton kernels bring.
+"""Our presets on a GPU: ``python benchmarks/gpu.py pairs.json``, with what CUDA graphs and Triton kernels bring.
 
 The first pair of a data list with labels, from images on the device to the displacement field there. Times are between
-CUDA events, the median of five after a first run, which is told apart: it builds what is built once. ``cuda_2d.json``
-and ``cuda_3d.json`` beside this file are of the OASIS pairs (the latter without the published settings).
+CUDA events, the median of five after a first run, which is told apart: it builds what is built once. ``gpu_2d.json``
+and ``gpu_3d.json`` beside this file are of the OASIS pairs (the latter without the published settings).
 """
 
 from __future__ import annotations
