@@ -52,7 +52,7 @@ class RecordedStep(Generic[Result]):
     def __call__(self) -> Result:
         options = _options(self._optimizer)
         if not self.recordable or options != self._options:
-            self.release()
+            self._recorded = None
             self._options = options
             return self._step()
         self._recorded = self._recorded or self._record()
@@ -61,10 +61,6 @@ class RecordedStep(Generic[Result]):
         graph, result = self._recorded
         graph.replay()
         return result
-
-    def release(self) -> None:
-        """Give back the memory of the recorded step; what it gave as its last result stays."""
-        self._recorded = None
 
     def _record(self) -> tuple[torch.cuda.CUDAGraph, Result] | None:
         graph = torch.cuda.CUDAGraph()
