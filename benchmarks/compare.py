@@ -28,14 +28,15 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 
-from monai_nodeo.evaluation import label_metrics
-from monai_nodeo.fields import jacobian_determinant, warp
-from monai_nodeo.folding import folded_cells
-from monai_nodeo.inferers import PAIR_EXTRAS, prepare_pair
-from monai_nodeo.metrics import sd_log_jacobian
-from monai_nodeo.pairs import INPUT_KEYS
+from monai_nodeo.data.pair import INPUT_KEYS
+from monai_nodeo.files import ImageGrid, read_transform
+from monai_nodeo.geometry.folding import folded_cells
+from monai_nodeo.geometry.jacobian import jacobian_determinant
+from monai_nodeo.geometry.sampling import warp
+from monai_nodeo.metrics.fields import sd_log_jacobian
+from monai_nodeo.metrics.labels import label_metrics
+from monai_nodeo.registration.inferer import PAIR_EXTRAS, prepare_pair
 from monai_nodeo.resources import config_files
-from monai_nodeo.transform_io import ImageGrid, read_transform
 
 OURS = {
     "monai_nodeo fast": "fast",

@@ -25,12 +25,12 @@ from monai.transforms import ScaleIntensityRangePercentilesd
 from nibabel.processing import resample_from_to
 from scipy.spatial.transform import Rotation
 
-from monai_nodeo.alignment import AlignPaird
-from monai_nodeo.evaluation import label_metrics
-from monai_nodeo.pair_transforms import LoadPaird
-from monai_nodeo.resampling import resample
-from monai_nodeo.transform_io import Affine, ImageGrid, Transform, open_stored
-from monai_nodeo.transforms import RegisterPaird
+from monai_nodeo.data.align import AlignPaird
+from monai_nodeo.data.load import LoadPaird
+from monai_nodeo.files import Affine, ImageGrid, Transform, open_stored
+from monai_nodeo.files.resampling import resample
+from monai_nodeo.metrics.labels import label_metrics
+from monai_nodeo.registration.transforms import RegisterPaird
 
 Image = nib.Nifti1Image
 

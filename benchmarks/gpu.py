@@ -27,14 +27,14 @@ from compare import OURS, stored_pairs
 from monai.bundle import ConfigParser
 from monai.metrics import compute_dice
 
-from monai_nodeo import windows
-from monai_nodeo.fields import warp
-from monai_nodeo.inferers import PAIR_EXTRAS, prepare_pair
+from monai_nodeo.data.pair import INPUT_KEYS
+from monai_nodeo.files import ImageGrid
+from monai_nodeo.geometry import windows
+from monai_nodeo.geometry.sampling import warp
 from monai_nodeo.losses import local_correlation, regularity
-from monai_nodeo.metrics import folded_cell_count
-from monai_nodeo.pairs import INPUT_KEYS
+from monai_nodeo.metrics.fields import folded_cell_count
+from monai_nodeo.registration.inferer import PAIR_EXTRAS, prepare_pair
 from monai_nodeo.resources import config_files
-from monai_nodeo.transform_io import ImageGrid
 
 REPEATS = 5
 

@@ -19,11 +19,11 @@ import torch
 from monai.losses import LocalNormalizedCrossCorrelationLoss
 from torch import Tensor
 
-from monai_nodeo.examples import example_pair
-from monai_nodeo.fields import ddf_to_phi, identity_grid, make_warp
-from monai_nodeo.host_memory import keep_freed_memory
+from monai_nodeo.data.examples import example_pair
+from monai_nodeo.geometry.coordinates import ddf_to_phi, identity_grid
+from monai_nodeo.geometry.sampling import make_warp, sample
 from monai_nodeo.losses import FoldingLoss, LocalNCCLoss, SmoothnessLoss
-from monai_nodeo.sampling import sample
+from monai_nodeo.registration._host_memory import keep_freed_memory
 
 SHAPE = (160, 192, 144)
 REPEATS = 5

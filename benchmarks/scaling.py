@@ -23,7 +23,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch.profiler import ProfilerActivity, profile
 
-from monai_nodeo.fields import resize
+from monai_nodeo.geometry.resizing import resize
 from monai_nodeo.resources import config_files
 
 SIZES = (64, 96, 128, 160, 192, 256)

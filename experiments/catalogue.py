@@ -121,7 +121,7 @@ def experiments(quick: bool = False) -> dict[str, dict[str, Run]]:
             {
                 f"Gaussian, sigma {sigma} voxels": {
                     "smoothing": {
-                        "_target_": "monai_nodeo.layers.GaussianSmoothing",
+                        "_target_": "monai_nodeo.geometry.smoothing.GaussianSmoothing",
                         "spatial_dims": "@spatial_dims",
                         "sigma": sigma,
                     }

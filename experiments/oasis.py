@@ -15,7 +15,7 @@ from typing import NamedTuple
 from monai.apps import download_and_extract
 from monai.apps.utils import HashCheckError
 
-from monai_nodeo.transform_io import atomic_path
+from monai_nodeo.files import atomic_path
 
 __all__ = ["SLICES", "VOLUMES", "Archive", "fetch"]
 

@@ -13,8 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from experiments.catalogue import COLUMNS, Run, experiments
 from experiments.running import field_file, read_result
 from experiments.tables import ablation_table, cohort_table, mean, pair_table, volume_table
-from monai_nodeo.transform_io import atomic_path
-from monai_nodeo.visualize import plot_columns
+from monai_nodeo.files import atomic_path
+from monai_nodeo.report.plots import plot_columns
 
 __all__ = ["write_page"]
 

@@ -24,9 +24,9 @@ from monai.bundle import ConfigParser, ReferenceResolver
 from torch import Tensor
 
 from experiments.catalogue import Run
-from monai_nodeo.fields import jacobian_determinant
-from monai_nodeo.pair_figures import device_name, pair_figures, peak_memory_mb
-from monai_nodeo.transform_io import atomic_path
+from monai_nodeo.files import atomic_path
+from monai_nodeo.geometry.jacobian import jacobian_determinant
+from monai_nodeo.metrics.pairs import device_name, pair_figures, peak_memory_mb
 
 __all__ = ["field_file", "is_done", "read_result", "result_file", "run_all"]
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registration of one image pair by a neural ordinary differential equation, as MONAI components.
 
-Import from the modules: ``from monai_nodeo.transforms import RegisterPair``. The package itself imports nothing, so
-that asking for its version is instant.
+Import from the rooms: ``from monai_nodeo.losses import LocalNCCLoss``. The package itself imports nothing, so that
+asking for its version is instant.
 """
 
 from __future__ import annotations

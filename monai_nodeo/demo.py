@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monai_nodeo.evaluation import label_metrics
-from monai_nodeo.examples import ExamplePair, example_pair, write_pair
-from monai_nodeo.fields import jacobian_determinant
-from monai_nodeo.transform_io import ImageGrid, write_displacement, write_image
-from monai_nodeo.transforms import RegisterPair, WarpWithDDF
-from monai_nodeo.visualize import plot_history, plot_registration
+from monai_nodeo.data.examples import ExamplePair, example_pair, write_pair
+from monai_nodeo.files import ImageGrid, write_displacement, write_image
+from monai_nodeo.geometry.jacobian import jacobian_determinant
+from monai_nodeo.metrics.labels import label_metrics
+from monai_nodeo.registration.transforms import RegisterPair, WarpWithDDF
+from monai_nodeo.report.plots import plot_history, plot_registration
 
 __all__ = ["Figures", "assess", "main", "register_example"]
 

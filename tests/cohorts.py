@@ -73,7 +73,7 @@ def here(*words: object) -> Result:
 @contextmanager
 def as_it_was() -> Iterator[None]:
     """What the command sets up for its process: levels of loggers and a handler of a signal."""
-    loggers = [logging.getLogger(name) for name in (None, "monai_nodeo", "monai_nodeo.datalist", "ignite")]
+    loggers = [logging.getLogger(name) for name in (None, "monai_nodeo", "monai_nodeo.data.dataset", "ignite")]
     levels, handler = [logger.level for logger in loggers], signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)

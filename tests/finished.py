@@ -14,13 +14,13 @@ import torch
 from monai.transforms import Compose, ScaleIntensityd
 from torch import Tensor
 
-from monai_nodeo.datalist import PairDataset
-from monai_nodeo.grid_matching import MatchGridd
-from monai_nodeo.inferers import Registration
+from monai_nodeo.data.dataset import PairDataset
+from monai_nodeo.data.load import LoadPaird
+from monai_nodeo.data.match import MatchGridd
 from monai_nodeo.losses import LocalNCCLoss
-from monai_nodeo.outputs import SavePair
-from monai_nodeo.pair_transforms import LoadPaird
-from monai_nodeo.transforms import WarpWithDDFd
+from monai_nodeo.registration.inferer import Registration
+from monai_nodeo.registration.outputs import SavePair
+from monai_nodeo.registration.transforms import WarpWithDDFd
 
 FALLING = torch.linspace(0, 1, 60).neg().mul(12).exp()
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
-from monai_nodeo.transform_io import ImageGrid
+from monai_nodeo.files import ImageGrid
 
 LARGEST_SHIFT = 2.0  # voxels
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from monai_nodeo.pair_transforms import LoadPaird
-from monai_nodeo.pairs import PairError
+from monai_nodeo.data.load import LoadPaird
+from monai_nodeo.data.pair import PairError
 
 VOLUME, SLICE, FLAT = (9, 11, 13), (9, 11, 1), (9, 11)
 

@@ -15,10 +15,10 @@ from scans import centred, make_affine, rotation
 from scipy import ndimage
 from torch import Tensor
 
-from monai_nodeo.alignment import AlignPaird
-from monai_nodeo.grid_matching import MatchGridd
-from monai_nodeo.image_geometry import affine_3d, on_grid_of
-from monai_nodeo.pairs import PairError
+from monai_nodeo.data.align import AlignPaird
+from monai_nodeo.data.match import MatchGridd
+from monai_nodeo.data.pair import PairError
+from monai_nodeo.data.placement import affine_3d, on_grid_of
 
 FIXED = {3: make_affine((1.5, 2.0, 3.5), (0.3, -0.2, 0.4)), 2: make_affine((1.5, 2.0, 4.0), (0.9, -0.4, 0.4))}
 SHAPE = {3: (56, 44, 24), 2: (76, 60)}

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from grids import GRIDS, ImageGrid, interior, make_ddf, make_image, make_start, moved, warped, world
 
-from monai_nodeo.resampling import apply_to_image, apply_to_points, read_chain
-from monai_nodeo.transform_io import Transform, write_affine, write_image, write_transform
+from monai_nodeo.files import Transform, write_affine, write_image, write_transform
+from monai_nodeo.files.resampling import apply_to_image, apply_to_points, read_chain
 
 PYTHON = os.environ.get("MONAI_NODEO_ANTS")
 

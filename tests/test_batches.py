@@ -18,13 +18,10 @@ from torch import Tensor, nn
 
 from monai_nodeo.cohort import pair_run
 from monai_nodeo.cohort.task import Job, register_pairs
-from monai_nodeo.correlation_ratio import LocalCorrelationRatioLoss, MappedIntensityLoss
-from monai_nodeo.datalist import PairBatches
-from monai_nodeo.engines import DivergedError
-from monai_nodeo.folding import folded_cells
-from monai_nodeo.handlers import BestField
-from monai_nodeo.inferers import PairInferer
-from monai_nodeo.integration import ODESolver
+from monai_nodeo.data.dataset import PairBatches
+from monai_nodeo.flows import Coordinates, EulerianVelocity, Lattice, NODEONet, VelocityModel
+from monai_nodeo.flows.solver import ODESolver
+from monai_nodeo.geometry.folding import folded_cells
 from monai_nodeo.losses import (
     FoldingLoss,
     IntensityLoss,
@@ -33,8 +30,11 @@ from monai_nodeo.losses import (
     SmoothnessLoss,
     VelocityMagnitudeLoss,
 )
-from monai_nodeo.mind import MINDSSCLoss
-from monai_nodeo.networks import Coordinates, EulerianVelocity, Lattice, NODEONet, VelocityModel
+from monai_nodeo.losses.correlation_ratio import LocalCorrelationRatioLoss, MappedIntensityLoss
+from monai_nodeo.losses.mind import MINDSSCLoss
+from monai_nodeo.registration.handlers import BestField
+from monai_nodeo.registration.inferer import PairInferer
+from monai_nodeo.registration.trainer import DivergedError
 
 # MONAI says of every config file, whoever wrote it, that parsing it runs code.
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")

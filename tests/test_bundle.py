@@ -24,10 +24,10 @@ from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, verify_n
 from synthetic import deformed_pair, smooth_ddf, smooth_image
 
 import monai_nodeo
-from monai_nodeo.inferers import PAIR_EXTRAS, PairInferer
-from monai_nodeo.networks import EulerianVelocity, Lattice
-from monai_nodeo.transform_io import read_displacement
-from monai_nodeo.transforms import RegisterPair
+from monai_nodeo.files import read_displacement
+from monai_nodeo.flows import EulerianVelocity, Lattice
+from monai_nodeo.registration.inferer import PAIR_EXTRAS, PairInferer
+from monai_nodeo.registration.transforms import RegisterPair
 
 # MONAI says of every config file, whoever wrote it, that parsing it runs code.
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
@@ -676,7 +676,7 @@ def test_the_solver_is_a_matter_of_config(data, tmp_path, solver: dict[str, Any]
         assert getattr(bundle.inferer.solver, id.removeprefix("solver::")) == value
 
 
-HANDLER = {"_target_": "monai_nodeo.handlers.EarlyStop", "_mode_": "callable", "threshold": 9.0}
+HANDLER = {"_target_": "monai_nodeo.registration.handlers.EarlyStop", "_mode_": "callable", "threshold": 9.0}
 
 
 @pytest.mark.parametrize(
@@ -1128,7 +1128,7 @@ def test_a_pair_is_registered_the_same_alone_and_after_another(data, tmp_path) -
 
 
 def test_the_seed_decides_and_torch_s_generator_does_not(data, tmp_path) -> None:
-    random = {"parametrisation": {"_target_": "monai_nodeo.networks.Coordinates"}}  # a lattice starts from zeros
+    random = {"parametrisation": {"_target_": "monai_nodeo.flows.Coordinates"}}  # a lattice starts from zeros
     results = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         torch.manual_seed(len(results))

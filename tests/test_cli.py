@@ -21,8 +21,7 @@ from grids import GRIDS, SLICE, VOLUME, interior, make_ddf, make_image, make_sta
 import monai_nodeo
 from monai_nodeo.cli import COMMANDS, main
 from monai_nodeo.cli.settings import parse_setting
-from monai_nodeo.resampling import INTERPOLATIONS
-from monai_nodeo.transform_io import (
+from monai_nodeo.files import (
     ImageGrid,
     Transform,
     itk_geometry,
@@ -31,6 +30,7 @@ from monai_nodeo.transform_io import (
     write_labels,
     write_transform,
 )
+from monai_nodeo.files.resampling import INTERPOLATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -101,7 +101,7 @@ def test_help_is_there_in_half_a_second() -> None:
 
 
 def test_apply_needs_no_torch() -> None:
-    shown = run_python("-c", "import sys, monai_nodeo.resampling; print('torch' in sys.modules)")
+    shown = run_python("-c", "import sys, monai_nodeo.files.resampling; print('torch' in sys.modules)")
 
     assert shown.stdout.strip() == "False", shown.stderr
 

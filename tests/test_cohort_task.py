@@ -16,7 +16,7 @@ from cohorts import QUICK, as_it_was, here, make_rows, results, stamps, write_li
 from monai_nodeo.cohort import pair_run
 from monai_nodeo.cohort.storage import StorageError
 from monai_nodeo.cohort.task import MOST_DEATHS, Job, register_pairs
-from monai_nodeo.pair_lists import RowError
+from monai_nodeo.data.lists import RowError
 
 # MONAI says of every config file, whoever wrote it, that parsing it runs code.
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from monai.bundle import ConfigParser
 
-from monai_nodeo.config import check_ids, checked, running_config
-from monai_nodeo.outputs import PairsFailedError
+from monai_nodeo.registration.outputs import PairsFailedError
+from monai_nodeo.workflow import check_ids, checked, running_config
 
 
 def parser(**content: Any) -> ConfigParser:
-    return ConfigParser({"imports": ["$import monai_nodeo.config as config"], **content})
+    return ConfigParser({"imports": ["$import monai_nodeo.workflow as config"], **content})
 
 
 def raise_(error: BaseException) -> None:
@@ -75,7 +75,7 @@ def test_an_expression_sees_its_config_as_it_was_written() -> None:
     config.update({"b::e": 5, "a": 7})
     seen = config.get_parsed_content("seen")
     assert seen == {
-        "imports": ["$import monai_nodeo.config as config"],
+        "imports": ["$import monai_nodeo.workflow as config"],
         "a": 7,
         "b": {"c": "@a", "e": 5},
         "d": "$@a + 1",

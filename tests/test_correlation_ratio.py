@@ -7,9 +7,9 @@ import pytest
 import torch
 from synthetic import smooth_image
 
-from monai_nodeo.correlation_ratio import LocalCorrelationRatioLoss, MappedIntensityLoss
-from monai_nodeo.fields import warp
+from monai_nodeo.geometry.sampling import warp
 from monai_nodeo.losses import LocalNCCLoss
+from monai_nodeo.losses.correlation_ratio import LocalCorrelationRatioLoss, MappedIntensityLoss
 
 SHAPES = [(25, 21), (13, 17, 11)]
 

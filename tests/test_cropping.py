@@ -6,8 +6,9 @@ import pytest
 import torch
 from synthetic import smooth_ddf, smooth_image
 
-from monai_nodeo.cropping import cropped, extended, foreground_box
-from monai_nodeo.fields import jacobian_determinant, warp
+from monai_nodeo.geometry.cropping import cropped, extended, foreground_box
+from monai_nodeo.geometry.jacobian import jacobian_determinant
+from monai_nodeo.geometry.sampling import warp
 
 SHAPES = [(40, 31), (24, 31, 19)]
 

@@ -16,9 +16,9 @@ from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose
 
-from monai_nodeo.datalist import DataListError, FailedRow, PairDataset, RowError, load_datalist, single_pair
-from monai_nodeo.grid_matching import MatchGridd
-from monai_nodeo.pair_transforms import LoadPaird
+from monai_nodeo.data.dataset import DataListError, FailedRow, PairDataset, RowError, load_datalist, single_pair
+from monai_nodeo.data.load import LoadPaird
+from monai_nodeo.data.match import MatchGridd
 
 ROW = {"fixed": "f.nii.gz", "moving": "m.nii.gz"}
 

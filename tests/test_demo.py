@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from monai_nodeo import demo
-from monai_nodeo.examples import example_pair
+from monai_nodeo.data.examples import example_pair
 
 
 @pytest.mark.parametrize(("spatial_dims", "spacing"), [(2, 2.0), (3, 4.0)])

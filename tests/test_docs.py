@@ -22,8 +22,8 @@ from grids import VOLUME, make_image
 from scipy.spatial.transform import Rotation
 
 from monai_nodeo.cli import main
-from monai_nodeo.examples import example_pair
-from monai_nodeo.transform_io import ImageGrid, write_affine, write_image, write_labels
+from monai_nodeo.data.examples import example_pair
+from monai_nodeo.files import ImageGrid, write_affine, write_image, write_labels
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 

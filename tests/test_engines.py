@@ -14,15 +14,16 @@ from monai.handlers import StatsHandler
 from synthetic import deformed_pair
 from torch import Tensor, nn
 
-from monai_nodeo.cuda_graphs import RecordedStep
-from monai_nodeo.engines import DivergedError, PairTrainer
-from monai_nodeo.fields import identity_grid, phi_to_ddf, warp
-from monai_nodeo.handlers import BestField, EarlyStop
-from monai_nodeo.inferers import PairInferer
-from monai_nodeo.integration import ODESolver
-from monai_nodeo.levels import ImagePair, Level, make_levels
+from monai_nodeo.flows import EulerianVelocity, NODEONet, VelocityModel
+from monai_nodeo.flows.solver import ODESolver
+from monai_nodeo.geometry.coordinates import identity_grid, phi_to_ddf
+from monai_nodeo.geometry.sampling import warp
 from monai_nodeo.losses import ImageLoss, RegistrationLoss, VelocityMagnitudeLoss
-from monai_nodeo.networks import EulerianVelocity, NODEONet, VelocityModel
+from monai_nodeo.registration._cuda_graphs import RecordedStep
+from monai_nodeo.registration.handlers import BestField, EarlyStop
+from monai_nodeo.registration.inferer import PairInferer
+from monai_nodeo.registration.levels import ImagePair, Level, make_levels
+from monai_nodeo.registration.trainer import DivergedError, PairTrainer
 
 SHAPES = [(25, 21), (13, 17, 11)]
 TERMS = ["loss", "similarity", "intensity", "folding", "smoothness"]

@@ -10,7 +10,7 @@ import torch
 from monai.data import MetaTensor
 from scipy import ndimage
 
-from monai_nodeo.evaluation import label_metrics
+from monai_nodeo.metrics.labels import label_metrics
 
 
 def blobs(shape: tuple[int, ...], seed: int, labels: int = 4) -> np.ndarray:

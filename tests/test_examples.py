@@ -11,8 +11,9 @@ import pytest
 import torch
 from scipy import ndimage
 
-from monai_nodeo.examples import ExamplePair, _exponential, example_pair, write_pair
-from monai_nodeo.fields import jacobian_determinant, warp
+from monai_nodeo.data.examples import ExamplePair, _exponential, example_pair, write_pair
+from monai_nodeo.geometry.jacobian import jacobian_determinant
+from monai_nodeo.geometry.sampling import warp
 
 COARSE = {2: 2.0, 3: 4.0}
 

@@ -12,19 +12,10 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from monai_nodeo.fields import (
-    ddf_to_phi,
-    identity_grid,
-    jacobian_determinant,
-    lower_corner,
-    make_warp,
-    phi_to_ddf,
-    rescale_points,
-    resize,
-    resize_ddf,
-    warp,
-    weighted_mean,
-)
+from monai_nodeo.geometry.coordinates import ddf_to_phi, identity_grid, phi_to_ddf, rescale_points
+from monai_nodeo.geometry.jacobian import jacobian_determinant, lower_corner
+from monai_nodeo.geometry.resizing import resize, resize_ddf
+from monai_nodeo.geometry.sampling import make_warp, warp, weighted_mean
 
 SHAPES = [(9, 13), (12, 7), (9, 11, 13), (6, 8, 5)]
 WITH_SINGLE_VOXEL = [(1, 7), (7, 1), (6, 1, 5), (6, 5, 1)]

@@ -10,9 +10,9 @@ import torch
 from synthetic import smooth_ddf
 from torch import Tensor
 
-from monai_nodeo import folding
-from monai_nodeo.fields import jacobian_determinant
-from monai_nodeo.folding import folded_cells, simplex_volumes, unfold
+from monai_nodeo.geometry import folding
+from monai_nodeo.geometry.folding import folded_cells, simplex_volumes, unfold
+from monai_nodeo.geometry.jacobian import jacobian_determinant
 
 SHAPES = [(9, 13), (7, 9, 11)]
 every_shape = pytest.mark.parametrize("shape", SHAPES)

@@ -19,15 +19,15 @@ from monai.utils import CommonKeys
 from synthetic import deformed_pair
 from torch import Tensor
 
-from monai_nodeo.engines import PairTrainer
-from monai_nodeo.handlers import BestField
-from monai_nodeo.inferers import PairInferer, prepare_pair
-from monai_nodeo.integration import ODESolver
-from monai_nodeo.levels import ImagePair, make_levels
+from monai_nodeo.flows import EulerianVelocity
+from monai_nodeo.flows.solver import ODESolver
 from monai_nodeo.losses import IntensityLoss, RegistrationLoss
-from monai_nodeo.networks import EulerianVelocity
+from monai_nodeo.registration.handlers import BestField
+from monai_nodeo.registration.inferer import PairInferer, prepare_pair
+from monai_nodeo.registration.levels import ImagePair, make_levels
+from monai_nodeo.registration.trainer import PairTrainer
+from monai_nodeo.registration.transforms import RegisterPair, WarpWithDDF
 from monai_nodeo.resources import config_files, preset_names
-from monai_nodeo.transforms import RegisterPair, WarpWithDDF
 
 pytestmark = pytest.mark.gpu
 

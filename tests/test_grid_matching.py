@@ -11,9 +11,9 @@ import torch
 from monai.data import MetaTensor
 from scans import FLAT, SLICE, VOLUME, centred, load, make_affine, smooth
 
-from monai_nodeo.grid_matching import MaskAird, MatchGridd
-from monai_nodeo.image_geometry import on_grid_of, physical_map
-from monai_nodeo.pairs import PairError
+from monai_nodeo.data.match import MaskAird, MatchGridd
+from monai_nodeo.data.pair import PairError
+from monai_nodeo.data.placement import on_grid_of, physical_map
 
 
 def itk_resample(moving: str, fixed: str, nearest: bool = False) -> np.ndarray:

@@ -20,10 +20,10 @@ from synthetic import deformed_pair, smooth_image
 from torch import Tensor
 from tqdm import tqdm
 
-from monai_nodeo import handlers
-from monai_nodeo.handlers import BestField, EarlyStop, OnInterrupt, ProgressBar, TensorBoardCurves
-from monai_nodeo.inferers import PairInferer
-from monai_nodeo.networks import EulerianVelocity, NODEONet
+from monai_nodeo.flows import EulerianVelocity, NODEONet
+from monai_nodeo.registration import handlers
+from monai_nodeo.registration.handlers import BestField, EarlyStop, OnInterrupt, ProgressBar, TensorBoardCurves
+from monai_nodeo.registration.inferer import PairInferer
 
 
 def run(handler: Any, outputs: Sequence[dict[str, Tensor]], pause: float = 0) -> Engine:
@@ -186,7 +186,7 @@ def _all_bars_closed():
 
 @pytest.mark.usefixtures("_all_bars_closed")
 def test_progress_is_silent_and_idle_without_a_terminal_for_some_seconds(capsys, caplog):
-    with caplog.at_level(logging.INFO, logger="monai_nodeo.handlers"):
+    with caplog.at_level(logging.INFO, logger="monai_nodeo.registration.handlers"):
         run(ProgressBar(interval=0), unreadable(3))
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
@@ -196,7 +196,7 @@ def test_progress_is_silent_and_idle_without_a_terminal_for_some_seconds(capsys,
 @pytest.mark.usefixtures("_all_bars_closed")
 def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, caplog):
     outputs = [{"loss": torch.tensor(x), **FIELD} for x in (3.0, 2.0, 1.25)]
-    with caplog.at_level(logging.INFO, logger="monai_nodeo.handlers"):
+    with caplog.at_level(logging.INFO, logger="monai_nodeo.registration.handlers"):
         run(ProgressBar(line_interval=0), outputs, pause=0.3)
     assert len(caplog.messages) == 3
     assert caplog.messages[0] == "level 2/3, iteration 1 of 3: loss 3, folds % 0; 1 s left"
@@ -216,7 +216,7 @@ def test_the_time_left_counts_the_finer_levels(shape, caplog):
     dims = len(shape)
     handlers = [Look, partial(ProgressBar, line_interval=0)]
     inferer = PairInferer(dims, iterations=(5, 3), shrink_factors=(2, 1), handlers=handlers)
-    with caplog.at_level(logging.INFO, logger="monai_nodeo.handlers"):
+    with caplog.at_level(logging.INFO, logger="monai_nodeo.registration.handlers"):
         inferer(fixed[None], EulerianVelocity(dims), moving[None])
     assert ahead == [3 * 2**dims, 0]  # an iteration of the finer level counts as much as it has voxels
     assert "iteration 3 of 3" in caplog.messages[-1]

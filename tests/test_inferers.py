@@ -17,15 +17,17 @@ from monai.utils import CommonKeys
 from synthetic import deformed_pair, smooth_ddf, smooth_image
 from torch import Tensor
 
-from monai_nodeo.fields import identity_grid, jacobian_determinant, phi_to_ddf, warp
-from monai_nodeo.folding import folded_cells, unfold
-from monai_nodeo.handlers import BestField, EarlyStop
-from monai_nodeo.inferers import PairInferer, Registration, prepare_pair
-from monai_nodeo.integration import ODESolver
-from monai_nodeo.landmarks import landmark_errors
-from monai_nodeo.layers import AveragingSmoothing
+from monai_nodeo.flows import Coordinates, EulerianVelocity, NODEONet
+from monai_nodeo.flows.solver import ODESolver
+from monai_nodeo.geometry.coordinates import identity_grid, phi_to_ddf
+from monai_nodeo.geometry.folding import folded_cells, unfold
+from monai_nodeo.geometry.jacobian import jacobian_determinant
+from monai_nodeo.geometry.sampling import warp
+from monai_nodeo.geometry.smoothing import AveragingSmoothing
 from monai_nodeo.losses import LocalNCCLoss, RegistrationLoss, SmoothnessLoss
-from monai_nodeo.networks import Coordinates, EulerianVelocity, NODEONet
+from monai_nodeo.losses.landmarks import landmark_errors
+from monai_nodeo.registration.handlers import BestField, EarlyStop
+from monai_nodeo.registration.inferer import PairInferer, Registration, prepare_pair
 
 SHAPES = [(25, 21), (13, 17, 11)]
 FEW: dict[str, Any] = {"iterations": (3, 2), "shrink_factors": (2, 1)}

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint
 
-from monai_nodeo.fields import identity_grid
-from monai_nodeo.integration import METHODS, ODESolver
+from monai_nodeo.flows.solver import METHODS, ODESolver
+from monai_nodeo.geometry.coordinates import identity_grid
 
 SHAPES = [(5, 7), (3, 5, 4)]
 ORDERS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}

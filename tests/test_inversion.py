@@ -9,9 +9,10 @@ import torch
 from grids import GRIDS, VOLUME, interior, make_ddf, make_start, world
 from synthetic import smooth_ddf
 
-from monai_nodeo.fields import compose, jacobian_determinant, sample_points, warp
-from monai_nodeo.inversion import invert, invert_transform
-from monai_nodeo.transform_io import Affine, Displacement, Transform
+from monai_nodeo.files import Affine, Displacement, Transform
+from monai_nodeo.flows.inversion import invert, invert_transform
+from monai_nodeo.geometry.jacobian import jacobian_determinant
+from monai_nodeo.geometry.sampling import compose, sample_points, warp
 
 SHAPES = [(31, 37), (17, 19, 23)]
 

@@ -14,8 +14,8 @@ import torch
 from synthetic import smooth_ddf
 from torch import Tensor
 
-from monai_nodeo import windows
-from monai_nodeo.kernels import kernels_for
+from monai_nodeo.geometry import windows
+from monai_nodeo.geometry._triton import kernels_for
 from monai_nodeo.losses import FoldingLoss, LocalNCCLoss, SmoothnessLoss, local_correlation, regularity
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
@@ -45,7 +45,7 @@ def both_ways(monkeypatch) -> Callable[[Callable[[], Tensor], Tensor], list[tupl
 
     def _both_ways(loss: Callable[[], Tensor], x: Tensor) -> list[tuple[Tensor, Tensor]]:
         results = []
-        for used in (lambda *_: None, lambda _, part: import_module(f"monai_nodeo.kernels.{part}")):
+        for used in (lambda *_: None, lambda _, part: import_module(f"monai_nodeo.geometry._triton.{part}")):
             for module in (windows, local_correlation, regularity):
                 monkeypatch.setattr(module, "kernels_for", used)
             values = loss()
@@ -66,7 +66,7 @@ def assert_alike(results: list[tuple[Tensor, Tensor]]) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("side", [1, 5, 21])
 def test_window_sums(monkeypatch, shape, side):
-    kernels = import_module("monai_nodeo.kernels.windows")
+    kernels = import_module("monai_nodeo.geometry._triton.windows")
     x = random(2, 3, *shape)
     sides = [side, *[3] * (len(shape) - 1)]
     found = kernels.window_sum(x, sides)
@@ -122,5 +122,5 @@ def test_a_field_with_nan_has_a_loss_of_nan(both_ways, shape):
 
 @pytest.mark.gpu
 def test_the_kernels_are_used_on_the_device():
-    assert kernels_for(random(8), "windows") is import_module("monai_nodeo.kernels.windows")
+    assert kernels_for(random(8), "windows") is import_module("monai_nodeo.geometry._triton.windows")
     assert kernels_for(torch.rand(8), "windows") is None

@@ -10,8 +10,8 @@ import torch
 from scans import SLICE, VOLUME, load, make_affine, refuse, smooth
 from synthetic import smooth_ddf
 
-from monai_nodeo.grid_matching import MatchGridd
-from monai_nodeo.landmarks import landmark_errors, landmark_loss
+from monai_nodeo.data.match import MatchGridd
+from monai_nodeo.losses.landmarks import landmark_errors, landmark_loss
 
 SHAPES = [(25, 21), (13, 17, 11)]
 FIXED = make_affine((1.2, 0.9, 2.5), (0.3, -0.2, 0.4), (12.5, -30.25, 41.75))

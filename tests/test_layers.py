@@ -12,16 +12,8 @@ from scipy import ndimage
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from monai_nodeo.layers import (
-    AveragingSmoothing,
-    GaussianSmoothing,
-    SeparableSmoothing,
-    apply_along_axes,
-    interpolation_matrix,
-    kernel_matrix,
-    odd_window,
-    resampling_matrix,
-)
+from monai_nodeo.geometry.axes import apply_along_axes, interpolation_matrix, kernel_matrix, resampling_matrix
+from monai_nodeo.geometry.smoothing import AveragingSmoothing, GaussianSmoothing, SeparableSmoothing, odd_window
 
 SHAPES = [(9, 13), (12, 7), (9, 11, 13), (1, 8, 5)]
 # Windows shorter and longer than the sides.

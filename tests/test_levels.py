@@ -6,7 +6,7 @@ import pytest
 import torch
 from synthetic import smooth_image
 
-from monai_nodeo.levels import ImagePair, make_levels
+from monai_nodeo.registration.levels import ImagePair, make_levels
 
 PAIRS = [((160, 192), (1.0, 1.0)), ((61, 40), (0.7, 2.0)), ((33, 29, 41), (1.0, 1.2, 0.9)), ((160, 192, 40), (1, 1, 5))]
 

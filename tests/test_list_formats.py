@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from monai_nodeo.pair_lists import DataListError, RowError, load_datalist, pairs_to_one
+from monai_nodeo.data.lists import DataListError, RowError, load_datalist, pairs_to_one
 
 ROOT = Path(__file__).resolve().parents[1]
 PAIR = {"fixed": "f.nii.gz", "moving": "m.nii.gz"}
@@ -106,7 +106,7 @@ def test_pattern_finds_all_but_the_atlas(tmp_path: Path) -> None:
 
 
 def test_lists_are_read_without_torch() -> None:
-    code = "import sys, monai_nodeo.pair_lists; print({'torch', 'monai', 'numpy'} & set(sys.modules))"
+    code = "import sys, monai_nodeo.data.lists; print({'torch', 'monai', 'numpy'} & set(sys.modules))"
 
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
 

@@ -24,11 +24,10 @@ from synthetic import deformed_pair, smooth_ddf, smooth_image
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
-from monai_nodeo import slabs
-from monai_nodeo.correlation_ratio import LocalCorrelationRatioLoss, MappedIntensityLoss
-from monai_nodeo.fields import identity_grid, jacobian_determinant, phi_to_ddf
-from monai_nodeo.inferers import PairInferer
-from monai_nodeo.landmarks import landmark_loss
+from monai_nodeo.flows import NODEONet
+from monai_nodeo.geometry import _slabs as slabs
+from monai_nodeo.geometry.coordinates import identity_grid, phi_to_ddf
+from monai_nodeo.geometry.jacobian import jacobian_determinant
 from monai_nodeo.losses import (
     FoldingLoss,
     ImageLoss,
@@ -39,8 +38,10 @@ from monai_nodeo.losses import (
     VelocityMagnitudeLoss,
     local_correlation,
 )
-from monai_nodeo.mind import MINDSSCLoss
-from monai_nodeo.networks import NODEONet
+from monai_nodeo.losses.correlation_ratio import LocalCorrelationRatioLoss, MappedIntensityLoss
+from monai_nodeo.losses.landmarks import landmark_loss
+from monai_nodeo.losses.mind import MINDSSCLoss
+from monai_nodeo.registration.inferer import PairInferer
 
 SHAPES = [(11, 9), (9, 7, 5)]
 PLANES = [1, 4, 100]  # of a slab: one, some with a remainder, all

@@ -13,8 +13,8 @@ from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric
 from torch import Tensor
 
-from monai_nodeo.folding import folded_cells
-from monai_nodeo.metrics import (
+from monai_nodeo.geometry.folding import folded_cells
+from monai_nodeo.metrics.fields import (
     FoldedCellCountMetric,
     FoldingFractionMetric,
     MeanDisplacementMetric,

@@ -10,8 +10,8 @@ import pytest
 import torch
 from synthetic import smooth_image
 
-from monai_nodeo.fields import warp
-from monai_nodeo.mind import MINDSSCLoss, mind_ssc
+from monai_nodeo.geometry.sampling import warp
+from monai_nodeo.losses.mind import MINDSSCLoss, mind_ssc
 
 SHAPES = [(25, 21), (13, 17, 11)]
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from monai_nodeo.fields import identity_grid, phi_to_ddf, voxels_per_unit
-from monai_nodeo.integration import ODESolver
-from monai_nodeo.layers import AveragingSmoothing, GaussianSmoothing, SeparableSmoothing
+from monai_nodeo.flows import Coordinates, Decoder, EulerianVelocity, Lattice, NODEONet, VelocityModel
+from monai_nodeo.flows.parametrisations import Parametrisation
+from monai_nodeo.flows.solver import ODESolver
+from monai_nodeo.geometry.coordinates import identity_grid, phi_to_ddf, voxels_per_unit
+from monai_nodeo.geometry.smoothing import AveragingSmoothing, GaussianSmoothing, SeparableSmoothing
 from monai_nodeo.losses import SmoothnessLoss
-from monai_nodeo.networks import Coordinates, Decoder, EulerianVelocity, Lattice, NODEONet, VelocityModel
-from monai_nodeo.networks.parametrisations import Parametrisation
 
 SHAPES = [(9, 13), (16, 8), (9, 11, 13), (8, 10, 17)]
 SMALL: dict[str, Any] = {"channels": 6, "num_convolutions": 2, "bottleneck": 8}

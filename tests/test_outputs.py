@@ -21,16 +21,16 @@ from scipy import ndimage
 from synthetic import deformed_pair, smooth_image
 from torch import nn
 
-from monai_nodeo import outputs
-from monai_nodeo.datalist import PairDataset
-from monai_nodeo.grid_matching import MatchGridd
-from monai_nodeo.inferers import PairInferer, prepare_pair
-from monai_nodeo.networks import NODEONet
-from monai_nodeo.outputs import PairsFailedError, SavePair, make_output_dir, run
-from monai_nodeo.pair_figures import pair_figures
-from monai_nodeo.pair_transforms import LoadPaird
-from monai_nodeo.transform_io import read_displacement
-from monai_nodeo.transforms import WarpWithDDFd
+from monai_nodeo.data.dataset import PairDataset
+from monai_nodeo.data.load import LoadPaird
+from monai_nodeo.data.match import MatchGridd
+from monai_nodeo.files import read_displacement
+from monai_nodeo.flows import NODEONet
+from monai_nodeo.metrics.pairs import pair_figures
+from monai_nodeo.registration import outputs
+from monai_nodeo.registration.inferer import PairInferer, prepare_pair
+from monai_nodeo.registration.outputs import PairsFailedError, SavePair, make_output_dir, run
+from monai_nodeo.registration.transforms import WarpWithDDFd
 
 SHAPE = (12, 9, 11)
 SPACING = (1.5, 2.0, 1.0)
@@ -272,9 +272,9 @@ def test_a_run_without_labels_leaves_no_labels_of_an_earlier_run(tmp_path, row) 
 
 def test_progress_is_logged_with_figures(tmp_path, row, caplog) -> None:
     evaluator, _ = make_evaluator(tmp_path, {**row, "id": "pair"})
-    with caplog.at_level(logging.INFO, logger="monai_nodeo.outputs"):
+    with caplog.at_level(logging.INFO, logger="monai_nodeo.registration.outputs"):
         evaluator.run()
-    (message,) = [record.getMessage() for record in caplog.records if record.name == "monai_nodeo.outputs"]
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "monai_nodeo.registration.outputs"]
     assert message.startswith("pair: similarity loss ")
     for name in ("Dice", "HD95 mm", "folding", " s"):
         assert name in message
@@ -298,7 +298,7 @@ def interrupted() -> Callable[[], Engine]:
 
 def test_run_registers_and_says_where_the_results_are(tmp_path, row, caplog) -> None:
     evaluator, dataset = make_evaluator(tmp_path, images(row, "a"))
-    with caplog.at_level(logging.INFO, logger="monai_nodeo.outputs"):
+    with caplog.at_level(logging.INFO, logger="monai_nodeo.registration.outputs"):
         run(evaluator, dataset, tmp_path)
     assert f"results are in {tmp_path}" in caplog.text
     assert names(tmp_path) == {"a", "metrics.csv"}

@@ -14,10 +14,10 @@ from monai.data import DataLoader, MetaTensor, decollate_batch
 from monai.transforms import Compose
 from scans import FLAT, SLICE, VOLUME, load, make_affine, refuse, smooth
 
-from monai_nodeo.grid_matching import MatchGridd
-from monai_nodeo.pair_transforms import LoadPaird
-from monai_nodeo.pairs import PairError, root_cause, stored_grid
-from monai_nodeo.transform_io import ImageGrid
+from monai_nodeo.data.load import LoadPaird
+from monai_nodeo.data.match import MatchGridd
+from monai_nodeo.data.pair import PairError, root_cause, stored_grid
+from monai_nodeo.files import ImageGrid
 
 # LoadPaird: what comes out
 

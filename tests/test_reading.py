@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from dicom import write_series
 from scans import SLICE, VOLUME, make_affine
 
-from monai_nodeo.transform_io import ImageFileError, ImageGrid, open_stored
+from monai_nodeo.files import ImageFileError, ImageGrid, open_stored
 
 OBLIQUE = make_affine((1.2, 0.9, 2.5), (0.3, -0.2, 0.4), (12.5, -30.25, 41.75))
 TURNED = make_affine((0.8, 1.1, 3.0), (-1.2, 0.4, 2.8), (-5, 60, 7.5))

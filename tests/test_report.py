@@ -18,20 +18,20 @@ from ignite.engine import Engine
 from scipy.ndimage import shift
 from synthetic import deformed_pair, smooth_image
 
-from monai_nodeo import outputs
 from monai_nodeo.cli import main
-from monai_nodeo.correlation_ratio import LocalCorrelationRatioLoss, MappedIntensityLoss
-from monai_nodeo.examples import ExamplePair, example_pair
-from monai_nodeo.inferers import PairInferer
-from monai_nodeo.layers import GaussianSmoothing
+from monai_nodeo.data.examples import ExamplePair, example_pair
+from monai_nodeo.data.pair import MASK_KEYS
+from monai_nodeo.flows import EulerianVelocity
+from monai_nodeo.geometry.smoothing import GaussianSmoothing
 from monai_nodeo.losses import FoldingLoss, LocalNCCLoss, RegistrationLoss, SmoothnessLoss
-from monai_nodeo.networks import EulerianVelocity
-from monai_nodeo.pairs import MASK_KEYS
+from monai_nodeo.losses.correlation_ratio import LocalCorrelationRatioLoss, MappedIntensityLoss
+from monai_nodeo.registration import outputs
+from monai_nodeo.registration.inferer import PairInferer
+from monai_nodeo.registration.transforms import RegisterPair
 from monai_nodeo.report import ReportPair, cohort, write_index, write_report
 from monai_nodeo.report.evidence import Evidence, gather, shared_information
 from monai_nodeo.report.pair import read_pair
 from monai_nodeo.report.verdict import Grade, Verdict, judge
-from monai_nodeo.transforms import RegisterPair
 
 AFFINE = np.diag([1.5, 2.0, 1.0, 1.0])
 

@@ -17,7 +17,7 @@ from finished import save_result
 from PIL import Image
 from synthetic import deformed_pair
 
-from monai_nodeo import outputs
+from monai_nodeo.registration import outputs
 from monai_nodeo.report import write_index, write_report
 
 playwright = pytest.importorskip("playwright.sync_api")

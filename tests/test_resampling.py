@@ -24,8 +24,8 @@ from grids import (
     world,
 )
 
-from monai_nodeo.resampling import apply_to_image, apply_to_points, read_chain
-from monai_nodeo.transform_io import Affine, ImageGrid, Transform, write_affine, write_image, write_transform
+from monai_nodeo.files import Affine, ImageGrid, Transform, write_affine, write_image, write_transform
+from monai_nodeo.files.resampling import apply_to_image, apply_to_points, read_chain
 
 
 def load(path: Path) -> nib.Nifti1Image:

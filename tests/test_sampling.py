@@ -7,9 +7,9 @@ import torch
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from monai_nodeo import slabs
-from monai_nodeo.fields import ddf_to_phi, identity_grid, warp
-from monai_nodeo.sampling import sample
+from monai_nodeo.geometry import _slabs as slabs
+from monai_nodeo.geometry.coordinates import ddf_to_phi, identity_grid
+from monai_nodeo.geometry.sampling import sample, warp
 
 SHAPES = [(9, 7), (6, 5, 8)]
 WITH_SINGLE_VOXEL = [(1, 7), (6, 1, 8)]

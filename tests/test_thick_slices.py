@@ -13,15 +13,16 @@ from scans import centred, load, make_affine, smooth
 from scipy import ndimage
 from synthetic import deformed_pair, smooth_image
 
-from monai_nodeo.evaluation import label_metrics
-from monai_nodeo.fields import coarsen_ddf, refine_ddf, warp
-from monai_nodeo.folding import folded_cells
-from monai_nodeo.grid_matching import MatchGridd
-from monai_nodeo.inferers import PairInferer
-from monai_nodeo.metrics import folding_fraction
-from monai_nodeo.pair_figures import pair_figures
-from monai_nodeo.thick_slices import DDFOnFixedGridd, RefineThickSlicesd, parts_of, refined
-from monai_nodeo.transforms import RegisterPaird
+from monai_nodeo.data.match import MatchGridd
+from monai_nodeo.geometry.folding import folded_cells
+from monai_nodeo.geometry.resizing import coarsen_ddf, refine_ddf
+from monai_nodeo.geometry.sampling import warp
+from monai_nodeo.metrics.fields import folding_fraction
+from monai_nodeo.metrics.labels import label_metrics
+from monai_nodeo.metrics.pairs import pair_figures
+from monai_nodeo.registration.inferer import PairInferer
+from monai_nodeo.registration.thick_slices import DDFOnFixedGridd, RefineThickSlicesd, parts_of, refined
+from monai_nodeo.registration.transforms import RegisterPaird
 
 OBLIQUE = (0.4, -0.7, 0.3)
 

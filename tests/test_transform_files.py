@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 from grids import GRIDS, OBLIQUE, VOLUME, interior, make_ddf, make_image, make_start, moved, warped, world
 
-from monai_nodeo.transform_io import (
+from monai_nodeo.files import (
     Affine,
     Displacement,
     ImageGrid,

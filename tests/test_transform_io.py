@@ -17,7 +17,7 @@ from monai.data import MetaTensor
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
-from monai_nodeo.transform_io import (
+from monai_nodeo.files import (
     ImageGrid,
     atomic_path,
     read_displacement,

@@ -11,12 +11,12 @@ from scipy import ndimage
 from synthetic import deformed_pair, smooth_ddf, smooth_image
 from torch import Tensor
 
-from monai_nodeo import transforms
-from monai_nodeo.inferers import PairInferer, Registration
+from monai_nodeo.data.pair import PairError
+from monai_nodeo.flows import NODEONet
 from monai_nodeo.losses import RegistrationLoss
-from monai_nodeo.networks import NODEONet
-from monai_nodeo.pairs import PairError
-from monai_nodeo.transforms import RegisterPair, RegisterPaird, WarpWithDDF, WarpWithDDFd
+from monai_nodeo.registration import transforms
+from monai_nodeo.registration.inferer import PairInferer, Registration
+from monai_nodeo.registration.transforms import RegisterPair, RegisterPaird, WarpWithDDF, WarpWithDDFd
 
 SHAPES = [(25, 21), (13, 17, 11)]
 FIXED_AFFINE = torch.tensor([[2.0, 0, 0, 5], [0, -3, 0.5, 6], [0, 0.5, 4, 7], [0, 0, 0, 1]], dtype=torch.float64)

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 from numpy.typing import NDArray
 
-from monai_nodeo.fields import jacobian_determinant
-from monai_nodeo.visualize import (
+from monai_nodeo.geometry.jacobian import jacobian_determinant
+from monai_nodeo.report.plots import (
     plot_columns,
     plot_dice,
     plot_distribution,
@@ -25,8 +25,8 @@ from monai_nodeo.visualize import (
     plot_jacobian,
     plot_registration,
 )
-from monai_nodeo.visualize.panels import FOLD_COLOUR, draw_contours, draw_edges, draw_jacobian
-from monai_nodeo.visualize.planes import Plane, cut
+from monai_nodeo.report.plots.panels import FOLD_COLOUR, draw_contours, draw_edges, draw_jacobian
+from monai_nodeo.report.plots.planes import Plane, cut
 
 SHAPES = [(9, 13), (9, 11, 13)]
 TITLES = ["fixed", "moving", "warped", "difference before", "difference after", "deformed grid"]

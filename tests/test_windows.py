@@ -10,7 +10,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from monai_nodeo.windows import Windows, window_sum
+from monai_nodeo.geometry.windows import Windows, window_sum
 
 SHAPES = [(11, 9), (9, 7, 5), (4, 1, 6)]
 

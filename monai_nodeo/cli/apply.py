@@ -36,8 +36,8 @@ def command(
     Points are a table with x, y, z in LPS mm, and go the opposite way: a transform that brings the moving image on to
     the fixed grid takes points of the fixed image to the moving one. For the other direction give the inverse.
     """
-    from monai_nodeo.resampling import apply_to_image, apply_to_points, read_chain
-    from monai_nodeo.transform_io import check_folder, check_image_target
+    from monai_nodeo.files import check_folder, check_image_target
+    from monai_nodeo.files.resampling import apply_to_image, apply_to_points, read_chain
 
     if image.lower().endswith(".csv"):
         check_folder(output)

@@ -90,7 +90,7 @@ def command(pairs: str | None, output: Path, shard: tuple[int, int] | None, quie
 
 def _rows(pairs: str | None, given: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of the list, or of the pattern; their paths are absolute, so that any worker finds them."""
-    from monai_nodeo.pair_lists import absolute, load_datalist, pairs_to_one
+    from monai_nodeo.data.lists import absolute, load_datalist, pairs_to_one
 
     fixed, moving = given["fixed"], given["moving"]
     if (pairs is None) == (fixed is None) or (fixed is None) != (moving is None):
@@ -102,7 +102,7 @@ def _rows(pairs: str | None, given: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _files(rows: list[dict[str, Any]], preset: str | None) -> list[Path]:
     """The bundle's config and what lies over it: that for slices if the first image that can be read is one."""
-    from monai_nodeo.transform_io import ImageGrid
+    from monai_nodeo.files import ImageGrid
 
     for row in rows:
         try:

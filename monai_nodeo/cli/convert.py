@@ -22,7 +22,7 @@ def command(source: str, target: str, reference: str | None) -> None:
     disp_FFFF_MMMM.nii.gz  Learn2Reg: the same in voxels of the fixed grid
     *.tfm, *.txt, *.mat    ITK affine
     """  # noqa: D301
-    from monai_nodeo.transform_io import ImageGrid, check_transform_target, read_transform, write_transform
+    from monai_nodeo.files import ImageGrid, check_transform_target, read_transform, write_transform
 
     check_transform_target(target)
     grid = ImageGrid.from_file(reference) if reference else None

@@ -28,10 +28,10 @@ def command(transforms: tuple[str, ...], output: str | None, as_json: bool, **fi
     Dice and HD95 (mm) are over the labels of the fixed image, the moving ones warped with nearest neighbours. The
     target registration error (mm) is the distance of landmarks. "Before" trusts the headers alone.
     """
-    from monai_nodeo.resampling import read_chain
-    from monai_nodeo.transform_evaluation import label_figures, landmark_figures
-    from monai_nodeo.transform_figures import transform_figures
-    from monai_nodeo.transform_io import atomic_path, check_folder
+    from monai_nodeo.files import atomic_path, check_folder
+    from monai_nodeo.files.resampling import read_chain
+    from monai_nodeo.metrics.evaluation import label_figures, landmark_figures
+    from monai_nodeo.metrics.transforms import transform_figures
 
     for kind in ("label", "landmarks"):
         if (files[f"fixed_{kind}"] is None) != (files[f"moving_{kind}"] is None):

@@ -19,8 +19,8 @@ def command(transform: str, as_json: bool) -> None:
 
     Step 1 is what a point of the fixed image meets first.
     """
-    from monai_nodeo.transform_figures import transform_figures
-    from monai_nodeo.transform_io import read_transform
+    from monai_nodeo.files import read_transform
+    from monai_nodeo.metrics.transforms import transform_figures
 
     steps = transform_figures(read_transform(transform))
     echo_figures({"file": transform, "step": steps}, as_json)

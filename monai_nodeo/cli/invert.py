@@ -22,8 +22,8 @@ def command(transform: str, output: str, reference: str | None, as_json: bool) -
     Fields are inverted on their own grid, by fixed-point iteration. The residual tells, in voxels, how far a point is
     from home after both ways. Where a field folds, several points share one place and there is no inverse.
     """
-    from monai_nodeo.inversion import invert_transform
-    from monai_nodeo.transform_io import ImageGrid, check_transform_target, read_transform, write_transform
+    from monai_nodeo.files import ImageGrid, check_transform_target, read_transform, write_transform
+    from monai_nodeo.flows.inversion import invert_transform
 
     check_transform_target(output)
     grid = ImageGrid.from_file(reference) if reference else None

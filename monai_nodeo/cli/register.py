@@ -51,7 +51,7 @@ def command(output: str, preset: str | None, settings: tuple[str, ...], quiet: b
 
 def _config_files(fixed: str, preset: str | None) -> list[str]:
     """The bundle's config and what lies over it."""
-    from monai_nodeo.transform_io import ImageGrid
+    from monai_nodeo.files import ImageGrid
 
     return [str(path) for path in config_files(ImageGrid.from_file(fixed).spatial_dims, preset)]
 

@@ -11,7 +11,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from monai_nodeo.pair_keys import PATH_KEYS
+from monai_nodeo.data.keys import PATH_KEYS
 
 __all__ = ["fingerprints", "same_inputs"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from monai_nodeo.cohort.inputs import same_inputs
-from monai_nodeo.transform_io import atomic_path
+from monai_nodeo.files import atomic_path
 
 __all__ = ["DONE", "FAILED", "RESULT", "Attempts", "Ledger", "locked"]
 

@@ -16,8 +16,8 @@ import SimpleITK as sitk
 import torch
 from monai.bundle import ComponentLocator, ConfigParser
 
-from monai_nodeo.outputs import TABLE
-from monai_nodeo.pair_keys import PATH_KEYS
+from monai_nodeo.data.keys import PATH_KEYS
+from monai_nodeo.registration.outputs import TABLE
 
 __all__ = ["check_config", "run_pairs", "use_threads"]
 
@@ -53,7 +53,7 @@ def run_pairs(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], fold
         id -> row of the table; where the input was at fault, it says so by its status and reason.
     """
     # They tell the number of the row, which is that in this short list; the failure is reported by its id.
-    for name in ("monai_nodeo.datalist", "ignite"):
+    for name in ("monai_nodeo.data.dataset", "ignite"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     _parser(config, rows, folder).get_parsed_content("evaluator").run()
     return {row["id"]: _table_row(folder / row["id"] / TABLE) for row in rows}

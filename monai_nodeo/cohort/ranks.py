@@ -22,8 +22,8 @@ from monai_nodeo.cohort.run import InThisProcess, run_cohort
 from monai_nodeo.cohort.settings import config_key
 from monai_nodeo.cohort.storage import usable_folder
 from monai_nodeo.cohort.summary import describe
-from monai_nodeo.outputs import PairsFailedError
-from monai_nodeo.pair_lists import absolute, requested_pairs
+from monai_nodeo.data.lists import absolute, requested_pairs
+from monai_nodeo.registration.outputs import PairsFailedError
 
 __all__ = ["device", "run"]
 
@@ -41,7 +41,7 @@ def run(config: Mapping[str, Any], datalist: str | None, dataset_dir: str | None
 
     Args:
         config: the running config.
-        datalist: see :py:func:`monai_nodeo.pair_lists.requested_pairs`.
+        datalist: see :py:func:`monai_nodeo.data.lists.requested_pairs`.
         dataset_dir: see there.
         output_dir: folder of the results, the same for all ranks.
 

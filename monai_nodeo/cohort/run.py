@@ -17,7 +17,7 @@ from monai_nodeo.cohort.ledger import FAILED, Ledger
 from monai_nodeo.cohort.storage import storage_errors
 from monai_nodeo.cohort.summary import write_tables
 from monai_nodeo.cohort.task import Job, register_pairs
-from monai_nodeo.pair_lists import ERROR
+from monai_nodeo.data.lists import ERROR
 
 __all__ = ["Engine", "InThisProcess", "run_cohort"]
 

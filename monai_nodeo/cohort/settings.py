@@ -14,8 +14,8 @@ from typing import Any
 import monai_nodeo
 from monai_nodeo.cohort.inputs import fingerprints
 from monai_nodeo.cohort.storage import storage_errors
-from monai_nodeo.pair_keys import PATH_KEYS
-from monai_nodeo.transform_io import atomic_path
+from monai_nodeo.data.keys import PATH_KEYS
+from monai_nodeo.files import atomic_path
 
 __all__ = ["Settings", "config_key"]
 

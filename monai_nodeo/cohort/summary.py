@@ -13,7 +13,7 @@ from typing import Any
 
 from monai_nodeo.cohort.ledger import DONE, FAILED, Ledger, locked
 from monai_nodeo.cohort.storage import storage_errors
-from monai_nodeo.transform_io import atomic_path
+from monai_nodeo.files import atomic_path
 
 __all__ = ["TABLE", "describe", "write_tables"]
 

@@ -16,7 +16,7 @@ import monai_nodeo
 from monai_nodeo.cohort.inputs import fingerprints
 from monai_nodeo.cohort.ledger import DONE, FAILED, Attempts, Ledger
 from monai_nodeo.cohort.storage import blamed_on_storage, storage_errors
-from monai_nodeo.pair_lists import ERROR
+from monai_nodeo.data.lists import ERROR
 
 __all__ = ["MOST_DEATHS", "Job", "register_pairs"]
 

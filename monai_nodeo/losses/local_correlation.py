@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from monai_nodeo.kernels import kernels_for
+from monai_nodeo.geometry._slabs import slabs
+from monai_nodeo.geometry._triton import kernels_for
+from monai_nodeo.geometry.windows import Windows, window_sum
 from monai_nodeo.losses.similarity import ImageLoss, voxel_counts
-from monai_nodeo.slabs import slabs
-from monai_nodeo.windows import Windows, window_sum
 
 __all__ = ["LocalNCCLoss"]
 

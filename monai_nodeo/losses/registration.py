@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from monai_nodeo.landmarks import landmark_loss
+from monai_nodeo.losses.landmarks import landmark_loss
 from monai_nodeo.losses.regularity import DDFLoss
 from monai_nodeo.losses.similarity import ImageLoss, each_item
 
@@ -100,7 +100,7 @@ class RegistrationLoss(nn.Module):
             ddf_spacing: voxel size of the grid of ``ddf`` in mm, by default cubes.
             coarseness: factor on the weights of the velocity terms, the side of a coarse level's voxels in finest ones;
                 with the same weight coarse levels overshoot.
-            landmarks: (B, N, 2, D) in voxels of the grid of ``ddf``, see :py:mod:`monai_nodeo.landmarks`.
+            landmarks: (B, N, 2, D) in voxels of the grid of ``ddf``, see :py:mod:`monai_nodeo.losses.landmarks`.
             certainty: a further weight, of which an image loss that is no :py:class:`ImageLoss` makes nothing.
 
         Returns:

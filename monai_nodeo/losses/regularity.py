@@ -14,9 +14,10 @@ from monai.utils import LossReduction
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from monai_nodeo.fields import axis_values, check_ddf, jacobian_determinant, lower_corner
-from monai_nodeo.kernels import kernels_for
-from monai_nodeo.slabs import slabs
+from monai_nodeo.geometry._slabs import slabs
+from monai_nodeo.geometry._triton import kernels_for
+from monai_nodeo.geometry.coordinates import axis_values
+from monai_nodeo.geometry.jacobian import check_ddf, jacobian_determinant, lower_corner
 
 __all__ = ["DDFLoss", "FoldingLoss", "SmoothnessLoss", "VelocityMagnitudeLoss"]
 

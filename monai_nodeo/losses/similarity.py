@@ -11,7 +11,7 @@ import torch
 from monai.utils import LossReduction
 from torch import Tensor, nn
 
-from monai_nodeo.windows import SMALLEST_WEIGHT
+from monai_nodeo.geometry.windows import SMALLEST_WEIGHT
 
 __all__ = ["ImageLoss", "IntensityLoss", "VoxelwiseLoss", "each_item", "voxel_counts"]
 

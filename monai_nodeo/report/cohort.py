@@ -16,10 +16,10 @@ from urllib.parse import quote
 from markupsafe import Markup
 from monai.config import PathLike
 
+from monai_nodeo.files import atomic_path
 from monai_nodeo.report.layers import inline_svg
 from monai_nodeo.report.page import PAGE, SUMMARY, render
-from monai_nodeo.transform_io import atomic_path
-from monai_nodeo.visualize import plot_distribution
+from monai_nodeo.report.plots import plot_distribution
 
 __all__ = ["INDEX", "TABLE", "read_table", "write_index"]
 

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 class ReportPair:
     """Evaluator handler that makes the report of each pair, and at the end the page over all of them.
 
-    It reads the files of :py:class:`monai_nodeo.outputs.SavePair`: attach it after that one. A report that cannot be
+    It reads the files of `SavePair`: attach it after that one. A report that cannot be
     made is a warning, because the registration is there and the next pair waits.
 
     Args:

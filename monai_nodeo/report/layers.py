@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, to_hex
 from matplotlib.figure import Figure
 
-from monai_nodeo.visualize.panels import (
+from monai_nodeo.report.plots.panels import (
     FIXED_COLOUR,
     MOVING_COLOUR,
     draw_contours,
@@ -29,7 +29,7 @@ from monai_nodeo.visualize.panels import (
     draw_image,
     draw_jacobian,
 )
-from monai_nodeo.visualize.planes import Plane
+from monai_nodeo.report.plots.planes import Plane
 
 __all__ = ["Layer", "css_gradient", "inline_svg", "make_layers", "thumbnail"]
 

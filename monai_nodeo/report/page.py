@@ -14,13 +14,12 @@ import jinja2
 from monai.config import PathLike
 from numpy.typing import NDArray
 
+from monai_nodeo.files import atomic_path
 from monai_nodeo.report.evidence import Evidence, gather
 from monai_nodeo.report.layers import css_gradient, inline_svg, make_layers, thumbnail
 from monai_nodeo.report.pair import FIGURES, FinishedPair, read_pair
-from monai_nodeo.report.verdict import Verdict, judge
-from monai_nodeo.transform_io import atomic_path
-from monai_nodeo.visualize import plot_dice, plot_history
-from monai_nodeo.visualize.panels import (
+from monai_nodeo.report.plots import plot_dice, plot_history
+from monai_nodeo.report.plots.panels import (
     DIFFERENCE_COLOURS,
     DISPLACEMENT_COLOURS,
     FIXED_COLOUR,
@@ -28,7 +27,8 @@ from monai_nodeo.visualize.panels import (
     JACOBIAN_COLOURS,
     MOVING_COLOUR,
 )
-from monai_nodeo.visualize.planes import cut
+from monai_nodeo.report.plots.planes import cut
+from monai_nodeo.report.verdict import Verdict, judge
 
 __all__ = ["PAGE", "SUMMARY", "render", "write_report"]
 

@@ -22,10 +22,10 @@ from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_nodeo.image_geometry import affine_3d, on_grid_of
-from monai_nodeo.pair_transforms import LoadPaird
-from monai_nodeo.pairs import IMAGE_KEYS, LABEL_KEYS, MASK_KEYS
-from monai_nodeo.transform_io import read_displacement
+from monai_nodeo.data.load import LoadPaird
+from monai_nodeo.data.pair import IMAGE_KEYS, LABEL_KEYS, MASK_KEYS
+from monai_nodeo.data.placement import affine_3d, on_grid_of
+from monai_nodeo.files import read_displacement
 
 __all__ = ["FIGURES", "FinishedPair", "read_figures", "read_history", "read_pair"]
 

@@ -1,0 +1,224 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Data lists: which images are registered to which. Needs neither torch nor MONAI.
+
+A list that cannot be used at all is a `DataListError`. A bad row is kept as a row with its `RowError`, so that the rows
+around it are registered and it is reported as failed with the others.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from monai_nodeo.data.keys import IMAGE_KEYS, PATH_KEYS
+from monai_nodeo.data.list_formats import EXAMPLE, DataListError, json_type, read_entries
+
+__all__ = [
+    "ERROR",
+    "DataListError",
+    "RowError",
+    "absolute",
+    "load_datalist",
+    "pairs_to_one",
+    "requested_pairs",
+    "single_pair",
+]
+
+PathLike = str | os.PathLike[str]
+
+_KEYS = (*PATH_KEYS, "id")
+ERROR = "error"  # where a bad row holds its RowError
+# An id names a folder: one path component that means the same on every file system.
+_ID = re.compile(r"\w(?:[\w.+=@ -]{0,118}\w)?")
+_LONGEST_NAME = 50  # of one image in an id that is made here: two of them fit
+
+
+class RowError(ValueError):
+    """A row that says too little or the wrong thing. The message says what to put there."""
+
+
+def load_datalist(path: PathLike, dataset_dir: PathLike | None = None, key: str | None = None) -> list[dict[str, Any]]:
+    """Read a list of ``{"fixed", "moving"}``, each with the other keys of `pairs` as it likes, and an "id".
+
+    A row without an id gets a name built from its two paths, "<moving>_to_<fixed>", unique in the list.
+
+    Args:
+        path: a JSON list, a CSV table, a MONAI data list or the dataset.json of Learn2Reg, see `list_formats`.
+        dataset_dir: folder that relative paths start from; the list's own folder by default.
+        key: the list within a JSON object.
+
+    Returns:
+        One dict a row, in order: paths (str), "id". A bad row holds its id and, as "error", the `RowError` that
+        `PairDataset` fails it with.
+
+    Raises:
+        DataListError: when the file is missing, no such list, or empty, or dataset_dir is no folder.
+    """
+    file = Path(path).expanduser()
+    entries = read_entries(file, key)
+    base = file.parent if dataset_dir is None else Path(dataset_dir).expanduser()
+    if not base.is_dir():
+        raise DataListError(
+            f"dataset_dir {base}: there is no such folder; give the one that the paths in {file} start from."
+        )
+    return _make_rows(entries, base)
+
+
+def single_pair(
+    fixed: PathLike, moving: PathLike, id: str | None = None, **others: PathLike | None
+) -> list[dict[str, Any]]:
+    """The data list of one pair, as `load_datalist` returns it; relative paths start at the working directory.
+
+    Args:
+        fixed: the image whose grid stays.
+        moving: the image that is warped.
+        id: name of the pair; by default built from the paths.
+        others: labels, masks and landmarks under the keys of `pairs`.
+
+    Example:
+        >>> single_pair("0001/t1.nii.gz", "0002/t1.nii.gz")
+        [{'fixed': '0001/t1.nii.gz', 'moving': '0002/t1.nii.gz', 'id': '0002_to_0001'}]
+    """
+    paths = {"fixed": fixed, "moving": moving, **others}
+    entry = {key: os.fspath(path) if isinstance(path, os.PathLike) else path for key, path in paths.items()}
+    return _make_rows([entry | {"id": id}], Path())
+
+
+def pairs_to_one(fixed: PathLike, moving: str) -> list[dict[str, Any]]:
+    """The data list of many images to one, which may lie among them, as `load_datalist` returns it.
+
+    Args:
+        fixed: the image whose grid stays.
+        moving: pattern of the images that are warped, as in ``"sub-*/anat/*_T1w.nii.gz"``, ``**`` for any folders.
+
+    Raises:
+        DataListError: when no file fits the pattern.
+    """
+    atlas = os.path.abspath(fixed)
+    found = [
+        path for path in sorted(glob(os.path.expanduser(moving), recursive=True)) if os.path.abspath(path) != atlas
+    ]
+    if not found:
+        raise DataListError(f"{moving}: no file fits; check the pattern (it starts at {Path.cwd()}), and quote it.")
+    return _make_rows([{"fixed": os.fspath(fixed), "moving": path} for path in found], Path())
+
+
+def absolute(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with absolute paths, for processes that work elsewhere."""
+    return [{**row, **{key: os.path.abspath(row[key]) for key in PATH_KEYS if key in row}} for row in rows]
+
+
+def requested_pairs(datalist: PathLike | None, dataset_dir: PathLike | None, **pair: Any) -> list[dict[str, Any]]:
+    """Rows of a data list, or of the one pair that was named instead: what a command line asks for.
+
+    Args:
+        datalist: see `load_datalist`.
+        dataset_dir: see `load_datalist`.
+        pair: see `single_pair`; all None when a data list is given.
+
+    Raises:
+        DataListError: when neither or both are given, or only one image.
+    """
+    given = sorted(key for key, value in pair.items() if value is not None)
+    if datalist is not None and given:
+        raise DataListError(f"datalist {datalist} and {', '.join(given)} were both given; give a list or one pair.")
+    if datalist is not None:
+        return load_datalist(datalist, dataset_dir)
+    missing = [key for key in IMAGE_KEYS if pair.get(key) is None]
+    if missing:
+        raise DataListError(f"no {' and no '.join(missing)} image was given; give fixed and moving, or a datalist.")
+    return single_pair(**pair)
+
+
+def _make_rows(entries: Sequence[Any], base: Path) -> list[dict[str, Any]]:
+    rows = [_checked_row(entry, base) for entry in entries]
+    taken: dict[str, int] = {}  # id without case, as some file systems compare, -> row
+    for number, row in enumerate(rows, start=1):
+        if "id" in row:
+            first = taken.setdefault(row["id"].casefold(), number)
+            if first != number:
+                reason = f"the id {row['id']!r} is taken by row {first} (case does not count)"
+                rows[number - 1] = {ERROR: RowError(f"{reason}; give each row its own, or none.")}
+    names = _readable_names([row[key] for row in rows for key in IMAGE_KEYS if key in row])
+    for number, row in enumerate(rows, start=1):
+        if "id" not in row:
+            id = f"row_{number}" if ERROR in row else f"{names[row['moving']]}_to_{names[row['fixed']]}"
+            row["id"] = _unique(id, taken)
+            taken[row["id"].casefold()] = number
+    return rows
+
+
+def _checked_row(entry: Any, base: Path) -> dict[str, Any]:
+    try:
+        return _parse(entry, base)
+    except RowError as error:
+        return {ERROR: error}
+
+
+def _parse(entry: Any, base: Path) -> dict[str, Any]:
+    """A row with its paths joined to the base, and its id if it gives one."""
+    if not isinstance(entry, dict):
+        raise RowError(f"the row is a JSON {json_type(entry)}; expected {EXAMPLE}.")
+    for key in entry:
+        if key not in _KEYS:
+            nearest = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0)[0]
+            raise RowError(f'unknown key "{key}"; did you mean "{nearest}"? Known are {", ".join(_KEYS)}.')
+    given = {key: entry[key] for key in _KEYS if entry.get(key) is not None}
+    row = {key: _path(key, value, base) for key, value in given.items() if key != "id"}
+    for key in IMAGE_KEYS:
+        if key not in row:
+            raise RowError(f'there is no "{key}"; expected {EXAMPLE}.')
+    if "id" in given:
+        row["id"] = _checked_id(given["id"])
+    return row
+
+
+def _path(key: str, value: Any, base: Path) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise RowError(f'"{key}" is {json.dumps(value, default=repr)}; expected the path of a file.')
+    return os.fspath(base / Path(value).expanduser())
+
+
+def _checked_id(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not _ID.fullmatch(value):
+        raise RowError(
+            f'"id" is {json.dumps(value, default=repr)}; it names the output folder: expected up to 120 letters, '
+            "digits, spaces or _ . + = @ -, beginning and ending with a letter, digit or _."
+        )
+    return value
+
+
+def _readable_names(paths: Sequence[str]) -> dict[str, str]:
+    """The shortest name for each path that points to no other one: its stem, else its folder, else more of both."""
+    candidates = {path: _name_candidates(path) for path in set(paths)}
+    uses = Counter(name for names in candidates.values() for name in set(names))
+    # The last, the whole path, is alone unless its characters were replaced: then _unique numbers the ids.
+    return {
+        path: next((name for name in names if uses[name] == 1), names[0])[-_LONGEST_NAME:].lstrip(".+=@ -")
+        for path, names in candidates.items()
+    }
+
+
+def _name_candidates(path: str) -> list[str]:
+    full = Path(os.path.abspath(path))
+    stem = re.sub(r"\.nii(\.gz)?$", "", full.name) if ".nii" in full.name else full.stem
+    folders = full.parts[1:-1]
+    names = [stem]
+    for depth in range(1, len(folders) + 1):
+        names += ["_".join(folders[-depth:]), "_".join((*folders[-depth:], stem))]
+    return [re.sub(r"[^\w.+=@-]+", "_", name).strip(".+=@-") or "image" for name in names]
+
+
+def _unique(id: str, taken: Mapping[str, int]) -> str:
+    numbered = (f"{id}_{count}" for count in range(2, len(taken) + 3))
+    return id if id.casefold() not in taken else next(name for name in numbered if name.casefold() not in taken)

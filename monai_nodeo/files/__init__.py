@@ -1,0 +1,67 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Results as files: NIfTI images on the fixed grid, and transforms in the formats of ITK, ANTs and Learn2Reg.
+
+The only place that converts between a ddf in voxels (tensor axis order) and millimetres in ITK's LPS space, and the
+only place that knows how a 2D grid is stored. An `ImageGrid` says both:
+
+=================  ============  ================================  =====================================
+stored image       array shape   ddf                               displacement file
+=================  ============  ================================  =====================================
+3D volume          (X, Y, Z)     (3, X, Y, Z)                      (X, Y, Z, 1, 3)
+slice, 3D header   (X, Y, 1)     (2, X, Y)                         (X, Y, 1, 1, 3), in the header's space
+true 2D image      (X, Y)        (2, X, Y)                         (X, Y, 1, 1, 2)
+=================  ============  ================================  =====================================
+
+Nothing here imports torch: a command that only applies a transform starts at once.
+"""
+
+from __future__ import annotations
+
+from monai_nodeo.files.atomic import atomic_path, check_folder
+from monai_nodeo.files.formats import (
+    check_transform_target,
+    read_affine,
+    read_transform,
+    write_affine,
+    write_transform,
+)
+from monai_nodeo.files.grid import ImageGrid, itk_geometry
+from monai_nodeo.files.images import ImageFileError, StoredImage, open_stored
+from monai_nodeo.files.nifti import (
+    check_image_target,
+    read_displacement,
+    save_nifti,
+    write_displacement,
+    write_image,
+    write_labels,
+)
+from monai_nodeo.files.points import Points, read_points, write_points
+from monai_nodeo.files.transform import Affine, Displacement, Transform
+
+__all__ = [
+    "Affine",
+    "Displacement",
+    "ImageFileError",
+    "ImageGrid",
+    "Points",
+    "StoredImage",
+    "Transform",
+    "atomic_path",
+    "check_folder",
+    "check_image_target",
+    "check_transform_target",
+    "itk_geometry",
+    "open_stored",
+    "read_affine",
+    "read_displacement",
+    "read_points",
+    "read_transform",
+    "save_nifti",
+    "write_affine",
+    "write_displacement",
+    "write_image",
+    "write_labels",
+    "write_points",
+    "write_transform",
+]

@@ -1,0 +1,237 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Transforms as files, by their names.
+
+=====================================  =================================================================
+file                                   holds
+=====================================  =================================================================
+``*.h5``                               ITK composite: every step as it is
+``*.tfm``, ``*.txt``, ``*.mat``        ITK affine, in text or binary form
+``*.nii.gz``, ``*.nii``                ITK displacement field: all steps as one field
+``disp_FFFF_MMMM.nii.gz``              Learn2Reg: the same in voxels of the fixed grid, (X, Y, Z, 3)
+=====================================  =================================================================
+
+Reading, the two kinds of NIfTI are told apart by their contents. Other vector images that ITK reads (``.mha``,
+``.nrrd``) are taken as displacement fields.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import h5py
+import numpy as np
+import SimpleITK as sitk
+
+from monai_nodeo.files.atomic import atomic_path, check_folder
+from monai_nodeo.files.grid import ImageGrid, PathLike, grid_of, itk_geometry, open_image
+from monai_nodeo.files.nifti import read_displacement, read_values, save_nifti, write_displacement
+from monai_nodeo.files.transform import Affine, Displacement, Transform
+
+__all__ = ["check_transform_target", "read_affine", "read_transform", "write_affine", "write_transform"]
+
+_COMPOSITE = (".h5", ".hdf5")
+_AFFINE = (".tfm", ".txt", ".mat")
+_NIFTI = (".nii", ".nii.gz")
+_FIELD = (".mha", ".mhd", ".nrrd", ".nhdr")
+_LEARN2REG = re.compile(r"disp_\w+_\w+\.nii(\.gz)?")
+
+
+def read_transform(path: PathLike) -> Transform:
+    """Read a transform of any of the formats above.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        ValueError: when it is no such transform; names the file and what was found.
+    """
+    name = Path(path).name.lower()
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: there is no such file, expected a transform.")
+    if name.endswith((*_COMPOSITE, *_AFFINE)):
+        return Transform.from_itk(str(path), _read_itk(path))
+    if name.endswith(_NIFTI):
+        return Transform((_read_nifti(path),))
+    if name.endswith(_FIELD):
+        return Transform((_read_field(path),))
+    raise _unknown(path, (*_COMPOSITE, *_AFFINE, *_NIFTI, *_FIELD))
+
+
+def write_transform(path: PathLike, transform: Transform, grid: ImageGrid | None = None) -> None:
+    """Write a transform in the format that the file's name says.
+
+    Args:
+        path: target; a name of the table above.
+        transform: what to write.
+        grid: for the formats that hold one field, its grid; by default that of the first step.
+
+    Raises:
+        ValueError: when the format cannot hold the transform, or a field has no grid.
+    """
+    check_transform_target(path)
+    name = Path(path).name.lower()
+    if name.endswith(_COMPOSITE):
+        _write_composite(path, transform)
+    elif name.endswith(_AFFINE):
+        write_affine(path, _single_matrix(path, transform), transform.world_dims)
+    else:
+        on = _field_grid(path, transform) if grid is None else grid
+        ddf = transform.displacement_on(str(path), on)
+        (_write_learn2reg if _LEARN2REG.fullmatch(name) else write_displacement)(path, ddf, on)
+
+
+def check_transform_target(path: PathLike) -> None:
+    """Refuse a target that `write_transform` cannot write, before there is something to write.
+
+    Raises:
+        FileNotFoundError: when its folder does not exist.
+        ValueError: when there is no format of that name; lists the endings.
+    """
+    writable = (*_COMPOSITE, *_AFFINE, *_NIFTI)
+    if not Path(path).name.lower().endswith(writable):
+        raise _unknown(path, writable)
+    check_folder(path)
+
+
+def read_affine(path: PathLike) -> np.ndarray:
+    """Read a linear transform of ITK, such as ANTs' ``0GenericAffine.mat`` or a ``.tfm`` of SimpleITK or Slicer.
+
+    Args:
+        path: .mat, .tfm, .txt or .h5 with linear steps only.
+
+    Returns:
+        (4, 4), RAS mm: fixed physical point -> moving physical point.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        ValueError: when it is no linear transform of ITK.
+    """
+    return _single_matrix(path, read_transform(path))
+
+
+def write_affine(path: PathLike, affine: np.ndarray, world_dims: int = 3) -> None:
+    """Write an affine as a transform of ITK.
+
+    Args:
+        path: target, .mat, .tfm, .txt or .h5.
+        affine: (4, 4), RAS mm: fixed physical point -> moving physical point.
+        world_dims: 3, or 2 for true 2D images.
+
+    Raises:
+        ValueError: when the affine is singular or the name is another one.
+    """
+    if not Path(path).name.lower().endswith((*_AFFINE, *_COMPOSITE)):
+        raise _unknown(path, (*_AFFINE, *_COMPOSITE))
+    step = Affine(affine, world_dims).itk
+    with atomic_path(path) as partial:
+        sitk.WriteTransform(step, partial)
+
+
+def _unknown(path: PathLike, endings: tuple[str, ...]) -> ValueError:
+    return ValueError(f"{path}: transforms are files that end with {', '.join(endings)}; give one of these.")
+
+
+def _read_itk(path: PathLike) -> sitk.Transform:
+    try:
+        return sitk.ReadTransform(path)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(
+            f"{path}: no transform of ITK ({reason}); the .mat of FSL and SPM are others, convert them first."
+        ) from error
+
+
+def _read_field(path: PathLike) -> Displacement:
+    try:
+        field = sitk.ReadImage(Path(path), sitk.sitkVectorFloat64)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: not an image that ITK reads, expected a displacement field.") from error
+    if field.GetNumberOfComponentsPerPixel() != field.GetDimension():
+        raise ValueError(
+            f"{path}: {field.GetNumberOfComponentsPerPixel()} values a voxel in {field.GetDimension()}D, expected a "
+            "displacement field with one for each axis."
+        )
+    return Displacement.from_itk_field(str(path), field)
+
+
+def _read_nifti(path: PathLike) -> Displacement:
+    image = open_image(path)
+    if len(image.shape) != 4 or image.shape[3] != 3:
+        ddf, grid = read_displacement(path)
+        return Displacement(grid, ddf)
+    grid = grid_of(path, image, image.shape[:3])
+    ddf = np.moveaxis(read_values(path, image), 3, 0).astype(np.float32)
+    if grid.spatial_dims == 2:
+        if np.abs(ddf[2]).max() > 1e-3:
+            raise ValueError(f"{path}: the displacement leaves the slice, expected none: a 2D ddf cannot hold it.")
+        ddf = ddf[:2, :, :, 0]
+    return Displacement(grid, ddf)
+
+
+def _write_learn2reg(path: PathLike, ddf: np.ndarray, grid: ImageGrid) -> None:
+    if len(grid.shape) != 3:
+        raise ValueError(
+            f"{path}: Learn2Reg's fields are of volumes, and the grid has shape {grid.shape}; write a .h5."
+        )
+    field = np.zeros((*grid.shape, 3), np.float32)
+    field[..., : len(ddf)] = np.moveaxis(ddf, 0, -1).reshape(*grid.shape, len(ddf))
+    save_nifti(path, field, grid)
+
+
+def _write_composite(path: PathLike, transform: Transform) -> None:
+    """ITK writes the file with fields of one voxel, and the fields themselves go in here.
+
+    ITK takes them through several copies in double precision and does not compress them; single precision is what a
+    displacement file has.
+    """
+    steps = transform.steps[::-1]  # ITK lets the step that was added last act first
+    frame = sitk.CompositeTransform(transform.world_dims)
+    for step in steps:
+        frame.AddTransform(step.itk if isinstance(step, Affine) else _one_voxel(transform.world_dims))
+    with atomic_path(path) as partial:
+        sitk.WriteTransform(frame, partial)
+        with h5py.File(partial, "r+") as file:
+            for number, step in enumerate(steps, start=1):  # 0 is the composite
+                if isinstance(step, Displacement):
+                    _put_field(file[f"TransformGroup/{number}"], step)
+
+
+def _one_voxel(dims: int) -> sitk.Transform:
+    return sitk.DisplacementFieldTransform(sitk.Image([1] * dims, sitk.sitkVectorFloat64))
+
+
+def _put_field(group: h5py.Group, step: Displacement) -> None:
+    geometry = itk_geometry(step.grid)
+    del group["TransformFixedParameters"], group["TransformParameters"]
+    group["TransformFixedParameters"] = np.concatenate([step.grid.shape, *geometry.values()], dtype=np.float64)
+    group.create_dataset(
+        "TransformParameters",
+        data=step.itk_vectors(np.float32).ravel(),
+        compression="gzip",
+        compression_opts=1,
+        shuffle=True,
+    )
+
+
+def _single_matrix(path: PathLike, transform: Transform) -> np.ndarray:
+    matrix = np.eye(4)
+    for step in transform.steps:
+        if not isinstance(step, Affine):
+            raise ValueError(
+                f"{path}: the transform holds a displacement field, expected linear steps only; a .h5 holds all."
+            )
+        matrix = step.matrix @ matrix
+    return matrix
+
+
+def _field_grid(path: PathLike, transform: Transform) -> ImageGrid:
+    first = transform.steps[0]
+    if isinstance(first, Displacement):
+        return first.grid
+    raise ValueError(
+        f"{path}: a field needs a grid, and the transform begins with an affine; give an image with the grid as "
+        "reference, or write a .h5."
+    )

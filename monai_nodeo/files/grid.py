@@ -1,0 +1,232 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The voxel grid that a file is stored on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+from nibabel.spatialimages import SpatialImage
+
+from monai_nodeo.files.images import RAS_TO_LPS, itk_place, nifti_place, open_stored
+
+__all__ = [
+    "RAS_TO_LPS",
+    "ImageGrid",
+    "PathLike",
+    "displacement_from_lps",
+    "displacement_to_lps",
+    "grid_from_itk",
+    "grid_of",
+    "itk_geometry",
+    "open_image",
+    "vectors_of",
+    "within_slice",
+]
+
+logger = logging.getLogger(__name__)
+
+PathLike = str | os.PathLike[str]
+
+# ITK stores orthonormal direction cosines. A skew this small changes a displacement by half a percent at most.
+_MAX_SKEW = 5e-3
+_LEAVES = 1e-3  # of the thickness of a slice: a displacement that leads out of it by more is none of the slice
+_ALIGNED = 2  # NIFTI_XFORM_ALIGNED_ANAT: the code for an affine of unknown origin
+
+
+@dataclass(frozen=True, eq=False)
+class ImageGrid:
+    """The voxel grid that a file is stored on, such as the fixed image's.
+
+    Args:
+        affine: (4, 4), voxel indices -> RAS mm, without shear.
+        shape: the array in the file, (X, Y, Z), (X, Y, 1) for a slice in a 3D header or (X, Y) for a true 2D image.
+        sform_code: NIfTI xform code to write with the sform, greater than 0.
+        qform_code: the same for the qform.
+
+    Raises:
+        ValueError: when ITK could not hold the grid: sheared, singular, or a true 2D image off the world's x-y plane.
+
+    Example:
+        >>> grid = ImageGrid(np.diag([1.0, 1.0, 2.0, 1.0]), (9, 11, 1))
+        >>> grid.spatial_dims, grid.spatial_shape
+        (2, (9, 11))
+    """
+
+    affine: np.ndarray
+    shape: tuple[int, ...]
+    sform_code: int = _ALIGNED
+    qform_code: int = _ALIGNED
+
+    def __post_init__(self) -> None:
+        affine = np.array(self.affine, dtype=np.float64)
+        affine.flags.writeable = False
+        object.__setattr__(self, "affine", affine)
+        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
+        _check_geometry(self.affine, self.shape)
+        if min(self.sform_code, self.qform_code) < 1:  # a reader ignores an affine of code 0
+            raise ValueError(f"sform and qform code are {self.sform_code} and {self.qform_code}, expected 1 or more.")
+
+    @classmethod
+    def from_file(cls, path: PathLike) -> ImageGrid:
+        """The grid of the image in a file of any format; but for DICOM, only the header is read.
+
+        Raises:
+            ValueError: when the file is no image, one of many volumes or channels, or has a grid that ITK cannot hold.
+        """
+        stored = open_stored(path)
+        if len(stored.shape) > 3:
+            raise ValueError(
+                f"{path}: shape {stored.shape} is {len(stored.shape)}D, a series or an image with channels; "
+                "expected one real number a voxel, extract one volume or channel first."
+            )
+        return _named(path, stored.affine, stored.shape, stored.sform_code, stored.qform_code)
+
+    @property
+    def spatial_shape(self) -> tuple[int, ...]:
+        """Shape in memory: the stored one without the third axis of a slice."""
+        return self.shape[:2] if self.shape[2:] == (1,) else self.shape
+
+    @property
+    def spatial_dims(self) -> int:
+        """D, the number of axes in memory."""
+        return len(self.spatial_shape)
+
+    def share_inside(self, points: np.ndarray) -> float:
+        """Share of points, (N, 3) RAS mm, that lie in a voxel of the grid; a true 2D grid has no third coordinate."""
+        back = np.linalg.inv(self.affine)
+        index = (points @ back[:3, :3].T + back[:3, 3])[:, : len(self.shape)]
+        return float(((index > -0.5 - 1e-6) & (index < np.array(self.shape) - 0.5 + 1e-6)).all(1).mean())
+
+    @property
+    def voxel_to_lps(self) -> np.ndarray:
+        """(components in the file, D): a displacement in voxels -> LPS mm."""
+        components = len(self.shape)
+        return (RAS_TO_LPS @ self.affine[:3, :3])[:components, : self.spatial_dims]
+
+
+def displacement_to_lps(ddf: np.ndarray, grid: ImageGrid) -> np.ndarray:
+    """A ddf in voxels (D, *spatial) as ITK's vectors in LPS mm, (*spatial, components in the file)."""
+    # one matrix product, a tenth of the time of einsum
+    lps = grid.voxel_to_lps @ ddf.reshape(len(ddf), -1)
+    return np.moveaxis(lps.reshape(-1, *ddf.shape[1:]), 0, -1)
+
+
+def displacement_from_lps(name: PathLike, lps: np.ndarray, grid: ImageGrid) -> np.ndarray:
+    """The inverse of `displacement_to_lps`, float32.
+
+    Raises:
+        ValueError: when vectors of a slice point out of it; names the file.
+    """
+    reversed_axes = lps.T  # as files have them, so that nothing is copied
+    ddf = np.linalg.pinv(grid.voxel_to_lps) @ reversed_axes.reshape(len(reversed_axes), -1)
+    ddf = np.moveaxis(ddf.reshape(-1, *reversed_axes.shape[1:]).T, -1, 0)
+    if lps.shape[-1] > grid.spatial_dims:
+        out_of_plane = np.abs(displacement_to_lps(ddf, grid) - lps).max()
+        if out_of_plane > _LEAVES * np.linalg.norm(grid.affine[:3, 2]):
+            raise ValueError(
+                f"{name}: the displacement leaves the slice by up to {out_of_plane:.3g} mm, "
+                "expected none: a 2D ddf cannot hold it."
+            )
+    return ddf.astype(np.float32)
+
+
+def within_slice(name: PathLike, lps: np.ndarray, grid: ImageGrid) -> np.ndarray:
+    """Vectors (*spatial, components) of a grid without what leads out of it, if it is a slice; that is logged."""
+    if lps.shape[-1] == grid.spatial_dims:
+        return lps
+    normal = RAS_TO_LPS @ np.cross(*grid.affine[:3, :2].T)
+    normal /= np.linalg.norm(normal)
+    out = lps @ normal
+    if np.abs(out).max() > _LEAVES * np.linalg.norm(grid.affine[:3, 2]):
+        logger.warning(
+            "%s: the transform leaves the slice by up to %.3g mm; this field holds the part within it, a .h5 all.",
+            name,
+            np.abs(out).max(),
+        )
+    return lps - out[..., None] * normal
+
+
+def vectors_of(field: sitk.Image) -> np.ndarray:
+    """Vectors of an image of ITK, (*shape, components): a view in the order of the tensor axes."""
+    values = sitk.GetArrayViewFromImage(field)
+    return values.transpose(*reversed(range(values.ndim - 1)), values.ndim - 1)
+
+
+def itk_geometry(grid: ImageGrid) -> dict[str, list[float]]:
+    """Origin, spacing and direction of a grid, as ITK names them, in as many coordinates as the stored array has axes.
+
+    Example:
+        >>> itk_geometry(ImageGrid(np.diag([2.0, 1.0, 3.0, 1.0]), (9, 11, 13)))["Spacing"]
+        [2.0, 1.0, 3.0]
+    """
+    dims = len(grid.shape)
+    lps = RAS_TO_LPS @ grid.affine[:3]
+    spacing = np.linalg.norm(lps[:, :dims], axis=0)
+    return {
+        "Origin": lps[:dims, 3].tolist(),
+        "Spacing": spacing.tolist(),
+        "Direction": (lps[:dims, :dims] / spacing).ravel().tolist(),
+    }
+
+
+def grid_from_itk(image: sitk.Image) -> ImageGrid:
+    """The grid of an image of ITK with two or three axes, the inverse of `itk_geometry`."""
+    return ImageGrid(itk_place(image), image.GetSize())
+
+
+def open_image(path: PathLike) -> SpatialImage:
+    """Header and lazy voxels; FileNotFoundError comes from nibabel as it is, naming the file."""
+    try:
+        image = nib.load(path)
+    except (EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+        raise ValueError(f"{path}: not an image that nibabel reads ({error}).") from error
+    if not isinstance(image, SpatialImage):
+        raise ValueError(f"{path}: a {type(image).__name__} has no voxel grid, expected an image.")
+    return image
+
+
+def _check_geometry(affine: np.ndarray, shape: tuple[int, ...]) -> None:
+    if len(shape) not in (2, 3) or min(shape) < 1:
+        raise ValueError(f"the stored shape is {shape}, expected (X, Y, Z), (X, Y, 1) for a slice or (X, Y).")
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], [0, 0, 0, 1]):
+        raise ValueError(f"the affine is no finite 4 x 4 voxel -> RAS mm matrix with last row 0 0 0 1:\n{affine}")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if spacing.min() == 0:
+        raise ValueError(f"the affine has a voxel size of 0 ({spacing} mm); repair the header.")
+    cosines = affine[:3, :3] / spacing
+    skew = np.abs(cosines.T @ cosines - np.eye(3)).max()
+    if skew > _MAX_SKEW:
+        raise ValueError(
+            f"the axes of the grid are not at right angles (cosine {skew:.3g}, at most {_MAX_SKEW:g}) and ITK holds no "
+            "sheared grids; resample the image to a grid without shear."
+        )
+    if len(shape) == 2 and np.abs(cosines[2, :2]).max() > _MAX_SKEW:
+        raise ValueError(
+            "the image is 2D and its plane is not the world's x-y plane, so ITK would lose the third coordinate; "
+            "store it as (X, Y, 1)."
+        )
+
+
+def grid_of(path: PathLike, image: SpatialImage, shape: tuple[int, ...]) -> ImageGrid:
+    """The grid of a file's header, with its errors named after the file."""
+    try:
+        affine, *codes = nifti_place(image)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return _named(path, affine, shape, *codes)
+
+
+def _named(path: PathLike, *grid: Any) -> ImageGrid:
+    """A grid whose errors begin with the name of its file."""
+    try:
+        return ImageGrid(*grid)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -1,0 +1,228 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Transforms applied to files: images, label maps, series and points. By SimpleITK, without torch."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import SimpleITK as sitk
+
+from monai_nodeo.files import (
+    Affine,
+    Displacement,
+    ImageGrid,
+    StoredImage,
+    Transform,
+    itk_geometry,
+    open_stored,
+    read_points,
+    read_transform,
+    save_nifti,
+    write_points,
+)
+
+__all__ = ["INTERPOLATIONS", "apply_to_image", "apply_to_points", "check_place", "read_chain", "resample"]
+
+INTERPOLATIONS = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "label": sitk.sitkLabelLinear}
+
+_INVERTED = re.compile(r"\[(?P<path>.+),\s*(?P<invert>[01])\s*\]")
+_LATTICE = 9  # points along an axis of the reference at which a transform is tried out
+_SMALL_SHARE = 0.5
+
+logger = logging.getLogger(__name__)
+
+
+def read_chain(names: Sequence[str]) -> Transform:
+    """Read transforms to use one after the other, written and ordered as for ``antsApplyTransforms``.
+
+    The last one is applied to the image first; a point of the fixed image goes through the first one first.
+
+    Args:
+        names: files; ``[file,1]`` is the inverse of an affine.
+
+    Raises:
+        ValueError: when an inverse of a field is asked for, or 2D and 3D are mixed.
+    """
+    transforms = [_read_one(name) for name in names]
+    worlds = {name: transform.world_dims for name, transform in zip(names, transforms, strict=True)}
+    if len(set(worlds.values())) > 1:
+        found = ", ".join(f"{name} is {dims}D" for name, dims in worlds.items())
+        raise ValueError(f"{found}; give transforms of one dimension.")
+    return Transform(tuple(step for transform in transforms for step in transform.steps))
+
+
+def apply_to_image(
+    image: str, reference: str, transform: Transform, output: str, interpolation: str = "linear", outside: float = 0.0
+) -> None:
+    """Bring an image on to the grid of a reference and write it as NIfTI, with its own type of values.
+
+    Args:
+        image: file of the moving image; the volumes of a series and the channels of an image are warped one by one.
+        reference: file whose grid the result gets, such as the fixed image or the moving image itself.
+        transform: points of the reference's space -> points of the image's space.
+        output: target, .nii.gz or .nii.
+        interpolation: a key of `INTERPOLATIONS`; "label" takes the label with the largest linear weight.
+        outside: value where the image is not known.
+
+    Raises:
+        ValueError: when the transform and the two images do not belong together.
+    """
+    stored, target = open_stored(image), open_stored(reference)
+    grid = _grid(target, transform.world_dims)
+    check_place(transform, grid, stored)
+    values = resample(stored, grid, transform, interpolation, outside)
+    further = stored.shape[3:]
+    if further:  # in a file, these come after three axes of space
+        values = values.reshape(*grid.shape, *[1] * (3 - len(grid.shape)), *further)
+    save_nifti(output, values, grid, "vector" if further[:1] == (1,) else "none", stored.steps)
+
+
+def resample(
+    stored: StoredImage, grid: ImageGrid, transform: Transform, interpolation: str = "linear", outside: float = 0.0
+) -> np.ndarray:
+    """An image on a grid.
+
+    Args:
+        stored: the moving image, (X, Y, Z) or (X, Y), or with more axes after three.
+        grid: where to sample it.
+        transform: points of the grid's space -> points of the image's space.
+        interpolation: a key of `INTERPOLATIONS`.
+        outside: value where the image is not known.
+
+    Returns:
+        (*grid.shape, *further axes), of the type of the stored values.
+
+    Raises:
+        ValueError: when the transform, the image and the grid differ in dimension, or labels are fractions.
+    """
+    source = _grid(stored, transform.world_dims)
+    values = _native(stored.load().astype(stored.dtype, copy=False))
+    kind = values.dtype
+    if interpolation == "label":
+        values = _whole_numbers(stored.path, values)
+    volumes = values.reshape(*source.shape, -1)
+    images = [_as_itk(volumes[..., i], source) for i in range(volumes.shape[-1])]
+    itk: sitk.Transform = transform.to_itk()
+    if len(images) > 1:  # the same for every volume, and exact at the voxels of the grid
+        itk = sitk.DisplacementFieldTransform(
+            sitk.TransformToDisplacementField(itk, sitk.sitkVectorFloat64, grid.shape, *itk_geometry(grid).values())
+        )
+    mode = INTERPOLATIONS[interpolation]
+    warped = [
+        sitk.Resample(one, grid.shape, itk, mode, *itk_geometry(grid).values(), outside, one.GetPixelID())
+        for one in images
+    ]
+    stack = np.stack([sitk.GetArrayViewFromImage(one).T for one in warped], axis=-1)
+    return stack.reshape(*grid.shape, *stored.shape[3:]).astype(kind, copy=False)
+
+
+def check_place(transform: Transform, grid: ImageGrid, stored: StoredImage) -> None:
+    """Refuse a transform whose field, or whose result, misses what it is to be applied to; tried out at some points.
+
+    Args:
+        transform: points of the grid's space -> points of the image's space.
+        grid: where the image is to be sampled.
+        stored: the moving image.
+
+    Raises:
+        ValueError: says what misses what.
+    """
+    axes = [np.linspace(0, n - 1, min(n, _LATTICE)) for n in grid.spatial_shape]
+    index = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, grid.spatial_dims)
+    points = index @ grid.affine[:3, : grid.spatial_dims].T + grid.affine[:3, 3]
+    there = _on_fields(transform, points, "the reference", _SMALL_SHARE)
+    if _grid(stored, transform.world_dims).share_inside(there) == 0:
+        raise ValueError(
+            f"{stored.path}: the transform takes no point of the reference into this image; it belongs to another "
+            "image, or its inverse is needed."
+        )
+
+
+def apply_to_points(points: str, transform: Transform, output: str) -> None:
+    """Take points of the fixed image, a CSV table in LPS mm, to the moving image.
+
+    The opposite way of an image's: the transform that brings the moving image on to the fixed grid takes points of the
+    fixed image to the moving one. Points of the moving image need the inverse.
+
+    Raises:
+        ValueError: when the table is bad, or every point lies outside the field.
+    """
+    table = read_points(points)
+    write_points(output, table.moved_to(_on_fields(transform, table.ras, points, enough=1)))
+
+
+def _read_one(name: str) -> Transform:
+    inverted = _INVERTED.fullmatch(name)
+    if not inverted:
+        return read_transform(name)
+    transform = read_transform(inverted["path"])
+    if inverted["invert"] == "0":
+        return transform
+    steps = [step.inverse() for step in reversed(transform.steps) if isinstance(step, Affine)]
+    if len(steps) < len(transform.steps):
+        raise ValueError(
+            f"{name}: only affines are inverted on the fly and {inverted['path']} holds a displacement field; "
+            "make its inverse first, with monai-nodeo invert."
+        )
+    return Transform(tuple(steps))
+
+
+def _grid(stored: StoredImage, world_dims: int) -> ImageGrid:
+    """The grid of an image's first axes in the world of a transform."""
+    thick = stored.shape[2:3] not in ((), (1,))
+    if len(stored.shape) < world_dims or (world_dims == 2 and thick):
+        raise ValueError(
+            f"{stored.path}: an image of shape {stored.shape} and a transform of {world_dims}D points do not belong "
+            "together; give the transform that was made for this image."
+        )
+    try:
+        return ImageGrid(stored.affine, stored.shape[:world_dims], stored.sform_code, stored.qform_code)
+    except ValueError as error:
+        raise ValueError(f"{stored.path}: {error}") from error
+
+
+def _native(values: np.ndarray) -> np.ndarray:
+    """The same values in a type that both ITK and NIfTI hold."""
+    narrow = {np.dtype(np.float16): np.float32, np.dtype(np.int64): np.int32, np.dtype(np.uint64): np.uint32}
+    native = values.astype(values.dtype.newbyteorder("="), copy=False)
+    small = native.astype(narrow.get(native.dtype, native.dtype), copy=False)
+    return small if np.array_equal(small, native) else native.astype(np.float64)
+
+
+def _whole_numbers(name: str, values: np.ndarray) -> np.ndarray:
+    """Label maps of float types as integers: ITK would take every fraction for a label of its own, for hours."""
+    if values.dtype.kind != "f":
+        return values
+    if not np.array_equal(values, np.rint(values)):
+        raise ValueError(f"{name}: the values are no whole numbers, expected labels; use -n linear for an image.")
+    return values.astype(np.int32)
+
+
+def _as_itk(values: np.ndarray, grid: ImageGrid) -> sitk.Image:
+    image = sitk.GetImageFromArray(values.T)
+    for name, value in itk_geometry(grid).items():
+        getattr(image, f"Set{name}")(value)
+    return image
+
+
+def _on_fields(transform: Transform, points: np.ndarray, name: str, enough: float) -> np.ndarray:
+    """Where points (N, 3) arrive, with a warning where less than a share of them is on a field that they come to."""
+    *places, there = transform.path(points)
+    for step, place in zip(transform.steps, places, strict=True):
+        share = step.grid.share_inside(place) if isinstance(step, Displacement) else 1.0
+        if share == 0:
+            raise ValueError(
+                f"{name} lies outside the grid of the displacement field, where nothing is known; the transform "
+                "belongs to another image, or its inverse is needed."
+            )
+        if share < enough:
+            logger.warning(
+                "warning: only %.0f %% of %s lie on the grid of the displacement field; the rest is not displaced.",
+                100 * share,
+                name,
+            )
+    return there

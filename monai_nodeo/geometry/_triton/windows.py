@@ -1,0 +1,249 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What works on sliding windows: each kernel goes through memory once, along one axis.
+
+A kernel adds up the window of each voxel from the cache, and does on the way what comes before or after the sum.
+Programs of the first axis of the grid share the voxels of an image, those of the second are the images.
+"""
+
+# The kernels are in Triton's language, whose arguments have no types of Python.
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = ["squared_correlation", "window_sum"]
+
+_BLOCK = 256
+
+
+def window_sum(x: Tensor, sides: Sequence[int]) -> Tensor:
+    """See :py:func:`monai_nodeo.geometry.windows.window_sum`."""
+    shape = x.shape[x.ndim - len(sides) :]
+    with torch.cuda.device_of(x):
+        for axis, side in enumerate(sides):
+            if side > 1:
+                x = _along(x.contiguous(), shape, axis, side)
+    return x
+
+
+def _along(x: Tensor, shape: Sequence[int], axis: int, side: int) -> Tensor:
+    total = torch.empty_like(x)
+    voxels, stride = math.prod(shape), math.prod(shape[axis + 1 :])
+    grid = (triton.cdiv(voxels, _BLOCK), x.numel() // voxels)
+    _window_sums[grid](x, total, voxels, shape[axis], stride, side // 2, BLOCK=_BLOCK)
+    return total
+
+
+@triton.jit
+def _window_sums(x, y, voxels, size, stride, REACH: tl.constexpr, BLOCK: tl.constexpr):
+    image = tl.program_id(1).to(tl.int64) * voxels
+    voxel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    place = (voxel // stride) % size
+    total = tl.zeros((BLOCK,), dtype=x.dtype.element_ty)
+    for step in range(-REACH, REACH + 1):
+        inside = (voxel < voxels) & (place + step >= 0) & (place + step < size)
+        total += tl.load(x + image + voxel + step * stride, mask=inside, other=0.0)
+    tl.store(y + image + voxel, total, mask=voxel < voxels)
+
+
+def squared_correlation(
+    pred: Tensor,
+    mean: Tensor,
+    floor: Tensor,
+    floor_slope: Tensor,
+    target: tuple[Tensor, Tensor, Tensor],
+    share: Tensor,
+    weight: Tensor | None,
+    sides: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """The sum of ``cov^2 / (var var)`` over the voxels, (B, C), and its gradient by ``pred``.
+
+    What the plain operations in ``losses/local_correlation.py`` do, in as many passes as there are sums along an axis.
+
+    Args:
+        pred: (B, C, *spatial).
+        mean: of each image, (B, C, 1, ...).
+        floor: added to the variances of its windows, the same shape.
+        floor_slope: derivative of the floor by the square of a voxel's value less the mean, the same shape.
+        target: values less their mean, means and raised variances in the windows, each (B, C, *spatial).
+        share: factor that makes a mean of a sum in a window, (B or 1, 1, *spatial).
+        weight: how much each voxel counts, (B, 1, *spatial).
+        sides: of the window in voxels, odd, one a spatial axis.
+    """
+    with torch.cuda.device_of(pred):
+        shape = pred.shape[2:]
+        voxels, images, channels = math.prod(shape), pred.shape[0] * pred.shape[1], pred.shape[1]
+        row = voxels * images  # from a sum to the next one of the same voxel
+        pred, share, values, local_mean, variance = (x.contiguous() for x in (pred, share, *target))
+        weights = pred if weight is None else weight.contiguous()  # a pointer is needed in any case
+        options = {"WEIGHTED": weight is not None, "BLOCK": _BLOCK}
+        blocks = triton.cdiv(voxels, _BLOCK)
+        grid = (blocks, images)
+        first, *middle, last = range(len(shape))
+        reach = [side // 2 for side in sides]
+
+        rows = pred.new_empty((3, *pred.shape))
+        arguments: tuple = (pred, mean, values, weights, rows, voxels, row, channels, shape[last])
+        _product_sums[grid](*arguments, REACH=reach[last], **options)
+        for axis in middle:
+            rows = _along(rows, shape, axis, sides[axis])
+
+        slopes = torch.empty_like(rows)
+        sums = pred.new_empty((2, images, blocks))
+        to_next_share = 0 if len(share) == 1 else voxels
+        arguments = (rows, local_mean, variance, share, floor, weights, slopes, sums, voxels, row, channels)
+        strides = (to_next_share, shape[first], voxels // shape[first])
+        _correlations[grid](*arguments, *strides, REACH=reach[first], **options)
+        total, by_floor = sums.sum(2)
+        by_floor = by_floor.view_as(mean) * floor_slope
+        for axis in (first, *middle):
+            slopes = _along(slopes, shape, axis, sides[axis])
+
+        gradient = torch.empty_like(pred)
+        arguments = (slopes, pred, mean, values, by_floor, weights, gradient, voxels, row, channels, shape[last])
+        _gradients[grid](*arguments, REACH=reach[last], **options)
+    return total.view(pred.shape[:2]), gradient
+
+
+@triton.jit
+def _product_sums(
+    pred,
+    mean,
+    target,
+    weight,
+    y,
+    voxels,
+    row,
+    channels,
+    size,
+    REACH: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Sums along the last axis: the values less their mean, their squares, their products with the target."""
+    number = tl.program_id(1)
+    image = number.to(tl.int64) * voxels
+    weight += (number // channels).to(tl.int64) * voxels
+    voxel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    place = voxel % size
+    middle = tl.load(mean + number)
+    values = tl.zeros((BLOCK,), dtype=y.dtype.element_ty)
+    squares = tl.zeros((BLOCK,), dtype=y.dtype.element_ty)
+    products = tl.zeros((BLOCK,), dtype=y.dtype.element_ty)
+    for step in range(-REACH, REACH + 1):
+        inside = (voxel < voxels) & (place + step >= 0) & (place + step < size)
+        value = tl.load(pred + image + voxel + step, mask=inside, other=0.0) - middle
+        weighted = tl.where(inside, value, 0.0)
+        if WEIGHTED:
+            weighted *= tl.load(weight + voxel + step, mask=inside, other=0.0)
+        values += weighted
+        squares += weighted * value
+        products += weighted * tl.load(target + image + voxel + step, mask=inside, other=0.0)
+    y += image
+    tl.store(y + voxel, values, mask=voxel < voxels)
+    tl.store(y + row + voxel, squares, mask=voxel < voxels)
+    tl.store(y + 2 * row + voxel, products, mask=voxel < voxels)
+
+
+@triton.jit
+def _row_sums(x, row, voxel, stride, place, size, voxels, REACH: tl.constexpr, BLOCK: tl.constexpr):
+    """Sums of three rows along an axis."""
+    first = tl.zeros((BLOCK,), dtype=x.dtype.element_ty)
+    second = tl.zeros((BLOCK,), dtype=x.dtype.element_ty)
+    third = tl.zeros((BLOCK,), dtype=x.dtype.element_ty)
+    for step in range(-REACH, REACH + 1):
+        inside = (voxel < voxels) & (place + step >= 0) & (place + step < size)
+        there = x + voxel + step * stride
+        first += tl.load(there, mask=inside, other=0.0)
+        second += tl.load(there + row, mask=inside, other=0.0)
+        third += tl.load(there + 2 * row, mask=inside, other=0.0)
+    return first, second, third
+
+
+@triton.jit
+def _correlations(
+    x,
+    target_mean,
+    target_variance,
+    share,
+    floor,
+    weight,
+    y,
+    sums,
+    voxels,
+    row,
+    channels,
+    to_next_share,
+    size,
+    stride,
+    REACH: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Sums along the first axis, and of them the correlation and the slopes by covariance, variance and mean."""
+    number = tl.program_id(1)
+    item = (number // channels).to(tl.int64)
+    image = number.to(tl.int64) * voxels
+    voxel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    here = voxel < voxels
+    values, squares, products = _row_sums(x + image, row, voxel, stride, voxel // stride, size, voxels, REACH, BLOCK)
+    part = tl.load(share + item * to_next_share + voxel, mask=here, other=0.0)
+    t_mean = tl.load(target_mean + image + voxel, mask=here, other=0.0)
+    t_variance = tl.load(target_variance + image + voxel, mask=here, other=1.0)
+    mean = values * part
+    variance = tl.maximum(squares * part - mean * mean, 0.0) + tl.load(floor + number)
+    cov = products * part - mean * t_mean
+    by_cov = cov / variance / t_variance
+    if WEIGHTED:
+        by_cov *= tl.load(weight + item * voxels + voxel, mask=here, other=0.0)
+    correlation = cov * by_cov
+    by_variance = -correlation / variance
+    by_cov *= 2
+    by_mean = by_cov * t_mean + 2 * by_variance * mean
+    y += image
+    tl.store(y + voxel, by_cov * part, mask=here)
+    tl.store(y + row + voxel, by_variance * part, mask=here)
+    tl.store(y + 2 * row + voxel, by_mean * part, mask=here)
+    blocks = tl.num_programs(0)
+    sums += number * blocks + tl.program_id(0)
+    tl.store(sums, tl.sum(correlation))
+    tl.store(sums + tl.num_programs(1) * blocks, tl.sum(by_variance))
+
+
+@triton.jit
+def _gradients(
+    x,
+    pred,
+    mean,
+    target,
+    by_floor,
+    weight,
+    gradient,
+    voxels,
+    row,
+    channels,
+    size,
+    REACH: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Sums of the slopes along the last axis, and of them the gradient."""
+    number = tl.program_id(1)
+    image = number.to(tl.int64) * voxels
+    voxel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    here = voxel < voxels
+    by_cov, by_variance, by_mean = _row_sums(x + image, row, voxel, 1, voxel % size, size, voxels, REACH, BLOCK)
+    value = tl.load(pred + image + voxel, mask=here, other=0.0) - tl.load(mean + number)
+    target_value = tl.load(target + image + voxel, mask=here, other=0.0)
+    slope = by_cov * target_value + 2 * (by_variance + tl.load(by_floor + number)) * value - by_mean
+    if WEIGHTED:
+        slope *= tl.load(weight + (number // channels).to(tl.int64) * voxels + voxel, mask=here, other=0.0)
+    tl.store(gradient + image + voxel, slope, mask=here)

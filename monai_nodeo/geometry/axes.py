@@ -1,0 +1,131 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Linear maps of the axes of an image: smoothing and interpolation as one small matrix an axis.
+
+A matrix holds a kernel, its border rule and any number of passes at once, so the cost does not depend on the window
+or the number of passes, and the gradient is the transposed matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["apply_along_axes", "interpolation_matrix", "kernel_matrix", "resampling_matrix", "upsampling_matrix"]
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept must be of use to a later training
+def kernel_matrix(
+    kernel: tuple[float, ...],
+    size: int,
+    passes: int = 1,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Matrix of a centred one-dimensional kernel on an axis, whose outermost voxels go on: a constant stays a constant.
+
+    Args:
+        kernel: odd number of weights; they are scaled to sum to one.
+        size: voxels along the axis.
+        passes: how often the kernel is applied.
+        dtype: type of the matrix (it is worked out in float64).
+        device: device of the matrix.
+
+    Returns:
+        (size, size), rows sum to one. It is kept for later callers: do not change it in place.
+
+    Raises:
+        ValueError: when the kernel has no centre or the passes are negative.
+    """
+    if len(kernel) % 2 == 0 or passes < 0:
+        raise ValueError(f"expected an odd number of weights and 0 or more passes, got {len(kernel)} and {passes}.")
+    reach = len(kernel) // 2
+    rows = torch.arange(size).unsqueeze(1)
+    columns = rows + torch.arange(-reach, reach + 1)
+    weights = torch.tensor(kernel, dtype=torch.float64).expand(size, -1)
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    matrix.scatter_add_(1, columns.clamp(0, size - 1), weights)
+    matrix /= matrix.sum(1, keepdim=True)
+    return torch.linalg.matrix_power(matrix, passes).to(device=device, dtype=dtype)
+
+
+def interpolation_matrix(nodes: int, size: int) -> Tensor:
+    """Matrix of linear interpolation from a lattice to an axis, as ``F.interpolate(align_corners=False)``.
+
+    Args:
+        nodes: lattice nodes along the axis.
+        size: voxels along the axis.
+
+    Returns:
+        (size, nodes), float32, rows sum to one.
+    """
+    return F.interpolate(torch.eye(nodes).unsqueeze(0), size=size, mode="linear", align_corners=False)[0].t()
+
+
+def resampling_matrix(size: int, new_size: int) -> Tensor:
+    """Matrix that takes an axis to another number of voxels over the same extent, first centre to first, last to last.
+
+    Going to fewer voxels, the axis is smoothed before by a Gaussian of half a new voxel.
+
+    Args:
+        size: voxels along the axis.
+        new_size: new number of voxels, at least 2 if ``size`` is.
+
+    Returns:
+        (new_size, size), float32, rows sum to one.
+    """
+    matrix = F.interpolate(torch.eye(size).unsqueeze(0), size=new_size, mode="linear", align_corners=True)[0].t()
+    if new_size >= size:
+        return matrix.contiguous()
+    sigma = 0.5 * (size - 1) / max(new_size - 1, 1)
+    reach = math.ceil(3 * sigma)
+    kernel = tuple(math.exp(-0.5 * (i / sigma) ** 2) for i in range(-reach, reach + 1))
+    return matrix @ kernel_matrix(kernel, size)
+
+
+def upsampling_matrix(nodes: int, size: int) -> Tensor:
+    """Matrix that takes a lattice to an axis by doubling it as often as it fits, each time with linear interpolation.
+
+    The result is smoother than a single interpolation, whose kinks at the nodes fold more easily.
+
+    Args:
+        nodes: lattice nodes along the axis.
+        size: voxels along the axis.
+
+    Returns:
+        (size, nodes), float32, rows sum to one.
+    """
+    matrix = torch.eye(nodes)
+    while 2 * matrix.shape[0] <= size:
+        matrix = interpolation_matrix(matrix.shape[0], 2 * matrix.shape[0]) @ matrix
+    return interpolation_matrix(matrix.shape[0], size) @ matrix
+
+
+def apply_along_axes(x: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
+    """Multiply each spatial axis by its matrix.
+
+    Args:
+        x: (B, C, *spatial).
+        matrices: one (new size, size) per spatial axis, ``None`` for an axis to leave alone.
+
+    Returns:
+        (B, C, *new spatial).
+    """
+    for axis in reversed(range(len(matrices))):
+        matrix = matrices[axis]
+        if matrix is None:
+            continue
+        before, after = x.shape[: 2 + axis], x.shape[3 + axis :]
+        # One large product for the last axis, one per leading index for the others: no transposed copies.
+        if after:
+            x = torch.matmul(matrix, x.reshape(math.prod(before), x.shape[2 + axis], math.prod(after)))
+        else:
+            x = torch.matmul(x.reshape(-1, x.shape[-1]), matrix.t())
+        x = x.view(*before, matrix.shape[0], *after)
+    return x
