@@ -1,10 +1,10 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The Triton kernels beside the plain operations: on CUDA, else in Triton's interpreter, if Triton is installed."""
+"""Compiled kernels beside the plain operations: Numba's, and Triton's on CUDA or else in its interpreter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -14,39 +14,52 @@ import torch
 from synthetic import smooth_ddf
 from torch import Tensor
 
-from monai_nodeo.geometry import windows
-from monai_nodeo.geometry._triton import kernels_for
-from monai_nodeo.losses import FoldingLoss, LocalNCCLoss, SmoothnessLoss, local_correlation, regularity
+from monai_nodeo.geometry import sampling, windows
+from monai_nodeo.geometry._kernels import kernels_for
+from monai_nodeo.losses import (
+    FoldingLoss,
+    IntensityLoss,
+    LocalNCCLoss,
+    SmoothnessLoss,
+    local_correlation,
+    regularity,
+    similarity,
+)
 
-pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+HAS_TRITON = find_spec("triton") is not None
+BACKENDS = ["numba", pytest.param("triton", marks=pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed"))]
 # more voxels than one program works on, with axes of any length around the window
 SHAPES = [(41, 37), (13, 17, 11), (3, 47, 1)]
 FIELDS = [(41, 37), (13, 17, 11), (3, 47, 2)]
 TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-13}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _interpreter() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        if DEVICE == "cpu":
-            patch.setenv("TRITON_INTERPRET", "1")  # read when Triton is imported
-        yield
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.rand(*shape, dtype=dtype).to(DEVICE)  # the same on any device
+@pytest.fixture(params=BACKENDS)
+def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "triton" and not torch.cuda.is_available():
+        monkeypatch.setenv("TRITON_INTERPRET", "1")  # read when Triton is imported
+    return f"monai_nodeo.geometry._{request.param}"
 
 
 @pytest.fixture
-def both_ways(monkeypatch) -> Callable[[Callable[[], Tensor], Tensor], list[tuple[Tensor, Tensor]]]:
+def device(package: str) -> str:
+    return "cuda" if "triton" in package and torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def random(device: str) -> Callable[..., Tensor]:
+    """Uniform numbers, the same on any device."""
+    return lambda *shape, dtype=torch.float32: torch.rand(*shape, dtype=dtype).to(device)
+
+
+@pytest.fixture
+def both_ways(monkeypatch, package) -> Callable[[Callable[[], Tensor], Tensor], list[tuple[Tensor, Tensor]]]:
     """Values (B,), and the gradient of their sum with factors 1, 2, ..., by plain operations and by kernels."""
 
     def _both_ways(loss: Callable[[], Tensor], x: Tensor) -> list[tuple[Tensor, Tensor]]:
         results = []
-        for used in (lambda *_: None, lambda _, part: import_module(f"monai_nodeo.geometry._triton.{part}")):
-            for module in (windows, local_correlation, regularity):
+        for used in (lambda *_: None, lambda _, part: import_module(f"{package}.{part}")):
+            for module in (windows, local_correlation, regularity, similarity):
                 monkeypatch.setattr(module, "kernels_for", used)
             values = loss()
             factors = torch.arange(1, len(values) + 1, dtype=x.dtype, device=x.device)
@@ -65,8 +78,8 @@ def assert_alike(results: list[tuple[Tensor, Tensor]]) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("side", [1, 5, 21])
-def test_window_sums(monkeypatch, shape, side):
-    kernels = import_module("monai_nodeo.geometry._triton.windows")
+def test_window_sums(monkeypatch, package, random, shape, side):
+    kernels = import_module(f"{package}.windows")
     x = random(2, 3, *shape)
     sides = [side, *[3] * (len(shape) - 1)]
     found = kernels.window_sum(x, sides)
@@ -79,7 +92,7 @@ def test_window_sums(monkeypatch, shape, side):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_local_correlation_and_its_gradient(both_ways, shape, dtype, weighted):
+def test_local_correlation_and_its_gradient(both_ways, random, shape, dtype, weighted):
     pred, target = random(2, 2, *shape, dtype=dtype).requires_grad_(), random(2, 2, *shape, dtype=dtype)
     weight = random(2, 1, *shape, dtype=dtype) if weighted else None
     spacing = (1.0, 1.5, 1.0)[: len(shape)]
@@ -87,16 +100,16 @@ def test_local_correlation_and_its_gradient(both_ways, shape, dtype, weighted):
     assert_alike(both_ways(lambda: loss.of_each(pred, target, weight, spacing), pred))
 
 
-def field(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def field(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
     """Two displacements, one rough, with folds in both."""
     smooth = smooth_ddf(shape, largest=4.0, sigma=1.5)
-    return torch.stack([smooth, smooth + torch.rand(smooth.shape)]).to(DEVICE, dtype).requires_grad_()
+    return torch.stack([smooth, smooth + torch.rand(smooth.shape)]).to(device, dtype).requires_grad_()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", FIELDS)
-def test_folding_and_its_gradient(both_ways, shape, dtype):
-    ddf = field(shape, dtype)
+def test_folding_and_its_gradient(both_ways, device, shape, dtype):
+    ddf = field(shape, dtype, device)
     assert_alike(both_ways(lambda: FoldingLoss(margin=0.5).of_each(ddf), ddf))
     assert_alike(both_ways(lambda: FoldingLoss(margin=0.5).of_each(ddf.mT), ddf))  # not contiguous
 
@@ -104,15 +117,15 @@ def test_folding_and_its_gradient(both_ways, shape, dtype):
 @pytest.mark.parametrize("spacing", [None, (1.0, 2.0, 3.0)])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", FIELDS)
-def test_smoothness_and_its_gradient(both_ways, shape, dtype, spacing):
-    ddf = field(shape, dtype)
+def test_smoothness_and_its_gradient(both_ways, device, shape, dtype, spacing):
+    ddf = field(shape, dtype, device)
     sides = spacing and spacing[: len(shape)]
     assert_alike(both_ways(lambda: SmoothnessLoss().of_each(ddf, sides), ddf))
 
 
 @pytest.mark.parametrize("shape", FIELDS)
-def test_a_field_with_nan_has_a_loss_of_nan(both_ways, shape):
-    ddf = field(shape, torch.float32).detach()
+def test_a_field_with_nan_has_a_loss_of_nan(both_ways, device, shape):
+    ddf = field(shape, torch.float32, device).detach()
     ddf[0, 0].flatten()[len(shape)] = torch.nan
     ddf.requires_grad_()
     for loss in (FoldingLoss(), SmoothnessLoss()):
@@ -120,7 +133,64 @@ def test_a_field_with_nan_has_a_loss_of_nan(both_ways, shape):
         assert plain == by_kernels == [True, False]
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_intensity_and_its_gradient(monkeypatch, dtype, weighted):
+    pred, target = torch.rand(2, 3, 41, 37, dtype=dtype).requires_grad_(), 100 + torch.rand(2, 3, 41, 37, dtype=dtype)
+    weight = torch.rand(2, 1, 41, 37, dtype=dtype) if weighted else None
+    found = []
+    for used in (lambda *_: None, lambda _, part: import_module(f"monai_nodeo.geometry._numba.{part}")):
+        monkeypatch.setattr(similarity, "kernels_for", used)
+        values = IntensityLoss().of_each(pred, target, weight)
+        found.append((values.detach(), *torch.autograd.grad(values[0] + 2 * values[1], pred)))
+    for plain, by_kernels in zip(*found, strict=True):
+        assert (by_kernels - plain).norm() < (1e-4 if dtype == torch.float32 else 1e-11) * plain.norm()
+
+
+@pytest.mark.parametrize("size", [(13, 17, 11), (3, 47, 1)])
+@pytest.mark.parametrize("cloud", [(9, 5, 7), (2, 3, 1)])
+def test_samples_and_their_gradients(monkeypatch, size, cloud):
+    """In float64, away from the voxel centres, where slopes jump; some positions outside."""
+    image = torch.rand(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    phi = (torch.rand(2, 3, *cloud, dtype=torch.float64) * 2.4 - 1.2).requires_grad_()
+    found = []
+    for used in (lambda *_: None, lambda _, part: import_module(f"monai_nodeo.geometry._numba.{part}")):
+        monkeypatch.setattr(sampling, "kernels_for", used)
+        values = sampling.sample(image, phi)
+        fine = sampling.sample_resized(image.detach(), phi, [2 * n for n in cloud])
+        total = (values * values).sum() + (fine * fine.detach().cos()).sum()
+        found.append((values.detach(), fine.detach(), *torch.autograd.grad(total, (image, phi))))
+    for plain, by_kernels in zip(*found, strict=True):
+        torch.testing.assert_close(by_kernels, plain, rtol=0, atol=1e-10)
+
+
+def test_a_position_that_is_no_number_has_no_sample():
+    phi = torch.zeros(1, 3, 2, 1, 1)
+    phi[0, 1, 1] = torch.nan
+    kernels = import_module("monai_nodeo.geometry._numba.sampling")
+
+    assert kernels.sample(torch.ones(1, 1, 4, 5, 6), phi).isnan().flatten().tolist() == [False, True]
+
+
+def test_results_do_not_depend_on_the_threads():
+    pred, target = torch.rand(1, 1, 33, 21, 17, requires_grad=True), torch.rand(1, 1, 33, 21, 17)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            value = LocalNCCLoss(3, 5)(pred, target)
+            found.append((value.detach(), *torch.autograd.grad(value, pred)))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_kernels_are_used_where_they_can_be():
+    assert kernels_for(torch.rand(8), "windows") is import_module("monai_nodeo.geometry._numba.windows")
+    assert kernels_for(torch.rand(8).half(), "windows") is None
+    assert kernels_for(torch.rand(8, device="meta"), "windows") is None
+
+
 @pytest.mark.gpu
 def test_the_kernels_are_used_on_the_device():
-    assert kernels_for(random(8), "windows") is import_module("monai_nodeo.geometry._triton.windows")
-    assert kernels_for(torch.rand(8), "windows") is None
+    assert kernels_for(torch.rand(8).cuda(), "windows") is import_module("monai_nodeo.geometry._triton.windows")

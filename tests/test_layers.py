@@ -338,10 +338,10 @@ def test_resampling_rows_sum_to_one_and_mirror(size: int, new: int) -> None:
 
     assert matrix.shape == (new, size)
     assert (matrix >= 0).all()
-    torch.testing.assert_close(matrix.sum(1), torch.ones(new))
+    torch.testing.assert_close(matrix.sum(1), torch.ones(new, dtype=torch.float64))
     torch.testing.assert_close(matrix.flip(0, 1), matrix)
     if size == new:
-        assert torch.equal(matrix, torch.eye(size))
+        assert torch.equal(matrix, torch.eye(size, dtype=torch.float64))
 
 
 @every_layer

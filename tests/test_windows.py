@@ -57,15 +57,6 @@ def test_a_mean_of_a_constant_is_the_constant(shape: tuple[int, ...], weighted: 
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_shares_of_a_part_are_part_of_the_shares(weighted: bool) -> None:
-    weight = torch.rand(2, 1, 6, 7, 8) if weighted else None
-    windows = Windows(torch.empty(2, 1, 6, 7, 8), 5, weight=weight)
-    part = (slice(None), slice(None), slice(1, 3), slice(None), slice(2, 8))
-
-    torch.testing.assert_close(windows.share(part), windows.share()[part])
-
-
-@pytest.mark.parametrize("weighted", [False, True])
 def test_gradient_of_a_mean(weighted: bool) -> None:
     image = image_of((5, 4, 3), 1).requires_grad_()
     weight = torch.rand(2, 1, 5, 4, 3, dtype=torch.float64) if weighted else None

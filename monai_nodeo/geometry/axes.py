@@ -78,15 +78,16 @@ def resampling_matrix(size: int, new_size: int) -> Tensor:
         new_size: new number of voxels, at least 2 if ``size`` is.
 
     Returns:
-        (new_size, size), float32, rows sum to one.
+        (new_size, size), float64, rows sum to one.
     """
-    matrix = F.interpolate(torch.eye(size).unsqueeze(0), size=new_size, mode="linear", align_corners=True)[0].t()
+    nodes = torch.eye(size, dtype=torch.float64).unsqueeze(0)
+    matrix = F.interpolate(nodes, size=new_size, mode="linear", align_corners=True)[0].t()
     if new_size >= size:
         return matrix.contiguous()
     sigma = 0.5 * (size - 1) / max(new_size - 1, 1)
     reach = math.ceil(3 * sigma)
     kernel = tuple(math.exp(-0.5 * (i / sigma) ** 2) for i in range(-reach, reach + 1))
-    return matrix @ kernel_matrix(kernel, size)
+    return matrix @ kernel_matrix(kernel, size, dtype=torch.float64)
 
 
 def upsampling_matrix(nodes: int, size: int) -> Tensor:

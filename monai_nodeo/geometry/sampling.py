@@ -4,11 +4,9 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterator, Sequence
-from itertools import product
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from monai.networks.blocks import Warp
@@ -16,10 +14,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from monai_nodeo.geometry._slabs import slabs
+from monai_nodeo.geometry._kernels import kernels_for
 from monai_nodeo.geometry.coordinates import voxels_per_unit
+from monai_nodeo.geometry.resizing import resize
 
-__all__ = ["compose", "make_warp", "sample", "sample_points", "sample_voxels", "warp", "weighted_mean"]
+__all__ = [
+    "compose",
+    "make_warp",
+    "sample",
+    "sample_points",
+    "sample_resized",
+    "sample_voxels",
+    "warp",
+    "weighted_mean",
+]
 
 _SMALLEST_WEIGHT = 1e-4  # below, a mean is rounding
 
@@ -36,11 +44,29 @@ def sample(image: Tensor, phi: Tensor) -> Tensor:
     Returns:
         (B, C, *cloud).
     """
-    if phi.device.type == "cpu" and phi.ndim == 5:  # torch's sampler of volumes goes from point to point there
-        return _VolumeSamples.apply(image, phi)
+    kernels = kernels_for(phi, "sampling") if phi.ndim == 5 else None  # torch is fast in 2D
+    if kernels:
+        return _Samples.apply(image, phi, kernels)
     # grid_sample wants the position along the last axis first: the image is turned, a view, instead of the positions.
     turned = image.permute(0, 1, *range(image.ndim - 1, 1, -1))
     return F.grid_sample(turned, phi.movedim(1, -1), padding_mode="border", align_corners=True)
+
+
+def sample_resized(image: Tensor, phi: Tensor, size: Sequence[int]) -> Tensor:
+    """Samples at the positions of a coarser cloud, linear between its points: ``sample(image, resize(phi, size))``.
+
+    Args:
+        image: (B, C, *spatial).
+        phi: positions in [-1, 1], (B, D, *cloud), tensor axis order.
+        size: of the grid that the cloud is interpolated to, D numbers, none smaller than those of the cloud.
+
+    Returns:
+        (B, C, *size).
+    """
+    kernels = kernels_for(phi, "sampling") if phi.ndim == 5 and not image.requires_grad else None
+    if kernels and tuple(size) != phi.shape[2:]:
+        return _ResizedSamples.apply(image, phi, tuple(size), kernels)
+    return sample(image, resize(phi, size))
 
 
 def make_warp(mode: str = "bilinear", padding_mode: str = "border") -> Warp:
@@ -137,110 +163,33 @@ def sample_voxels(image: Tensor, positions: Tensor, mode: str = "bilinear", back
     return torch.where(inside, values, background)
 
 
-class _VolumeSamples(torch.autograd.Function):
-    """:py:func:`sample` by operations on many points at a time; its slopes by the position are made on the way."""
+class _Samples(torch.autograd.Function):
+    """:py:func:`sample` by kernels."""
 
     @staticmethod
-    def forward(ctx: Any, image: Tensor, phi: Tensor) -> Tensor:
-        channels, size = image.shape[1], image.shape[2:]
-        samples = image.new_empty((len(phi), channels, *phi.shape[2:]))
-        slopes = image.new_empty((len(phi), channels, *phi.shape[1:])) if ctx.needs_input_grad[1] else None
-        nothing = image.new_zeros(())
-        for item, part, points in _parts(phi):
-            places = _Places.of(points, size)
-            for channel in range(channels):
-                voxels = image[item, channel].flatten()
-                corners = [voxels.index_select(0, index) for index in places.corners(size)]
-                value, steps = _interpolated(corners, places.fractions)
-                samples[item, channel, part] = value.view(points.shape[1:])
-                if slopes is not None:
-                    rows = slopes[item, channel, :, part].flatten(1)
-                    for row, step, inside in zip(rows, steps, places.inside, strict=True):
-                        torch.where(inside, step, nothing, out=row)
-        ctx.size = size
-        ctx.save_for_backward(phi if ctx.needs_input_grad[0] else None, slopes)
-        return samples
+    def forward(ctx: Any, image: Tensor, phi: Tensor, kernels: Any) -> Tensor:
+        ctx.save_for_backward(image, phi)
+        ctx.kernels = kernels
+        return kernels.sample(image, phi)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        phi, slopes = ctx.saved_tensors
-        by_phi = None
-        if slopes is not None:
-            by_phi = slopes[:, 0] * grad[:, :1]
-            for channel in range(1, grad.shape[1]):
-                by_phi.addcmul_(slopes[:, channel], grad[:, channel, None])
-            halves = [(n - 1) / 2 for n in ctx.size]
-            by_phi *= by_phi.new_tensor(halves).view(1, -1, *[1] * len(halves))
-        by_image = None
-        if phi is not None:
-            by_image = grad.new_zeros((*grad.shape[:2], math.prod(ctx.size)))
-            for item, part, points in _parts(phi):
-                places = _Places.of(points, ctx.size)
-                values = grad[item, :, part].flatten(1)
-                for index, share in zip(places.corners(ctx.size), _shares(places.fractions), strict=True):
-                    by_image[item].scatter_add_(1, index.long().expand(len(values), -1), values * share)
-            by_image = by_image.view(*grad.shape[:2], *ctx.size)
-        return by_image, by_phi
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        return *ctx.kernels.sample_gradients(*ctx.saved_tensors, grad, *ctx.needs_input_grad[:2]), None
 
 
-class _Places(NamedTuple):
-    """Where points (N,) lie in a volume: the first voxel around them, as an index, and the way on along each axis."""
+class _ResizedSamples(torch.autograd.Function):
+    """:py:func:`sample_resized` by kernels, for an image without gradient."""
 
-    first: Tensor
-    fractions: list[Tensor]
-    inside: list[Tensor]
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, phi: Tensor, size: tuple[int, ...], kernels: Any) -> Tensor:
+        values, slopes = kernels.sample_resized(image, phi, size)
+        ctx.save_for_backward(slopes)
+        ctx.kernels, ctx.cloud_size = kernels, tuple(phi.shape[2:])
+        return values
 
-    @classmethod
-    def of(cls, points: Tensor, size: Sequence[int]) -> _Places:
-        strides = _strides(size)
-        first = torch.zeros(points[0].numel(), dtype=torch.int32)
-        fractions, inside = [], []
-        for position, n, stride in zip(points, size, strides, strict=True):
-            voxels = (position.reshape(-1) + 1).mul_((n - 1) / 2)
-            inside.append((voxels > 0).logical_and_(voxels < n - 1))
-            voxels.clamp_(0, n - 1)
-            before = voxels.floor().clamp_(max=max(n - 2, 0))
-            fractions.append(voxels.sub_(before))
-            first.add_(before.int(), alpha=stride)
-        # a position that is no number makes a sample that is none, and must not make an index that is none
-        return cls(first.clamp_(0, math.prod(size) - 1 - sum(strides)), fractions, inside)
-
-    def corners(self, size: Sequence[int]) -> Iterator[Tensor]:
-        """Indices of the voxels around the points, (N,) each, the last axis goes fastest."""
-        for steps in product(*[(0, stride) for stride in _strides(size)]):
-            yield self.first + sum(steps)
-
-
-def _strides(size: Sequence[int]) -> list[int]:
-    """Steps of the index from a voxel to the next along each axis; none along an axis of one voxel."""
-    return [math.prod(size[axis + 1 :]) if n > 1 else 0 for axis, n in enumerate(size)]
-
-
-def _parts(phi: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
-    """The cloud a part at a time: item of the batch, slab, positions (D, *slab)."""
-    for item, positions in enumerate(phi):
-        for ends in slabs(phi[item : item + 1]):
-            yield item, slice(*ends), positions[:, slice(*ends)]
-
-
-def _interpolated(corners: Sequence[Tensor], fractions: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Value and slope along each axis, in voxels, from the values at the corners of the cells."""
-    if not fractions:
-        return corners[0], []
-    first, *others = fractions
-    half = len(corners) // 2
-    (low, low_slopes), (high, high_slopes) = (_interpolated(c, others) for c in (corners[:half], corners[half:]))
-    step = high - low
-    slopes = [torch.lerp(a, b, first) for a, b in zip(low_slopes, high_slopes, strict=True)]
-    return torch.addcmul(low, step, first), [step, *slopes]
-
-
-def _shares(fractions: Sequence[Tensor]) -> Iterator[Tensor]:
-    """How much each corner counts, in the order of :py:meth:`_Places.corners`."""
-    pairs = [(1 - fraction, fraction) for fraction in fractions]
-    for ends in product(*pairs):
-        share = ends[0] * ends[1]
-        for end in ends[2:]:
-            share *= end
-        yield share
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return None, ctx.kernels.sample_resized_gradient(slopes, grad, ctx.cloud_size), None, None

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from monai_nodeo.geometry._triton import kernels_for
+from monai_nodeo.geometry._kernels import kernels_for
 from monai_nodeo.geometry.smoothing import odd_window
 
 __all__ = ["SMALLEST_WEIGHT", "Windows", "window_sum"]
@@ -34,7 +34,7 @@ def window_sum(x: Tensor, sides: Sequence[int]) -> Tensor:
         same shape; the same tensor if all sides are 1.
     """
     kernels = kernels_for(x, "windows")
-    if kernels is not None:
+    if kernels is not None and max(sides) > 1:
         return kernels.window_sum(x, sides)
     for axis, side in enumerate(sides, start=x.ndim - len(sides)):
         if side > 1:
@@ -108,9 +108,9 @@ class Windows:
         else:
             self._shares = [1 / window_sum(self.weight, self.sides).clamp(min=SMALLEST_WEIGHT)]
 
-    def share(self, part: Any = ...) -> Tensor:
-        """What a sum of weighted values in a window is to be multiplied by to be their mean, (B or 1, 1, *part)."""
-        return math.prod((share[part] for share in self._shares[1:]), start=self._shares[0][part])
+    def share(self) -> Tensor:
+        """What a sum of weighted values in a window is to be multiplied by to be their mean, (B or 1, 1, *spatial)."""
+        return math.prod(self._shares[1:], start=self._shares[0])
 
     def mean(self, x: Tensor) -> Tensor:
         """Weighted mean in the window around each voxel of an image, same shape; differentiable."""

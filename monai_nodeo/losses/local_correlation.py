@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from monai_nodeo.geometry._slabs import slabs
-from monai_nodeo.geometry._triton import kernels_for
-from monai_nodeo.geometry.windows import Windows, window_sum
+from monai_nodeo.geometry._kernels import kernels_for
+from monai_nodeo.geometry.windows import Windows
 from monai_nodeo.losses.similarity import ImageLoss, voxel_counts
 
 __all__ = ["LocalNCCLoss"]
@@ -50,98 +49,33 @@ def _squared_correlation(p: _LocalStatistics, t: _LocalStatistics, windows: Wind
 
 
 class _SquaredCorrelationSum(torch.autograd.Function):
-    """Weighted sum of :py:func:`_squared_correlation` over each image, (B,), the target's statistics given.
+    """Weighted sum of :py:func:`_squared_correlation` over each image, (B,), by kernels.
 
-    The gradient is written out and made on the way: three box filters each way instead of autograd's ten.
+    The gradient is made on the way: three box filters each way instead of autograd's ten.
     """
 
     @staticmethod
-    def forward(ctx: Any, pred: Tensor, t: _LocalStatistics, windows: Windows, eps: float) -> Tensor:
-        kernels = kernels_for(pred, "windows")
-        if kernels is None:
-            total, gradient = _in_slabs(pred, t, windows, eps, ctx.needs_input_grad[0])
-        else:
-            mean = windows.image_mean(pred)
-            floor = eps * windows.image_mean((pred - mean).square()) + _tiny(pred)
-            slope = (eps / windows.count(pred)).expand_as(mean).contiguous()
-            total, gradient = kernels.squared_correlation(
-                pred, mean, floor, slope, t, windows.share(), windows.weight, windows.sides
-            )
-            total = total.sum(1)
+    def forward(ctx: Any, pred: Tensor, t: _LocalStatistics, windows: Windows, eps: float, kernels: Any) -> Tensor:
+        mean = windows.image_mean(pred)
+        floor = eps * windows.image_mean((pred - mean).square()) + _tiny(pred)
+        slope = (eps / windows.count(pred)).expand_as(mean).contiguous()
+        total, gradient = kernels.squared_correlation(pred, mean, floor, slope, t, windows, ctx.needs_input_grad[0])
         ctx.save_for_backward(gradient)
-        return total
+        return total.sum(1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad.view(-1, *[1] * (gradient.ndim - 1)), None, None, None
+        return gradient * grad.view(-1, *[1] * (gradient.ndim - 1)), None, None, None, None
 
 
-def _in_slabs(
-    pred: Tensor, t: _LocalStatistics, windows: Windows, eps: float, with_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The sum and its gradient. The image is gone through three times, slab by slab.
-
-    What works along the first axis is done in slabs of the second.
-    """
-    spatial = tuple(range(2, pred.ndim))
-    weight = windows.weight
-    floor_slope = eps / windows.count(pred)
-    first, inner = (windows.sides[0], *[1] * (pred.ndim - 3)), (1, *windows.sides[1:])
-    mean = windows.image_mean(pred)
-    # sums in the window of the values, of their squares and of their product with the target; later gradients
-    sums = pred.new_empty((3, *pred.shape))  # MetaTensor takes a tuple only
-    power = torch.zeros_like(mean)
-    for part in _parts(sums, 0):
-        values, squares, products = rows = sums[:, *part]
-        torch.sub(pred[part], mean, out=values)
-        torch.mul(values, values, out=squares)
-        torch.mul(values, t.values[part], out=products)
-        if weight is not None:
-            rows *= weight[part]
-        power += squares.sum(dim=spatial, keepdim=True)
-        rows.copy_(window_sum(rows, inner))
-    floor = power * floor_slope + _tiny(pred)
-    total = pred.new_zeros(len(pred))
-    by_floor = torch.zeros_like(mean)
-    for part in _parts(sums, 1):
-        rows, share = sums[:, *part], windows.share(part)
-        local_mean, variance, cov = window_sum(rows, first) * share
-        variance.addcmul_(local_mean, local_mean, value=-1).clamp_(min=0).add_(floor)
-        cov.addcmul_(local_mean, t.mean[part], value=-1)
-        by_cov = cov / variance / t.variance[part]
-        if weight is not None:
-            by_cov *= weight[part]
-        cc = cov.mul_(by_cov)
-        total += cc.flatten(1).sum(1)
-        if with_gradient:
-            by_cov *= 2
-            by_variance = cc.div_(variance).neg_()
-            by_floor += by_variance.sum(dim=spatial, keepdim=True)
-            by_mean = (by_cov * t.mean[part]).addcmul_(by_variance, local_mean, value=2)
-            for row, x in zip(rows, (by_cov, by_variance, by_mean), strict=True):
-                torch.mul(x, share, out=row)
-            rows.copy_(window_sum(rows, first))
-    if not with_gradient:
-        return total, None
-    by_floor *= floor_slope
-    gradient = torch.empty_like(pred)
-    for part in _parts(sums, 0):
-        by_cov, by_variance, by_mean = window_sum(sums[:, *part], inner)
-        by_variance.add_(by_floor).mul_(2)
-        by_cov.mul_(t.values[part]).addcmul_(by_variance, pred[part] - mean)
-        torch.sub(by_cov, by_mean, out=gradient[part])
-        if weight is not None:
-            gradient[part] *= weight[part]
-    return total, gradient
-
-
-def _parts(rows: Tensor, axis: int) -> Iterator[tuple[Any, ...]]:
-    """Slabs of images (rows, B, C, *spatial) along a spatial axis, each as an index of one row."""
-    images = rows.flatten(0, 1)
-    for ends in slabs(images.transpose(2, 2 + axis)):
-        yield (slice(None), slice(None), *[slice(None)] * axis, slice(*ends))
+def _squared_correlation_sum(pred: Tensor, t: _LocalStatistics, windows: Windows, eps: float) -> Tensor:
+    kernels = kernels_for(pred, "windows")
+    if kernels:
+        return _SquaredCorrelationSum.apply(pred, t, windows, eps, kernels)
+    squared = _squared_correlation(_LocalStatistics.of(pred, windows, eps), t, windows)
+    return (squared if windows.weight is None else squared * windows.weight).flatten(1).sum(1)
 
 
 class LocalNCCLoss(ImageLoss):
@@ -149,8 +83,8 @@ class LocalNCCLoss(ImageLoss):
 
     As in NODEO (Wu et al., CVPR 2022) and VoxelMorph, with three differences: windows end at the image
     border instead of reaching into zeros, so the value does not change with brightness or contrast; each variance is
-    raised by a share of its image's variance, which keeps flat noisy regions out and the value in [0, 1] in float32;
-    the gradient is written by hand. The window statistics of the target are kept while the same tensors are passed.
+    raised by a share of its image's variance, which keeps flat noisy regions out and the value in [0, 1] in float32.
+    The window statistics of the target are kept while the same tensors are passed.
 
     With weights, the window means are weighted means and each window counts by the weight of its centre: what is
     masked out neither counts nor leaks into its neighbours' windows.
@@ -235,7 +169,7 @@ class LocalNCCLoss(ImageLoss):
         windows = self._windows(pred, target, weight, spacing)
         statistics = self._statistics_of_target(target, windows)
         voxels = voxel_counts(pred, windows.weight)
-        return voxels - _SquaredCorrelationSum.apply(pred, statistics, windows, self.eps), voxels
+        return voxels - _squared_correlation_sum(pred, statistics, windows, self.eps), voxels
 
     def _reduced(self, total: Tensor, count: Tensor) -> Tensor:
         return total if self.reduction == LossReduction.SUM else total / count

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,71 +14,45 @@ from monai.utils import LossReduction
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from monai_nodeo.geometry._slabs import slabs
-from monai_nodeo.geometry._triton import kernels_for
+from monai_nodeo.geometry._kernels import kernels_for
 from monai_nodeo.geometry.coordinates import axis_values
-from monai_nodeo.geometry.jacobian import check_ddf, jacobian_determinant, lower_corner
+from monai_nodeo.geometry.jacobian import check_ddf, jacobian_determinant
 
 __all__ = ["DDFLoss", "FoldingLoss", "SmoothnessLoss", "VelocityMagnitudeLoss"]
 
 
-def _cofactors(columns: list[Tensor]) -> list[Tensor]:
-    """Derivatives of the determinant by the columns of a matrix; each column (B, D, *cells)."""
-    if len(columns) == 2:
-        first, second = columns
-        return [torch.stack((second[:, 1], -second[:, 0]), 1), torch.stack((-first[:, 1], first[:, 0]), 1)]
-    cofactors = []
-    for a, b in ((1, 2), (2, 0), (0, 1)):  # torch.linalg.cross takes ten times as long on a CPU
-        product = torch.empty_like(columns[a])
-        for i in range(3):
-            j, k = (i + 1) % 3, (i + 2) % 3
-            torch.mul(columns[a][:, j], columns[b][:, k], out=product[:, i])
-            product[:, i].addcmul_(columns[a][:, k], columns[b][:, j], value=-1)
-        cofactors.append(product)
-    return cofactors
-
-
-class _FoldingSum(torch.autograd.Function):
-    """Sum of relu(margin - det)^2 over the cells of each grid, (B,); the gradient is made on the way."""
+class _WithGradient(torch.autograd.Function):
+    """The sum of a kernel for each item, (B,), whose gradient was made on the way."""
 
     @staticmethod
-    def forward(ctx: Any, ddf: Tensor, margin: float) -> Tensor:
-        kernels = kernels_for(ddf, "regularity")
-        total, gradient = (kernels.folding_sum if kernels else _folding_in_slabs)(ddf, margin)
+    def forward(ctx: Any, ddf: Tensor, kernel: Callable[..., tuple[Tensor, Tensor]], *arguments: Any) -> Tensor:
+        total, gradient = kernel(ddf, *arguments)
         ctx.save_for_backward(gradient)
+        ctx.others = len(arguments) + 1
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad.view(-1, *[1] * (gradient.ndim - 1)), None
+        return gradient * grad.view(-1, *[1] * (gradient.ndim - 1)), *[None] * ctx.others
 
 
-def _folding_in_slabs(ddf: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    dims = ddf.ndim - 2
-    total = ddf.new_zeros(len(ddf))
-    gradient = torch.zeros_like(ddf)
-    corner = lower_corner(dims)
-    neighbours = [lower_corner(dims, axis) for axis in range(dims)]
-    for start, stop in slabs(ddf[:, :, 1:]):
-        part = ddf[:, :, start : stop + 1]
-        columns = [part[n] - part[corner] for n in neighbours]
-        for axis, column in enumerate(columns):
-            column[:, axis] += 1
-        cofactors = _cofactors(columns)
-        determinant = columns[0][:, :1] * cofactors[0][:, :1]
-        for i in range(1, dims):
-            determinant.addcmul_(columns[0][:, i : i + 1], cofactors[0][:, i : i + 1])
-        lack = determinant.neg_().add_(margin).relu_()
-        total += lack.square().flatten(1).sum(1)
-        lack *= -2
-        target = gradient[:, :, start : stop + 1]
-        for cofactor, neighbour in zip(cofactors, neighbours, strict=True):
-            cofactor *= lack
-            target[neighbour] += cofactor
-            target[corner] -= cofactor
-    return total, gradient
+def _folding_sum(ddf: Tensor, margin: float) -> Tensor:
+    """Sum of relu(margin - det)^2 over the cells of each grid, (B,)."""
+    kernels = kernels_for(ddf, "regularity")
+    if kernels:
+        return _WithGradient.apply(ddf, kernels.folding_sum, margin)
+    return (margin - jacobian_determinant(ddf)).relu().square().flatten(1).sum(1)
+
+
+def _roughness_sum(ddf: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of the squared forward differences of each item, (B,); weights (D, D), component and axis."""
+    kernels = kernels_for(ddf, "regularity")
+    if kernels:
+        return _WithGradient.apply(ddf, kernels.roughness_sum, weights)
+    squares = [ddf.diff(dim=axis).square().flatten(2).sum(2) for axis in range(2, ddf.ndim)]
+    return (torch.stack(squares, -1) * weights).sum((1, 2))
 
 
 class DDFLoss(nn.Module, ABC):
@@ -124,45 +98,8 @@ class FoldingLoss(DDFLoss):
     def of_each(self, ddf: Tensor, spacing: Sequence[float] | None = None) -> Tensor:
         """See :py:meth:`DDFLoss.of_each`."""
         check_ddf(ddf)
-        total = _FoldingSum.apply(ddf, self.margin)
+        total = _folding_sum(ddf, self.margin)
         return total / math.prod(n - 1 for n in ddf.shape[2:]) if self.reduction == LossReduction.MEAN else total
-
-
-class _RoughnessSum(torch.autograd.Function):
-    """Weighted sum of the squared forward differences of each item, (B,); the gradient is made on the way.
-
-    ``weights`` are those of each component along each axis, (D, D).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, ddf: Tensor, weights: Tensor) -> Tensor:
-        kernels = kernels_for(ddf, "regularity")
-        total, gradient = (kernels.roughness_sum if kernels else _roughness_in_slabs)(ddf, weights)
-        ctx.save_for_backward(gradient)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad.view(-1, *[1] * (gradient.ndim - 1)), None
-
-
-def _roughness_in_slabs(ddf: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    total = ddf.new_zeros(len(ddf))
-    gradient = torch.zeros_like(ddf)
-    slopes = [column.view(1, -1, *[1] * (ddf.ndim - 2)) for column in (2 * weights).unbind(1)]
-    for start, stop in slabs(ddf):
-        for axis, slope in enumerate(slopes, start=2):
-            # differences along the slab's own axis reach one plane into the next slab
-            end = min(stop + 1, ddf.shape[2]) if axis == 2 else stop
-            part, target = ddf[:, :, start:end], gradient[:, :, start:end]
-            difference = part.diff(dim=axis)
-            by_difference = difference * slope
-            total += difference.mul_(by_difference).flatten(1).sum(1)
-            target.narrow(axis, 1, part.shape[axis] - 1).add_(by_difference)
-            target.narrow(axis, 0, part.shape[axis] - 1).sub_(by_difference)
-    return total / 2, gradient
 
 
 class SmoothnessLoss(DDFLoss):
@@ -187,7 +124,7 @@ class SmoothnessLoss(DDFLoss):
             for component in sides
         ]
         rows = [axis_values(row, ddf.dtype, ddf.device) for row in weights]
-        return _RoughnessSum.apply(ddf, torch.stack(rows))
+        return _roughness_sum(ddf, torch.stack(rows))
 
 
 class VelocityMagnitudeLoss(DDFLoss):

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from monai.utils import LossReduction
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from monai_nodeo.geometry._kernels import kernels_for
 from monai_nodeo.geometry.windows import SMALLEST_WEIGHT
 
 __all__ = ["ImageLoss", "IntensityLoss", "VoxelwiseLoss", "each_item", "voxel_counts"]
@@ -116,11 +119,31 @@ class IntensityLoss(ImageLoss):
     def _sums(self, pred: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
         """Weighted squares and weights of each item, (B,)."""
         weight = None if weight is None else weight.detach()
+        kernels = None if target.requires_grad else kernels_for(pred, "intensity")
+        if kernels:
+            squares = _FittedSquares.apply(pred, target, weight, kernels)
+            return squares.sum(1), voxel_counts(pred, weight)
         scale, shift = _linear_fit(pred.detach(), target.detach(), weight)
         squares = torch.nn.functional.mse_loss(pred * scale + shift, target, reduction="none")
         if weight is not None:
             squares = weight * squares
         return squares.flatten(1).sum(1), voxel_counts(pred, weight)
+
+
+class _FittedSquares(torch.autograd.Function):
+    """Weighted squares of each channel after the best fit, (B, C), by kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, pred: Tensor, target: Tensor, weight: Tensor | None, kernels: Any) -> Tensor:
+        total, gradient = kernels.fitted_squares(pred, target, weight)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad.view(*grad.shape, *[1] * (gradient.ndim - 2)), None, None, None
 
 
 def _linear_fit(pred: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:

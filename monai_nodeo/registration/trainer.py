@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from monai_nodeo.flows import VelocityModel
 from monai_nodeo.flows.solver import ODESolver
 from monai_nodeo.geometry.coordinates import identity_grid, phi_to_ddf, rescale_points, voxels_per_unit
-from monai_nodeo.geometry.resizing import resize
-from monai_nodeo.geometry.sampling import sample, weighted_mean
+from monai_nodeo.geometry.sampling import sample_resized, weighted_mean
 from monai_nodeo.registration._cuda_graphs import RecordedStep
 from monai_nodeo.registration.levels import ImagePair, Level, make_levels
 
@@ -157,9 +156,8 @@ class PairTrainer(Trainer):
         self.optimizer.zero_grad(set_to_none=True)
         phi, velocities = self._flow()
         ddf = phi_to_ddf(phi, self.identity)
-        positions = resize(phi, level.image_size)
-        warped, weight = _warped(pair, positions)
-        del phi, positions
+        warped, weight = _warped(pair, phi, level.image_size)
+        del phi
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         terms = self.loss_function(
             warped,
@@ -192,15 +190,15 @@ class PairTrainer(Trainer):
         return dict(zip(names, self._curves[self.state.iteration - 1], strict=True))
 
 
-def _warped(pair: ImagePair, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+def _warped(pair: ImagePair, phi: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     """The moving image, and how much each voxel of the fixed grid counts: the masks, the moving one where it is taken.
 
     No gradient goes to the weights.
     """
     if pair.moving_mask is None:
-        return sample(pair.moving, positions), pair.fixed_mask
+        return sample_resized(pair.moving, phi, size), pair.fixed_mask
     # A voxel that is masked out must not leak into the linear interpolation: its value would pull at its neighbours.
-    count = sample(pair.moving_mask, positions)
-    warped = weighted_mean(sample(pair.moving * pair.moving_mask, positions), count)
+    count = sample_resized(pair.moving_mask, phi, size)
+    warped = weighted_mean(sample_resized(pair.moving * pair.moving_mask, phi, size), count)
     weight = count.detach()
     return warped, weight if pair.fixed_mask is None else weight * pair.fixed_mask

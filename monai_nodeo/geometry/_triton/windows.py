@@ -13,11 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from monai_nodeo.geometry.windows import Windows
 
 __all__ = ["squared_correlation", "window_sum"]
 
@@ -60,13 +64,12 @@ def squared_correlation(
     floor: Tensor,
     floor_slope: Tensor,
     target: tuple[Tensor, Tensor, Tensor],
-    share: Tensor,
-    weight: Tensor | None,
-    sides: Sequence[int],
-) -> tuple[Tensor, Tensor]:
+    windows: Windows,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
     """The sum of ``cov^2 / (var var)`` over the voxels, (B, C), and its gradient by ``pred``.
 
-    What the plain operations in ``losses/local_correlation.py`` do, in as many passes as there are sums along an axis.
+    In as many passes as there are sums along an axis.
 
     Args:
         pred: (B, C, *spatial).
@@ -74,10 +77,10 @@ def squared_correlation(
         floor: added to the variances of its windows, the same shape.
         floor_slope: derivative of the floor by the square of a voxel's value less the mean, the same shape.
         target: values less their mean, means and raised variances in the windows, each (B, C, *spatial).
-        share: factor that makes a mean of a sum in a window, (B or 1, 1, *spatial).
-        weight: how much each voxel counts, (B, 1, *spatial).
-        sides: of the window in voxels, odd, one a spatial axis.
+        windows: their sides and weights.
+        with_gradient: None instead of the gradient otherwise.
     """
+    sides, weight, share = windows.sides, windows.weight, windows.share()
     with torch.cuda.device_of(pred):
         shape = pred.shape[2:]
         voxels, images, channels = math.prod(shape), pred.shape[0] * pred.shape[1], pred.shape[1]
@@ -103,6 +106,8 @@ def squared_correlation(
         strides = (to_next_share, shape[first], voxels // shape[first])
         _correlations[grid](*arguments, *strides, REACH=reach[first], **options)
         total, by_floor = sums.sum(2)
+        if not with_gradient:
+            return total.view(pred.shape[:2]), None
         by_floor = by_floor.view_as(mean) * floor_slope
         for axis in (first, *middle):
             slopes = _along(slopes, shape, axis, sides[axis])

@@ -1,0 +1,330 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Linear samples of volumes, point by point.
+
+A point is clamped to the volume; outside, the border goes on and the slope is 0. A position that is no number makes a
+sample that is none.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from monai_nodeo.geometry._numba._threads import as_array, compiled, in_threads
+
+__all__ = ["sample", "sample_gradients", "sample_resized", "sample_resized_gradient"]
+
+_PART = 2**14  # points of a cloud that are worked on at a time
+
+
+def sample(image: Tensor, phi: Tensor) -> Tensor:
+    """Linear samples of volumes.
+
+    Args:
+        image: (B, C, X, Y, Z).
+        phi: positions in [-1, 1], (B, 3, *cloud).
+
+    Returns:
+        (B, C, *cloud).
+    """
+    values = np.empty((*image.shape[:2], phi[0, 0].numel()), as_array(image[:0]).dtype)
+    for volume, points, found in zip(as_array(image), as_array(phi.flatten(2)), values, strict=True):
+        in_threads(_sample, _parts(points), volume, points, found, _halves(image))
+    return torch.from_numpy(values).view(*image.shape[:2], *phi.shape[2:])
+
+
+def sample_gradients(
+    image: Tensor, phi: Tensor, grad: Tensor, of_image: bool, of_phi: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of :py:func:`sample` by the image and by the positions.
+
+    Args:
+        image: as there.
+        phi: as there.
+        grad: of the samples.
+        of_image: None instead of the first one otherwise.
+        of_phi: None instead of the second one otherwise.
+    """
+    by_image = np.zeros(image.shape, as_array(image[:0]).dtype) if of_image else None
+    by_phi = np.empty((len(phi), 3, phi[0, 0].numel()), as_array(image[:0]).dtype) if of_phi else None
+    halves = _halves(image)
+    for item in range(len(image)):
+        volume, points, values = (as_array(x[item].flatten(1)) for x in (image, phi, grad))
+        volume = volume.reshape(image.shape[1:])
+        if by_phi is not None:
+            in_threads(_slopes, _parts(points), volume, points, values, by_phi[item], halves)
+        if by_image is not None:
+            _spread(by_image[item], points, values, halves, planes=phi.shape[2])
+    return (
+        None if by_image is None else torch.from_numpy(by_image),
+        None if by_phi is None else torch.from_numpy(by_phi).view(phi.shape),
+    )
+
+
+def _spread(by_image: NDArray, points: NDArray, values: NDArray, halves: NDArray, planes: int) -> None:
+    """Add values to the voxels around points. A part of the cloud has planes of its own, which are added in order."""
+    parts = min(planes, 2 * torch.get_num_threads(), 8)
+    ends = np.linspace(0, points.shape[1], parts + 1).astype(int)
+    spans = np.empty((parts, 2), np.int64)
+    in_threads(_spans, parts, points[0], ends, halves[0], by_image.shape[1], spans)
+    own = [np.zeros((len(by_image), high - low, *by_image.shape[2:]), by_image.dtype) for low, high in spans]
+    in_threads(
+        lambda start, stop: [
+            _add(own[i], points, values, halves, spans[i, 0], by_image.shape[1], ends[i], ends[i + 1])
+            for i in range(start, stop)
+        ],
+        parts,
+    )
+    for (low, high), added in zip(spans, own, strict=True):
+        by_image[:, low:high] += added
+
+
+def sample_resized(image: Tensor, phi: Tensor, size: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Samples of volumes at the positions of a coarser cloud, linear between its points; and their slopes.
+
+    Args:
+        image: (B, C, X, Y, Z).
+        phi: positions in [-1, 1], (B, 3, *cloud), first points of the axes at their first voxels, last ones at last.
+        size: of the grid that the cloud is interpolated to.
+
+    Returns:
+        (B, C, *size), and the derivatives by the position, (B, C, 3, *size).
+    """
+    dtype = as_array(image[:0]).dtype
+    values = np.empty((*image.shape[:2], *size), dtype)
+    slopes = np.empty((*image.shape[:2], 3, *size), dtype)
+    for volume, cloud, found, by_phi in zip(as_array(image), as_array(phi), values, slopes, strict=True):
+        in_threads(_sample_resized, size[0], volume, cloud, found, by_phi, _halves(image))
+    return torch.from_numpy(values), torch.from_numpy(slopes)
+
+
+def sample_resized_gradient(slopes: Tensor, grad: Tensor, cloud_size: tuple[int, int, int]) -> Tensor:
+    """Gradient of :py:func:`sample_resized` by the cloud, (B, 3, *cloud).
+
+    Args:
+        slopes: of the samples.
+        grad: of the samples, (B, C, *size).
+        cloud_size: of the cloud.
+    """
+    by_phi = np.empty((len(grad), 3, *cloud_size), as_array(grad[:0]).dtype)
+    for slope, values, found in zip(as_array(slopes), as_array(grad), by_phi, strict=True):
+        between = np.zeros((values.shape[1], 3, *cloud_size[1:]), found.dtype)
+        in_threads(_collect_planes, values.shape[1], slope, values, between)
+        in_threads(_collect, cloud_size[0], between, found)
+    return torch.from_numpy(by_phi)
+
+
+def _halves(image: Tensor) -> NDArray:
+    """Half the length of the axes of volumes in voxels."""
+    halves: NDArray = np.array([(n - 1) / 2 for n in image.shape[2:]], as_array(image[:0]).dtype)
+    return halves
+
+
+def _parts(points: NDArray) -> int:
+    return -(-points.shape[1] // _PART)
+
+
+@compiled
+def _place(position, half, size):  # type: ignore[no-untyped-def]
+    """Voxel before a position, the way on to the next one, and whether the position lies inside."""
+    voxels = (position + 1) * half
+    inside = 0 < voxels < size - 1
+    clamped = min(max(voxels, half * 0), half + half) if voxels == voxels else half * 0
+    first = min(int(clamped), max(size - 2, 0))
+    return first, clamped - first if voxels == voxels else voxels, inside
+
+
+@compiled
+def _cell(volume, i, j, k):  # type: ignore[no-untyped-def]
+    """Values at the corners of a cell; along an axis of one voxel both are the same."""
+    i1, j1, k1 = min(i + 1, volume.shape[0] - 1), min(j + 1, volume.shape[1] - 1), min(k + 1, volume.shape[2] - 1)
+    low = volume[i, j, k], volume[i, j, k1], volume[i, j1, k], volume[i, j1, k1]
+    return low, (volume[i1, j, k], volume[i1, j, k1], volume[i1, j1, k], volume[i1, j1, k1])
+
+
+@compiled
+def _value_and_slopes(low, high, f, g, h):  # type: ignore[no-untyped-def]
+    """Linear interpolation in a cell, and its derivatives along the axes in voxels."""
+    a, b = low[0] + (low[1] - low[0]) * h, low[2] + (low[3] - low[2]) * h
+    c, d = high[0] + (high[1] - high[0]) * h, high[2] + (high[3] - high[2]) * h
+    below, above = a + (b - a) * g, c + (d - c) * g
+    by_y = (b - a) + ((d - c) - (b - a)) * f
+    e = (low[1] - low[0]) + ((low[3] - low[2]) - (low[1] - low[0])) * g
+    i = (high[1] - high[0]) + ((high[3] - high[2]) - (high[1] - high[0])) * g
+    return below + (above - below) * f, above - below, by_y, e + (i - e) * f
+
+
+@compiled
+def _sample(image, points, values, halves, start, stop):  # type: ignore[no-untyped-def]
+    _, planes, rows, columns = image.shape
+    for n in range(start * _PART, min(stop * _PART, points.shape[1])):
+        i, f, _ = _place(points[0, n], halves[0], planes)
+        j, g, _ = _place(points[1, n], halves[1], rows)
+        k, h, _ = _place(points[2, n], halves[2], columns)
+        for channel in range(image.shape[0]):
+            low, high = _cell(image[channel], i, j, k)
+            values[channel, n], _, _, _ = _value_and_slopes(low, high, f, g, h)
+
+
+@compiled
+def _slopes(image, points, grad, by_points, halves, start, stop):  # type: ignore[no-untyped-def]
+    _, planes, rows, columns = image.shape
+    for n in range(start * _PART, min(stop * _PART, points.shape[1])):
+        i, f, in_x = _place(points[0, n], halves[0], planes)
+        j, g, in_y = _place(points[1, n], halves[1], rows)
+        k, h, in_z = _place(points[2, n], halves[2], columns)
+        by_x = by_y = by_z = halves[0] * 0
+        for channel in range(image.shape[0]):
+            low, high = _cell(image[channel], i, j, k)
+            _, x, y, z = _value_and_slopes(low, high, f, g, h)
+            by_x += x * grad[channel, n]
+            by_y += y * grad[channel, n]
+            by_z += z * grad[channel, n]
+        by_points[0, n] = by_x * halves[0] if in_x else halves[0] * 0
+        by_points[1, n] = by_y * halves[1] if in_y else halves[0] * 0
+        by_points[2, n] = by_z * halves[2] if in_z else halves[0] * 0
+
+
+@compiled
+def _spans(positions, ends, half, size, spans, start, stop):  # type: ignore[no-untyped-def]
+    """Planes that the points of each part reach."""
+    for part in range(start, stop):
+        low, high = size - 1, 0
+        for n in range(ends[part], ends[part + 1]):
+            i, _, _ = _place(positions[n], half, size)
+            low, high = min(low, i), max(high, i)
+        spans[part, 0], spans[part, 1] = low, min(high + 2, size)
+
+
+@compiled
+def _add(by_image, points, grad, halves, below, planes, start, stop):  # type: ignore[no-untyped-def]
+    channels, _, rows, columns = by_image.shape
+    for n in range(start, stop):
+        i, f, _ = _place(points[0, n], halves[0], planes)
+        j, g, _ = _place(points[1, n], halves[1], rows)
+        k, h, _ = _place(points[2, n], halves[2], columns)
+        i1, j1, k1 = min(i + 1, planes - 1) - below, min(j + 1, rows - 1), min(k + 1, columns - 1)
+        i -= below
+        for channel in range(channels):
+            value = grad[channel, n]
+            high, image = value * f, by_image[channel]
+            low = value - high
+            a, b, c, d = low * g, high * g, low - low * g, high - high * g
+            image[i, j, k] += c - c * h
+            image[i, j, k1] += c * h
+            image[i, j1, k] += a - a * h
+            image[i, j1, k1] += a * h
+            image[i1, j, k] += d - d * h
+            image[i1, j, k1] += d * h
+            image[i1, j1, k] += b - b * h
+            image[i1, j1, k1] += b * h
+
+
+@compiled
+def _between(place, size, coarse):  # type: ignore[no-untyped-def]
+    """Point of a coarser axis before a place of a finer one, and the way on to the next point."""
+    position = place * ((coarse - 1) / (size - 1)) if size > 1 else 0.0
+    first = min(int(position), max(coarse - 2, 0))
+    return first, position - first
+
+
+@compiled
+def _sample_resized(image, cloud, values, slopes, halves, start, stop):  # type: ignore[no-untyped-def]
+    size = values.shape[1:]
+    plane = np.empty((3, *cloud.shape[2:]), cloud.dtype)
+    row = np.empty((3, cloud.shape[3]), cloud.dtype)
+    zero = halves[0] * 0
+    for x in range(start, stop):
+        first, way = _between(x, size[0], cloud.shape[1])
+        _mix(cloud[:, first], cloud[:, min(first + 1, cloud.shape[1] - 1)], zero + way, plane)
+        for y in range(size[1]):
+            first, way = _between(y, size[1], cloud.shape[2])
+            way = zero + way
+            following = min(first + 1, cloud.shape[2] - 1)
+            for axis in range(3):
+                for z in range(cloud.shape[3]):
+                    here = plane[axis, first, z]
+                    row[axis, z] = here + (plane[axis, following, z] - here) * way
+            for z in range(size[2]):
+                first, way = _between(z, size[2], cloud.shape[3])
+                way = zero + way
+                last = min(first + 1, cloud.shape[3] - 1)
+                i, f, in_x = _place(_on_the_way(row[0], first, last, way), halves[0], image.shape[1])
+                j, g, in_y = _place(_on_the_way(row[1], first, last, way), halves[1], image.shape[2])
+                k, h, in_z = _place(_on_the_way(row[2], first, last, way), halves[2], image.shape[3])
+                for channel in range(image.shape[0]):
+                    low, high = _cell(image[channel], i, j, k)
+                    value, by_x, by_y, by_z = _value_and_slopes(low, high, f, g, h)
+                    values[channel, x, y, z] = value
+                    slopes[channel, 0, x, y, z] = by_x * halves[0] if in_x else zero
+                    slopes[channel, 1, x, y, z] = by_y * halves[1] if in_y else zero
+                    slopes[channel, 2, x, y, z] = by_z * halves[2] if in_z else zero
+
+
+@compiled
+def _on_the_way(values, first, last, way):  # type: ignore[no-untyped-def]
+    return values[first] + (values[last] - values[first]) * way
+
+
+@compiled
+def _mix(one, other, way, target):  # type: ignore[no-untyped-def]
+    for axis in range(3):
+        for y in range(target.shape[1]):
+            for z in range(target.shape[2]):
+                target[axis, y, z] = one[axis, y, z] + (other[axis, y, z] - one[axis, y, z]) * way
+
+
+@compiled
+def _collect_planes(slopes, grad, between, start, stop):  # type: ignore[no-untyped-def]
+    """Gradients of the voxels of a plane, gathered at the points of the cloud's plane."""
+    size, coarse = grad.shape[1:], between.shape[2:]
+    row = np.empty((3, coarse[1]), between.dtype)
+    zero = row[0, 0] * 0
+    for x in range(start, stop):
+        for y in range(size[1]):
+            for axis in range(3):
+                for z in range(coarse[1]):
+                    row[axis, z] = zero
+            for z in range(size[2]):
+                first, way = _between(z, size[2], coarse[1])
+                way = zero + way
+                following = min(first + 1, coarse[1] - 1)
+                for axis in range(3):
+                    value = zero
+                    for channel in range(grad.shape[0]):
+                        value += slopes[channel, axis, x, y, z] * grad[channel, x, y, z]
+                    row[axis, following] += value * way
+                    row[axis, first] += value - value * way
+            first, way = _between(y, size[1], coarse[0])
+            way = zero + way
+            following = min(first + 1, coarse[0] - 1)
+            for axis in range(3):
+                for z in range(coarse[1]):
+                    value = row[axis, z]
+                    between[x, axis, following, z] += value * way
+                    between[x, axis, first, z] += value - value * way
+
+
+@compiled
+def _collect(between, by_cloud, start, stop):  # type: ignore[no-untyped-def]
+    """The planes, gathered at those of the cloud."""
+    size, coarse = between.shape[0], by_cloud.shape[1]
+    for target in range(start, stop):
+        for axis in range(3):
+            for y in range(by_cloud.shape[2]):
+                for z in range(by_cloud.shape[3]):
+                    by_cloud[axis, target, y, z] = 0
+        for x in range(size):
+            first, way = _between(x, size, coarse)
+            following = min(first + 1, coarse - 1)
+            if target not in (first, following):
+                continue
+            share = (1 - way if target == first else 0.0) + (way if target == following else 0.0)
+            share = by_cloud.dtype.type(share)
+            for axis in range(3):
+                for y in range(by_cloud.shape[2]):
+                    for z in range(by_cloud.shape[3]):
+                        by_cloud[axis, target, y, z] += share * between[x, axis, y, z]
