@@ -14,13 +14,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from torch import Tensor
 
 from monai_nodeo.data.examples import ExamplePair, example_pair, write_pair
 from monai_nodeo.files import ImageGrid, write_displacement, write_image
 from monai_nodeo.geometry.jacobian import jacobian_determinant
 from monai_nodeo.metrics.labels import label_metrics
-from monai_nodeo.registration.transforms import RegisterPair, WarpWithDDF
+from monai_nodeo.registration import RegisterPair, WarpWithDDF
+from monai_nodeo.registration._host_memory import keep_freed_memory
 from monai_nodeo.report.plots import plot_history, plot_registration
 
 __all__ = ["Figures", "assess", "main", "register_example"]
@@ -84,7 +86,8 @@ def register_example(spatial_dims: int, spacing: float, folder: Path) -> list[st
     print(f", {' x '.join(str(n) for n in pair.fixed.shape)} at {spacing:g} mm; registering ...", flush=True)
 
     fixed, moving, truth = (torch.from_numpy(x) for x in (pair.fixed, pair.moving, pair.ddf))
-    result = RegisterPair(spatial_dims)(fixed[None], moving[None])
+    with keep_freed_memory():
+        result = RegisterPair()(*(MetaTensor(x[None], affine=torch.tensor(pair.affine)) for x in (fixed, moving)))
     print(f"{name}: {result.iterations} iterations in {result.seconds:.0f} s", flush=True)
 
     warped = _warped(pair.moving, result.ddf)

@@ -1,116 +1,244 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What the expressions of a bundle config need: the config itself, and errors that a user can read."""
+"""What the bundle's config refers to, and a workflow of MONAI that takes a command line literally."""
 
 from __future__ import annotations
 
 import difflib
-import json
-import re
-import sys
-from collections.abc import Callable
-from copy import deepcopy
-from types import FrameType
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigItem, ConfigParser
+import torch
+from ignite.engine import Engine, Events
+from monai.bundle import ConfigWorkflow
 
-from monai_nodeo.registration.outputs import PairsFailedError
+from monai_nodeo.data.dataset import PairDataset
+from monai_nodeo.data.keys import PATH_KEYS
+from monai_nodeo.data.lists import requested_pairs
+from monai_nodeo.data.pair import Pair
+from monai_nodeo.files import check_output_dir
+from monai_nodeo.registration.presets import bundle_dir, preset_files
+from monai_nodeo.registration.result import Registration
+from monai_nodeo.registration.table import TABLE, failed_row, row_of, summary_of, write_table
 
-__all__ = ["build", "check_ids", "checked", "read_words", "running_config"]
+__all__ = ["NodeoWorkflow", "PairsFailedError", "SavePairs", "register_pairs", "requested", "run"]
 
-# Read by MONAI itself, so nothing in the config has to refer to them.
-_ROOTS = {"imports", "initialize", "run", "finalize", "bundle_root", "$schema", ConfigParser.meta_key}
-# What `--report false` on a command line is: a text, which would count as true.
-_JSON_WORDS = {"true": True, "false": False, "null": None}
-_REFERENCE = re.compile(r"[@%](?:::|#)?(\w+)")
+_PATHS = (*PATH_KEYS, "datalist", "dataset_dir", "output_dir")
+_WORDS = {"true": True, "false": False, "null": None}
 
-
-def checked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a function; an error of the input ends the process with the message alone, status 1.
-
-    MONAI would bury it under "Failed to evaluate ..." and a hundred lines of its own calls.
-
-    Raises:
-        SystemExit: with the message of a ``ValueError``, ``OSError`` or ``PairsFailedError`` of the function.
-    """
-    try:
-        return function(*args, **kwargs)
-    except (ValueError, OSError, PairsFailedError) as error:
-        raise SystemExit(f"error: {error}") from error
+logger = logging.getLogger(__name__)
 
 
-def running_config() -> dict[str, Any]:
-    """The config that is being evaluated: all files and overrides merged, expressions as they were written.
-
-    For use in an expression of a bundle config, ``"$monai_nodeo.workflow.running_config()"``. MONAI gives expressions
-    no way to their parser, so it is looked up among the callers.
-
-    Raises:
-        RuntimeError: when no config is being evaluated.
-    """
-    return {key: deepcopy(value) for key, value in _running_parser().get().items() if key != ConfigParser.meta_key}
+class PairsFailedError(RuntimeError):
+    """Some pairs were not registered; the table says which and why."""
 
 
-def _running_parser() -> ConfigParser:
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        parser = frame.f_locals.get("self")
-        if isinstance(parser, ConfigParser):
-            return parser
-        frame = frame.f_back
-    raise RuntimeError("no bundle config is being evaluated; call this in an expression of a config.")
+class NodeoWorkflow(ConfigWorkflow):
+    """Runs the bundle's config with inputs that are taken as they are.
 
+    A path is a path, whatever characters it has: MONAI would evaluate one that begins with ``$``. An override of an id
+    that there is not is an error. With no config file it is that of the bundle, with the differences for slices if the
+    fixed image is one.
 
-def build(id: str) -> None:
-    """Make an item of the running config now, so that a wrong value is found before the work and said in one line.
+    Args:
+        config_file: one or several files of a config.
+        preset: settings laid over the bundle's, where no config file is given.
+        workflow_type: as MONAI has it.
+        override: ids and values.
 
     Raises:
-        ValueError: with the message of what went wrong inside MONAI's chain of errors.
+        ValueError: names an id that there is not, and the nearest one.
+
+    Example:
+        >>> workflow = NodeoWorkflow(fixed="a.nii.gz", moving="b.nii.gz", output_dir="out")
+        >>> workflow.initialize()
+        >>> workflow.run()
     """
-    try:
-        _running_parser().get_parsed_content(id)
-    except Exception as error:  # a wrong value can fail in any class that the config names
-        cause: BaseException = error
-        # Only what MONAI wraps around it: our own errors say more than what they were raised from.
-        while isinstance(cause, RuntimeError) and str(cause).startswith("Failed to ") and cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise ValueError(f"{id} cannot be made from this config: {cause}") from error
+
+    def __init__(
+        self,
+        config_file: str | Sequence[str] | None = None,
+        preset: str | None = None,
+        workflow_type: str | None = "infer",
+        **override: Any,
+    ) -> None:
+        known = {name: override.pop(name) for name in _ARGUMENTS if name in override}
+        if config_file is None:
+            dims = _dims_of(override)
+            config_file = [str(file) for file in preset_files(dims, preset)]
+            override.setdefault("bundle_root", str(bundle_dir()))
+            known = {"meta_file": str(bundle_dir() / "configs" / "metadata.json"), "logging_file": False} | known
+            # it remarks that the preset lies in another folder than the bundle
+            logging.getLogger(ConfigWorkflow.__module__).addFilter(_no_remark)
+        super().__init__(config_file=config_file, workflow_type=workflow_type, **known)
+        for id in override:
+            self._check_id(id)
+        self.parser.update({id: _literal(id, value) for id, value in override.items()})
+
+    def _check_id(self, id: str) -> None:
+        if id in self.parser:
+            return
+        ids = list(self.parser.get())
+        nearest = difflib.get_close_matches(id.replace("::", "#").split("#")[0], ids, n=1, cutoff=0.5)
+        hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+        raise ValueError(f"unknown config id {id!r}{hint}; there are {', '.join(ids)}.")
 
 
-def read_words() -> None:
-    """Take the texts "true", "false" and "null" of the running config for what they say in JSON.
+_ARGUMENTS = ("meta_file", "logging_file", "init_id", "run_id", "final_id", "tracking", "properties_path")
 
-    To be called before anything else refers to them.
+
+def _no_remark(record: logging.LogRecord) -> bool:
+    return "Not all config files are in" not in record.getMessage()
+
+
+def _literal(id: str, value: Any) -> Any:
+    """Paths as objects that MONAI does not look into, and the words of JSON for what they say."""
+    if id in _PATHS and isinstance(value, str):
+        return Path(value)
+    return _WORDS.get(value, value) if isinstance(value, str) else value
+
+
+def _dims_of(override: Mapping[str, Any]) -> int:
+    from monai_nodeo.files import ImageGrid
+
+    if override.get("fixed") is None:
+        return 3
+    return ImageGrid.from_file(override["fixed"]).spatial_dims
+
+
+def requested(
+    datalist: str | PathLike[str] | None, dataset_dir: str | PathLike[str] | None, *paths: str | PathLike[str] | None
+) -> list[dict[str, Any]]:
+    """Rows of a data list, or of the one pair whose paths are given; none when nothing is given yet.
+
+    Args:
+        datalist: see :py:func:`monai_nodeo.data.load_datalist`.
+        dataset_dir: see there.
+        paths: in the order of `data.keys.PATH_KEYS`.
     """
-    parser = _running_parser()
-    config = parser.get()
-    for id, value in config.items():
-        if isinstance(value, str) and value in _JSON_WORDS:
-            config[id] = _JSON_WORDS[value]
-            # Not by parser[id] = ..., which would forget what is being evaluated.
-            parser.ref_resolver.items[id] = ConfigItem(config[id], id)
+    pair = dict(zip(PATH_KEYS, paths, strict=True))
+    if datalist is None and all(path is None for path in paths):
+        return []
+    return requested_pairs(datalist, dataset_dir, **pair)
 
 
-def check_ids() -> None:
-    """Refuse added ids that nothing in the running config refers to: a mistyped override would be accepted in silence.
+def register_pairs(engine: Engine, pairs: Sequence[Pair]) -> list[Registration]:
+    """An iteration of a MONAI evaluator whose inferer is a :py:class:`monai_nodeo.registration.PairInferer`."""
+    return engine.inferer.register(pairs, engine.state.device, engine.network)
 
-    MONAI puts what overlays and overrides add behind the ids of the first file, so added are the ids behind "run",
-    with which that file ends. Its own ids may be left unused: a replaced loss has no use for the old one's window.
+
+def run(evaluator: Engine) -> None:
+    """Register everything.
+
+    Args:
+        evaluator: of the config.
 
     Raises:
-        ValueError: names the unknown ids and the nearest valid ones.
+        ValueError: when there is nothing to register.
+        PairsFailedError: when a pair failed; the others are finished.
     """
-    config = running_config()
-    used = set(_REFERENCE.findall(json.dumps(config, default=str))) | _ROOTS
-    ids = list(config)
-    added = ids[ids.index("run") + 1 :] if "run" in config else ids
-    unknown = [id for id in added if id not in used]
-    if not unknown:
-        return
-    valid = sorted(set(ids) - set(unknown))
-    hints = []
-    for id in unknown:
-        nearest = difflib.get_close_matches(id, valid, n=1, cutoff=0.5)
-        hints.append(f"{id!r}" + (f" (did you mean {nearest[0]!r}?)" if nearest else ""))
-    raise ValueError(f"unknown config id {', '.join(hints)}; valid are {', '.join(valid)}.")
+    saving = next((handler for handler in _handlers(evaluator) if isinstance(handler, SavePairs)), None)
+    if saving is not None and not saving.dataset.data:
+        raise ValueError("no fixed and no moving image was given; give both, or a datalist.")
+    evaluator.run()
+    if saving is not None:
+        saving.conclude()
+
+
+def _handlers(evaluator: Engine) -> list[Any]:
+    found = (handler for handlers in evaluator._event_handlers.values() for handler, *_ in handlers)
+    return list({id(owner): owner for f in found if (owner := getattr(f, "__self__", f)) is not None}.values())
+
+
+class SavePairs:
+    """Evaluator handler that writes the folder of each pair, and keeps ``metrics.csv`` complete.
+
+    Args:
+        output_dir: folder of the results; each pair gets a folder of its id in it.
+        dataset: whose pairs they are; tells the rows that failed.
+        report: make ``report.html`` of each pair, and ``index.html`` over all of them.
+    """
+
+    def __init__(self, output_dir: str | PathLike[str], dataset: PairDataset, report: bool = True) -> None:
+        self.output_dir = Path(output_dir).expanduser().absolute()
+        self.dataset = dataset
+        self.report = report
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._started = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Called by MONAI."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._look_at_the_clock)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _start(self, engine: Engine) -> None:
+        check_output_dir(self.output_dir)
+        self._rows.clear()
+
+    def _look_at_the_clock(self, engine: Engine) -> None:
+        self._started = time.perf_counter()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def __call__(self, engine: Engine) -> None:
+        registrations: list[Registration] = engine.state.output
+        share = (time.perf_counter() - self._started) / len(registrations)
+        for registration in registrations:
+            self._save(registration, share)
+
+    def _save(self, registration: Registration, share: float) -> None:
+        started = time.perf_counter()
+        pair = registration.pair
+        assert pair is not None
+        folder = self.output_dir / pair.id
+        figures = registration.save(folder, seconds_total=share + time.perf_counter() - started)
+        self._rows[pair.id] = row_of(figures)
+        self._write_table()
+        logger.info("%s: %s", pair.id, summary_of(figures))
+        if self.report:
+            from monai_nodeo.report import write_report
+
+            try:
+                write_report(registration, figures, folder)
+            except (OSError, ValueError) as error:  # the registration is there, and the next pair waits
+                logger.warning("%s: no report: %s", pair.id, error)
+
+    def _write_table(self) -> None:
+        """One row for each pair that is done or failed, in the order of the data list."""
+        rows = dict(self._rows)
+        for failure in self.dataset.failures:
+            rows[failure.id] = failed_row(self._listed(failure.row, failure.id), failure.reason)
+        named = [row.get("id", f"row_{number}") for number, row in enumerate(self.dataset.data, start=1)]
+        write_table(self.output_dir, [rows[id] for id in named if id in rows])
+
+    def _listed(self, number: int, id: str) -> dict[str, Any]:
+        return {**self.dataset.data[number - 1], "id": id}
+
+    def _finish(self, engine: Engine) -> None:
+        self._write_table()
+        if self.report:
+            from monai_nodeo.report import write_index
+
+            write_index(self.output_dir)
+
+    def conclude(self) -> None:
+        """Say where the results are.
+
+        Raises:
+            PairsFailedError: when a pair failed; the others are finished.
+        """
+        failures = self.dataset.failures
+        if self._rows:
+            logger.info("results are in %s", self.output_dir)
+        if failures:
+            lines = [f"row {failure.row} ({failure.id}): {failure.reason}" for failure in failures]
+            raise PairsFailedError(
+                f"{len(lines)} of {len(self.dataset.data)} pairs failed, see {self.output_dir / TABLE}:\n"
+                + "\n".join(lines)
+            )

@@ -164,6 +164,18 @@ def test_samples_and_their_gradients(monkeypatch, size, cloud):
         torch.testing.assert_close(by_kernels, plain, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("size", [(13, 17, 11), (3, 9, 1)])
+def test_samples_of_a_field_at_itself(monkeypatch, size):
+    field = (torch.rand(2, 3, *size, dtype=torch.float64) * 0.8 - 0.4).requires_grad_()
+    found = []
+    for used in (lambda *_: None, lambda _, part: import_module(f"monai_nodeo.geometry._numba.{part}")):
+        monkeypatch.setattr(sampling, "kernels_for", used)
+        values = sampling.sample_at_itself(field, 0.7)
+        found.append((values.detach(), *torch.autograd.grad((values * values.detach().cos()).sum(), field)))
+    for plain, by_kernels in zip(*found, strict=True):
+        torch.testing.assert_close(by_kernels, plain, rtol=0, atol=1e-10)
+
+
 def test_a_position_that_is_no_number_has_no_sample():
     phi = torch.zeros(1, 3, 2, 1, 1)
     phi[0, 1, 1] = torch.nan

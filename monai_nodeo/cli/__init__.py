@@ -17,7 +17,7 @@ import monai_nodeo
 
 __all__ = ["main"]
 
-COMMANDS = ("register", "cohort", "apply", "invert", "convert", "evaluate", "report", "info")
+COMMANDS = ("register", "cohort", "flow", "apply", "invert", "convert", "evaluate", "report", "info")
 
 
 class _Commands(click.Group):

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 __all__ = ["command"]
@@ -13,8 +15,16 @@ __all__ = ["command"]
 @click.option("-i", "--image", required=True, help="What is moved: an image, a series, a label map, or points (.csv).")
 @click.option("-r", "--reference", help="Image whose grid the result gets. Not for points.")
 @click.option(
-    "-t", "--transform", "transforms", required=True, multiple=True, help="May be repeated; [FILE,1] inverts."
+    "-t",
+    "--transform",
+    "transforms",
+    required=True,
+    multiple=True,
+    help="A file, or the folder of a registration, whose flow is used. May be repeated; [FILE,1] inverts an affine.",
 )
+@click.option("--inverse", is_flag=True, help="The way back, by the flow of a registration.")
+@click.option("--t0", type=click.FloatRange(0, 1), default=0.0, help="Begin at this time of the flow.")
+@click.option("--t1", type=click.FloatRange(0, 1), default=1.0, help="End at this time of the flow.")
 @click.option(
     "-n",
     "--interpolation",
@@ -24,9 +34,17 @@ __all__ = ["command"]
     help="label: the label with the largest linear weight.",
 )
 @click.option("-o", "--output", required=True, help="File of the result: .nii.gz, or .csv for points.")
-@click.option("--outside", type=float, default=0.0, show_default=True, help="Value where the image is not known.")
+@click.option("--outside", type=float, help="Value where the image is not known; by default its minimum, 0 for labels.")
 def command(
-    image: str, reference: str | None, transforms: tuple[str, ...], interpolation: str, output: str, outside: float
+    image: str,
+    reference: str | None,
+    transforms: tuple[str, ...],
+    inverse: bool,
+    t0: float,
+    t1: float,
+    interpolation: str,
+    output: str,
+    outside: float | None,
 ) -> None:
     """Apply transforms, as antsApplyTransforms does.
 
@@ -35,15 +53,38 @@ def command(
 
     Points are a table with x, y, z in LPS mm, and go the opposite way: a transform that brings the moving image on to
     the fixed grid takes points of the fixed image to the moving one. For the other direction give the inverse.
+
+    The flow of a registration goes from time 0, the fixed image, to time 1, the moving image, and with --inverse back.
     """
-    from monai_nodeo.files import check_folder, check_image_target
+    from monai_nodeo.files import Transform, check_folder, check_image_target, read_points, write_points
     from monai_nodeo.files.resampling import apply_to_image, apply_to_points, read_chain
 
-    if image.lower().endswith(".csv"):
-        check_folder(output)
-        apply_to_points(image, read_chain(transforms), output)
-        return
-    if reference is None:
+    by_flow = Path(transforms[0]).is_dir()
+    if not by_flow and (inverse or (t0, t1) != (0, 1)):
+        raise click.UsageError("--inverse, --t0 and --t1 need the folder of a registration as the first transform.")
+    names = [str(Path(name) / "transform.h5") if Path(name).is_dir() else name for name in transforms]
+    further = read_chain(names[1:]).steps if by_flow and names[1:] else ()
+    points = image.lower().endswith(".csv")
+    if not points and reference is None:
         raise click.UsageError("an image needs a reference whose grid the result gets; give it with -r.")
-    check_image_target(output)
-    apply_to_image(image, reference, read_chain(transforms), output, interpolation, outside)
+    (check_folder if points else check_image_target)(output)
+    if not by_flow:
+        chain = read_chain(names)
+        if points:
+            apply_to_points(image, chain, output)
+        else:
+            apply_to_image(image, str(reference), chain, output, interpolation, outside)
+        return
+    from monai_nodeo.files import ImageGrid
+    from monai_nodeo.registration.applied import map_of_folder, moved_points, transform_on
+
+    grid = None if reference is None else ImageGrid.from_file(reference)
+    if points:
+        table = read_points(image)
+        moved = moved_points(map_of_folder(transforms[0], inverse, grid), table, t0, t1)
+        if further:
+            moved = moved.moved_to(Transform(further).map_points(moved.ras))
+        write_points(output, moved)
+        return
+    first = transform_on(map_of_folder(transforms[0], inverse, grid), t0, t1)
+    apply_to_image(image, str(reference), Transform((*first.steps, *further)), output, interpolation, outside)

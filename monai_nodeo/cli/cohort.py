@@ -11,8 +11,7 @@ from typing import Any
 
 import click
 
-from monai_nodeo.cli.settings import parse_setting
-from monai_nodeo.resources import config_files, preset_names
+from monai_nodeo.cli.options import PRESET, SET, configure_logging, settings_of
 
 __all__ = ["command"]
 
@@ -42,42 +41,43 @@ class _Shard(click.ParamType):
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @click.option("--key", help="Which list of a JSON object, as in registration_val.")
 @click.option("--dataset-dir", help="Where relative paths start; by default at the list's folder.")
-@click.option("--preset", type=click.Choice(preset_names()), help="Settings laid over the bundle's.")
+@PRESET
+@click.option("--init", "initial_transform", metavar="[none|moments|rigid|affine|FILE]", help="Affine start.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine, shared out to its GPUs.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of a worker; by default the cores are shared out.")
-@click.option("--batch", "batch_size", type=click.IntRange(min=1), help="Pairs of one shape optimised together.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, help="Pairs of one shape optimised together.")
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask cluster that is there.")
 @click.option("--scheduler-file", type=click.Path(exists=True), help="The same, by the file that its scheduler wrote.")
 @click.option("--shard", type=_Shard(), help="A share of the pairs, for job arrays; all shares with one OUTPUT.")
 @click.option("--device", help="cpu or cuda; by default a GPU if there is one.")
 @click.option("--report/--no-report", default=True, help="Make the page of each pair, and one over all.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
-@click.option("--set", "settings", multiple=True, metavar="ID=VALUE", help="Any id of the config; may be repeated.")
+@SET
 def command(pairs: str | None, output: Path, shard: tuple[int, int] | None, quiet: bool, **given: Any) -> None:
     """Register all PAIRS of a list, and go on where an earlier run ended.
 
     PAIRS is a JSON list, a CSV table with columns fixed and moving, a MONAI data list or the dataset.json of Learn2Reg.
-    Pairs that are done are skipped, unless their files or the config have changed; those that failed are run again.
+    Pairs that are done are skipped, unless their files or the settings have changed; those that failed are run again.
     The exit status is 3 if pairs failed.
     """
-    import logging
-
+    from monai_nodeo.cohort.keys import settings_key
     from monai_nodeo.cohort.ledger import Ledger
     from monai_nodeo.cohort.run import run_cohort
-    from monai_nodeo.cohort.settings import Settings
     from monai_nodeo.cohort.storage import usable_folder
     from monai_nodeo.cohort.summary import describe
+    from monai_nodeo.cohort.task import Job
 
-    logging.basicConfig(format="%(message)s", level=logging.ERROR if quiet else logging.INFO)
+    configure_logging(quiet)
     rows = _rows(pairs, given)
     index, count = shard or (1, 1)
-    mine = rows[index - 1 :: count]
-    settings = Settings(tuple(_files(rows, given["preset"])), _overrides(given))
+    start = None if given["initial_transform"] == "none" else given["initial_transform"]
+    settings = settings_of(_dims(rows), given["preset"], given["changes"], initial_transform=start)
     folder = usable_folder(output)
-    ledger = Ledger(folder, settings.key(folder))
+    ledger = Ledger(folder, settings_key(settings.to_dict()))
+    job = Job(str(folder), settings.to_dict(), ledger.settings_key, given["device"], given["report"])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's way to end a job
     try:
-        summary = run_cohort(ledger, rows, mine, settings.resolve, _engine(given))
+        summary = run_cohort(job, rows, rows[index - 1 :: count], _engine(given), given["batch"])
     except KeyboardInterrupt:
         click.echo(f"interrupted: finished pairs are in {folder}; run the same command to go on.", err=True)
         sys.exit(_INTERRUPTED)
@@ -100,21 +100,16 @@ def _rows(pairs: str | None, given: dict[str, Any]) -> list[dict[str, Any]]:
     )
 
 
-def _files(rows: list[dict[str, Any]], preset: str | None) -> list[Path]:
-    """The bundle's config and what lies over it: that for slices if the first image that can be read is one."""
+def _dims(rows: list[dict[str, Any]]) -> int:
+    """Of the first image that can be read."""
     from monai_nodeo.files import ImageGrid
 
     for row in rows:
         try:
-            return config_files(ImageGrid.from_file(row["fixed"]).spatial_dims, preset)
+            return ImageGrid.from_file(row["fixed"]).spatial_dims
         except (KeyError, ValueError, OSError):
             continue  # it will be reported with its pair
     raise ValueError("no fixed image of the list can be read; check where its relative paths start (--dataset-dir).")
-
-
-def _overrides(given: dict[str, Any]) -> dict[str, Any]:
-    overrides = {id: given[id] for id in ("device", "report", "batch_size") if given[id] is not None}
-    return overrides | dict(parse_setting(text) for text in given["settings"])
 
 
 def _engine(given: dict[str, Any]) -> Any:

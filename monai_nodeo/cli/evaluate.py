@@ -31,7 +31,7 @@ def command(transforms: tuple[str, ...], output: str | None, as_json: bool, **fi
     from monai_nodeo.files import atomic_path, check_folder
     from monai_nodeo.files.resampling import read_chain
     from monai_nodeo.metrics.evaluation import label_figures, landmark_figures
-    from monai_nodeo.metrics.transforms import transform_figures
+    from monai_nodeo.metrics.transforms import certificates, transform_figures
 
     for kind in ("label", "landmarks"):
         if (files[f"fixed_{kind}"] is None) != (files[f"moving_{kind}"] is None):
@@ -45,6 +45,7 @@ def command(transforms: tuple[str, ...], output: str | None, as_json: bool, **fi
     if files["fixed_landmarks"] and files["moving_landmarks"]:
         figures["landmarks"] = landmark_figures(transform, files["fixed_landmarks"], files["moving_landmarks"])
     figures["step"] = transform_figures(transform)
+    figures["certificate"] = [certificate.to_dict() for certificate in certificates(transform)]
     if output:
         with atomic_path(output) as partial:
             partial.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

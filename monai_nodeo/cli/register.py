@@ -1,26 +1,29 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""``monai-nodeo register``: the bundle's config, filled in from the command line and run."""
+"""``monai-nodeo register``: one pair."""
 
 from __future__ import annotations
 
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import click
 
-from monai_nodeo.cli.settings import parse_setting
-from monai_nodeo.resources import bundle_dir, config_files, preset_names
+from monai_nodeo.cli.options import PRESET, SET, configure_logging, settings_of
 
 __all__ = ["command"]
 
 _START = ("none", "moments", "rigid", "affine")
+_INTERRUPTED = 130
 
 
 @click.command()
 @click.option("-f", "--fixed", required=True, help="Image whose grid stays.")
 @click.option("-m", "--moving", required=True, help="Image that is warped.")
-@click.option("-o", "--output", required=True, help="Folder for the results; made if it does not exist.")
-@click.option("--preset", type=click.Choice(preset_names()), help="Settings laid over the bundle's.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@PRESET
 @click.option("--init", "initial_transform", metavar=f"[{'|'.join(_START)}|FILE]", help="Affine start.")
 @click.option("--fixed-mask", help="Where the fixed image counts.")
 @click.option("--moving-mask", help="Where the moving image counts.")
@@ -32,41 +35,110 @@ _START = ("none", "moments", "rigid", "affine")
 @click.option("--seed", type=int, help="Seed of the weights.")
 @click.option("--report/--no-report", default=True, help="Make report.html, the page of the pair.")
 @click.option("--tensorboard", metavar="FOLDER", help="Write the loss curves there while they grow.")
-@click.option("--on-interrupt", type=click.Choice(["drop", "save"]), help="What ctrl-C does to the field so far.")
+@click.option(
+    "--on-interrupt",
+    type=click.Choice(["drop", "save"]),
+    default="drop",
+    show_default=True,
+    help="What ctrl-C does to the flow so far.",
+)
 @click.option("--quiet", is_flag=True, help="Print errors only.")
-@click.option("--set", "settings", multiple=True, metavar="ID=VALUE", help="Any id of the config; may be repeated.")
-def command(output: str, preset: str | None, settings: tuple[str, ...], quiet: bool, **ids: Any) -> None:
+@SET
+def command(
+    output: Path,
+    preset: str | None,
+    initial_transform: str | None,
+    device: str | None,
+    seed: int | None,
+    report: bool,
+    tensorboard: str | None,
+    on_interrupt: str,
+    quiet: bool,
+    changes: tuple[str, ...],
+    **paths: str | None,
+) -> None:
     """Register MOVING to FIXED and write the results to a folder.
 
-    Every option is an id of the bundle's config, and --set sets any other, as in --set solver::num_steps=4. Whether
-    the images are volumes or slices is read from the fixed image's header.
+    --set changes any setting, as in --set smoothness_weight=1. Whether the images are volumes or slices is read from
+    the fixed image's header.
     """
-    overrides: dict[str, Any] = {"output_dir": output, "pair_folder": ".", "quiet": quiet}
-    overrides |= {id: value for id, value in ids.items() if value is not None}
-    if overrides.get("initial_transform") == "none":
-        overrides["initial_transform"] = None
-    overrides |= dict(parse_setting(text) for text in settings)
-    _run(_config_files(ids["fixed"], preset), overrides, quiet)
+    from monai_nodeo.data.lists import single_pair
+    from monai_nodeo.files import ImageGrid, check_output_dir
+
+    started = time.perf_counter()
+    configure_logging(quiet)
+    _check_files(paths)
+    dims = ImageGrid.from_file(str(paths["fixed"])).spatial_dims
+    settings = settings_of(dims, preset, changes, seed=seed, initial_transform=_start(initial_transform))
+    folder = check_output_dir(output)
+    (row,) = single_pair(**paths)  # type: ignore[arg-type]
+    if not quiet:
+        click.echo(f"registering {row['moving']} to {row['fixed']}")
+    figures = _register(row, settings, folder, device, tensorboard, on_interrupt, quiet, started)
+    if report:
+        _report(figures, folder)
 
 
-def _config_files(fixed: str, preset: str | None) -> list[str]:
-    """The bundle's config and what lies over it."""
-    from monai_nodeo.files import ImageGrid
+def _register(
+    row: dict[str, Any],
+    settings: Any,
+    folder: Path,
+    device: str | None,
+    tensorboard: str | None,
+    on_interrupt: str,
+    quiet: bool,
+    started: float,
+) -> tuple[Any, dict[str, Any]]:
+    from functools import partial
 
-    return [str(path) for path in config_files(ImageGrid.from_file(fixed).spatial_dims, preset)]
+    from monai_nodeo.data.load import load_pair
+    from monai_nodeo.registration import OnInterrupt, PairInferer, ProgressBar, TensorBoardCurves
+    from monai_nodeo.registration._host_memory import keep_freed_memory
+    from monai_nodeo.registration.table import row_of, summary_of, write_table
+
+    interrupt = OnInterrupt(on_interrupt)
+    handlers: list[Any] = [] if quiet else [ProgressBar]
+    handlers += [partial(TensorBoardCurves, tensorboard)] if tensorboard else []
+    inferer = PairInferer(settings, handlers=(*handlers, lambda: interrupt))
+    pair = load_pair(row, settings.spatial_dims, inferer.components.velocity.min_size)
+    try:
+        with interrupt.listening(), keep_freed_memory():
+            registration = inferer.register([pair], device)[0]
+            figures = registration.save(folder, seconds_total=time.perf_counter() - started)
+    except KeyboardInterrupt:
+        click.echo(
+            f"interrupted: nothing is half-written in {folder}. --on-interrupt save keeps the flow so far.", err=True
+        )
+        sys.exit(_INTERRUPTED)
+    write_table(folder, [row_of(figures)])
+    if not quiet:
+        click.echo(f"{figures['id']}: {summary_of(figures)}")
+        click.echo(registration.certificate.verdict)
+        click.echo(f"results are in {folder}")
+    if interrupt.requested:
+        click.echo(f"interrupted: the flow is saved as far as it came, in {folder}.", err=True)
+        sys.exit(_INTERRUPTED)
+    return registration, figures
 
 
-def _run(files: list[str], overrides: dict[str, Any], quiet: bool) -> None:
-    """What ``monai.bundle run`` does, without its notice about configs of strangers: these are our own."""
-    import logging
+def _report(result: tuple[Any, dict[str, Any]], folder: Path) -> None:
+    from monai_nodeo.report import write_report
 
-    from monai.bundle import ConfigWorkflow
+    try:
+        write_report(*result, folder)
+    except (OSError, ValueError) as error:  # the registration is there
+        click.echo(f"warning: no report: {error}", err=True)
 
-    # It remarks that the preset lies in another folder than the bundle, and that it found the logging file.
-    logging.getLogger(ConfigWorkflow.__module__).setLevel(logging.ERROR)
-    if quiet:
-        logging.disable(logging.WARNING)
-    workflow = ConfigWorkflow(config_file=files, bundle_root=str(bundle_dir()), **overrides)
-    workflow.initialize()
-    workflow.run()
-    workflow.finalize()
+
+def _check_files(paths: dict[str, str | None]) -> None:
+    """All of them, before anything slow is imported."""
+    for key, path in paths.items():
+        if path is None:
+            continue
+        file = Path(path).expanduser()
+        if not file.exists() and not ("#" in file.name and Path(str(file).rpartition("#")[0]).is_dir()):
+            raise FileNotFoundError(f"{key} {path}: there is no such file; check the path.")
+
+
+def _start(initial_transform: str | None) -> str | None:
+    return None if initial_transform == "none" else initial_transform

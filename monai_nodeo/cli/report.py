@@ -19,15 +19,15 @@ def command(output: Path) -> None:
     OUT is the folder of one pair, which gets its report.html, or that of a run, whose pairs get theirs and which gets
     an index.html over all of them. The images that were registered have to be where they were.
     """
-    from monai_nodeo.report import write_index, write_report
+    from monai_nodeo.report import remake_report, write_index
 
     if (output / "metrics.json").exists():
-        click.echo(write_report(output))
+        click.echo(remake_report(output))
         return
     failures = []
     for figures in sorted(output.glob("*/metrics.json")):
         try:
-            click.echo(write_report(figures.parent))
+            click.echo(remake_report(figures.parent))
         except (ValueError, OSError) as error:
             failures.append(str(error))
     click.echo(write_index(output))

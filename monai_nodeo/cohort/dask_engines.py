@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
-from typing import Any, ClassVar
+from typing import Any
 
 import dask
 from dask.system import CPU_COUNT
@@ -94,7 +94,6 @@ class ExistingCluster:
     scheduler_file: str | None
     threads: int | None = None
     needs_gpu: bool = False
-    elsewhere: ClassVar[bool] = True
 
     def __call__(self, job: Job, batches: Sequence[Rows]) -> Iterator[dict[str, Any]]:
         _silence()

@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What is finished, said by files: a pair is done when its folder holds a ``result.json`` of its inputs and config."""
+"""What is finished, said by files: a pair is done when its folder holds a ``result.json`` of its inputs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["DONE", "FAILED", "RESULT", "Attempts", "Ledger", "locked"]
 
 RESULT = "result.json"
 DONE, FAILED = "done", "failed"
-_ENTRIES = {"status", "run", "inputs", "config_key", "row"}
+_ENTRIES = {"status", "run", "inputs", "settings_key", "row"}
 _CLAIM = ".claim"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
@@ -60,11 +60,11 @@ class Ledger:
 
     Attributes:
         folder: of all results, absolute.
-        config_key: of the config that they are to be made with.
+        settings_key: of the settings that they are to be made with.
     """
 
     folder: Path
-    config_key: str
+    settings_key: str
 
     def pair_folder(self, id: str) -> Path:
         """Where the files of a pair are."""
@@ -79,8 +79,8 @@ class Ledger:
         return result if isinstance(result, dict) and set(result) >= _ENTRIES else None
 
     def is_current(self, result: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
-        """Whether a result was made from the row's files as they are, with this config."""
-        return result["config_key"] == self.config_key and same_inputs(result["inputs"], row)
+        """Whether a result was made from the row's files as they are, with these settings."""
+        return result["settings_key"] == self.settings_key and same_inputs(result["inputs"], row)
 
     def finished(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
         """The result of a pair that needs no work."""
@@ -91,7 +91,7 @@ class Ledger:
         """Record the result of a pair whose files are complete; with it go the names of these."""
         folder = self.pair_folder(id)
         names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-        recorded = {"id": id, **result, "config_key": self.config_key, "files": names}
+        recorded = {"id": id, **result, "settings_key": self.settings_key, "files": names}
         with atomic_path(folder / RESULT) as partial, partial.open("w", encoding="utf-8") as file:
             json.dump(recorded, file, indent=1)
             file.flush()

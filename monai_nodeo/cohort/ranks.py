@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import distributed as dist
 
-from monai_nodeo.cohort.ledger import Ledger
+from monai_nodeo.cohort.keys import settings_key
 from monai_nodeo.cohort.run import InThisProcess, run_cohort
-from monai_nodeo.cohort.settings import config_key
 from monai_nodeo.cohort.storage import usable_folder
 from monai_nodeo.cohort.summary import describe
-from monai_nodeo.data.lists import absolute, requested_pairs
-from monai_nodeo.registration.outputs import PairsFailedError
+from monai_nodeo.cohort.task import Job
+from monai_nodeo.data.dataset import PairDataset
+from monai_nodeo.data.lists import absolute
+from monai_nodeo.registration import PairInferer
+from monai_nodeo.workflow import PairsFailedError
 
 __all__ = ["device", "run"]
 
@@ -36,26 +37,31 @@ def device() -> torch.device:
     return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def run(config: Mapping[str, Any], datalist: str | None, dataset_dir: str | None, output_dir: str) -> None:
+def run(inferer: PairInferer, dataset: PairDataset, output_dir: str | PathLike[str], report: bool = True) -> None:
     """Register this rank's share of a data list; without torchrun, all of it.
 
     Args:
-        config: the running config.
-        datalist: see :py:func:`monai_nodeo.data.lists.requested_pairs`.
-        dataset_dir: see there.
+        inferer: of the config.
+        dataset: whose rows are the cohort.
         output_dir: folder of the results, the same for all ranks.
+        report: make the page of each pair, and one over all.
 
     Raises:
+        ValueError: when there is nothing to register.
         PairsFailedError: when pairs failed, on the rank that ends last: torchrun stops the others when one fails.
     """
+    if not dataset.data:
+        raise ValueError("no pair was given; give fixed and moving, or a datalist.")
     rank, count = _place()
-    rows = absolute(requested_pairs(datalist, dataset_dir))
-    folder = usable_folder(Path(output_dir))
-    ledger = Ledger(folder, config_key(config))
-    summary = run_cohort(ledger, rows, rows[rank::count], lambda: config, InThisProcess())
+    rows = absolute(dataset.data)
+    settings = inferer.settings.to_dict()
+    parts = [type(part).__name__ for part in vars(inferer.components).values()]
+    key = settings_key(settings, parts)
+    job = Job(str(usable_folder(Path(output_dir))), settings, key, str(device()), report, inferer=inferer)
+    summary = run_cohort(job, rows, rows[rank::count], InThisProcess())
     if summary["pending"]:
         return
-    text = "\n".join(describe(summary, folder))
+    text = "\n".join(describe(summary, Path(job.folder)))
     if summary["failed"]:
         raise PairsFailedError(text)
     logger.info(text)

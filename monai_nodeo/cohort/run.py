@@ -6,18 +6,16 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tqdm import tqdm
 
-from monai_nodeo.cohort.ledger import FAILED, Ledger
+from monai_nodeo.cohort.ledger import FAILED
 from monai_nodeo.cohort.storage import storage_errors
 from monai_nodeo.cohort.summary import write_tables
 from monai_nodeo.cohort.task import Job, register_pairs
-from monai_nodeo.data.lists import ERROR
 
 __all__ = ["Engine", "InThisProcess", "run_cohort"]
 
@@ -44,45 +42,36 @@ class InThisProcess:
         return (result for batch in batches for result in register_pairs(job, batch))
 
 
-def run_cohort(
-    ledger: Ledger,
-    rows: Rows,
-    mine: Rows,
-    resolve: Callable[[], Mapping[str, Any]],
-    engine: Engine,
-) -> dict[str, Any]:
-    """Run the pairs that are not done, or not from these files, or not with this config; then write the tables.
+def run_cohort(job: Job, rows: Rows, mine: Rows, engine: Engine, batch_size: int = 1) -> dict[str, Any]:
+    """Run the pairs that are not done, or not from these files, or not with these settings; then write the tables.
 
     Args:
-        ledger: of the results.
+        job: of the run.
         rows: of the whole cohort, which the tables are about.
         mine: those that this process is to run.
-        resolve: the config, asked for only when there is something to run.
-        engine: registers pairs and yields their results in any order; one whose workers are on other machines says
-            ``elsewhere = True``.
+        engine: registers pairs and yields their results in any order.
+        batch_size: pairs that are given to a worker at once, which registers together those that are alike.
 
     Returns:
         The summary, see `write_tables`.
 
     Raises:
         StorageError: when the results cannot be written.
-        ValueError: when the config cannot be built.
+        ValueError: when the settings name something that there is not.
     """
+    ledger = job.ledger
     todo = [row for row in mine if ledger.finished(row) is None]
     logger.info("%d of %d pairs are done and unchanged", len(mine) - len(todo), len(mine))
     if not todo:
         return write_tables(ledger, rows)
-    config = resolve()
-    # the devices of another machine are not here, perhaps
-    _check({**config, "device": "cpu"} if getattr(engine, "elsewhere", False) else config, todo, ledger)
-    job = Job(str(ledger.folder), {**config, "quiet": True}, ledger.config_key, uuid.uuid4().hex)
+    job.check()
     try:
-        _watch(engine(job, _batches(todo, config["batch_size"])), len(todo))
+        _watch(engine(job, _batches(todo, batch_size)), len(todo))
     except KeyboardInterrupt:
         write_tables(ledger, rows)
         raise
     summary = write_tables(ledger, rows)
-    if config.get("report"):
+    if job.report:
         from monai_nodeo.report import write_index
 
         with storage_errors(ledger.folder):
@@ -91,16 +80,8 @@ def run_cohort(
 
 
 def _batches(rows: Rows, size: int) -> list[Rows]:
-    """Rows that are given to a worker at once; it registers together those that are alike."""
+    """The rows as they are given to workers."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-def _check(config: Mapping[str, Any], todo: Rows, ledger: Ledger) -> None:
-    from monai_nodeo.cohort.pair_run import check_config
-
-    good = next((row for row in todo if ERROR not in row), None)
-    if good is not None:
-        check_config(config, good, ledger.folder)
 
 
 def _watch(results: Iterator[Mapping[str, Any]], count: int) -> None:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,10 +13,10 @@ from typing import Any
 from monai_nodeo.cohort.ledger import DONE, FAILED, Ledger, locked
 from monai_nodeo.cohort.storage import storage_errors
 from monai_nodeo.files import atomic_path
+from monai_nodeo.registration.table import TABLE, write_table
 
-__all__ = ["TABLE", "describe", "write_tables"]
+__all__ = ["describe", "write_tables"]
 
-TABLE = "metrics.csv"
 SUMMARY = "summary.json"
 _LOCK = ".tables.lock"
 _WORST = 5
@@ -27,7 +26,7 @@ _FIGURES = {
     "hd95_mm_mean_after": ("HD95 mm", False),
     "tre_mm_mean_after": ("TRE mm", False),
     "similarity_after": ("similarity loss", False),
-    "folding_percent": ("folding %", False),
+    "folded_cells": ("folded cells", False),
     "sd_log_jacobian": ("SD log J", False),
     "seconds_total": ("seconds", False),
 }
@@ -58,11 +57,7 @@ def write_tables(ledger: Ledger, rows: Sequence[Mapping[str, Any]]) -> dict[str,
         results = _collect(ledger, rows)
         summary = _summarise(rows, results)
         table = [results[row["id"]]["row"] for row in rows if row["id"] in results]
-        with atomic_path(ledger.folder / TABLE) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-            # Rows of failures have some of the columns, all others the same ones.
-            writer = csv.DictWriter(file, dict.fromkeys(column for row in table for column in row))
-            writer.writeheader()
-            writer.writerows(table)
+        write_table(ledger.folder, table)
         with atomic_path(ledger.folder / SUMMARY) as partial:
             partial.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
@@ -85,7 +80,7 @@ def _worst(figure: Mapping[str, Any]) -> str:
 def _summarise(rows: Sequence[Mapping[str, Any]], results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     done = [result["row"] for result in results.values() if result["status"] == DONE]
     failed = [result for result in results.values() if result["status"] == FAILED]
-    figures = {name: _figure(done, name) for name in _FIGURES if any(row.get(name) for row in done)}
+    figures = {name: _figure(done, name) for name in _FIGURES if any(row.get(name, "") != "" for row in done)}
     return {
         "pairs": len(rows),
         DONE: len(done),
@@ -96,8 +91,10 @@ def _summarise(rows: Sequence[Mapping[str, Any]], results: Mapping[str, Mapping[
     }
 
 
-def _figure(done: Sequence[Mapping[str, str]], name: str) -> dict[str, Any]:
-    cases = sorted(((float(row[name]), row["id"]) for row in done if row.get(name)), reverse=not _FIGURES[name][1])
+def _figure(done: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
+    cases = sorted(
+        ((float(row[name]), row["id"]) for row in done if row.get(name, "") != ""), reverse=not _FIGURES[name][1]
+    )
     values = [value for value, _ in cases]
     return {
         "mean": statistics.fmean(values),

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from monai_nodeo.cohort.inputs import fingerprints
 from monai_nodeo.cohort.ledger import DONE, FAILED, Attempts, Ledger
 from monai_nodeo.cohort.storage import blamed_on_storage, storage_errors
 from monai_nodeo.data.lists import ERROR
+from monai_nodeo.registration.table import failed_row
 
-__all__ = ["MOST_DEATHS", "Job", "register_pairs"]
+__all__ = ["MOST_DEATHS", "Job", "register_pairs", "register_rows"]
 
 MOST_DEATHS = 3  # of its workers, after which a pair is not tried again in this run
 
@@ -31,24 +33,44 @@ class Job:
 
     Attributes:
         folder: of the results, absolute.
-        config: resolved config of the bundle.
-        config_key: of the parts that results depend on.
-        run: name of this run of the command.
+        settings: of the registrations, as a dict.
+        settings_key: of what results depend on.
+        device: where to compute; None: a GPU if there is one.
+        report: make the page of each pair.
         threads: of a worker, None: as many as it has.
+        run: name of this run of the command.
         version: of this package, which the workers have to have, too.
+        inferer: instead of what the settings say, for a run within this process.
     """
 
     folder: str
-    config: Mapping[str, Any]
-    config_key: str
-    run: str
+    settings: Mapping[str, Any]
+    settings_key: str
+    device: str | None = None
+    report: bool = True
     threads: int | None = None
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
     version: str = monai_nodeo.__version__
+    inferer: Any = None
 
     @property
     def ledger(self) -> Ledger:
         """Where the results are recorded."""
-        return Ledger(Path(self.folder), self.config_key)
+        return Ledger(Path(self.folder), self.settings_key)
+
+    def make_inferer(self) -> Any:
+        """What registers the pairs.
+
+        Raises:
+            ValueError: when the settings name something that there is not.
+        """
+        from monai_nodeo.registration import PairInferer, Settings
+
+        return self.inferer or PairInferer(Settings.from_dict(self.settings), handlers=())
+
+    def check(self) -> None:
+        """Find out before the work whether the settings can be used; see :py:meth:`make_inferer`."""
+        self.make_inferer()
 
 
 def register_pairs(job: Job, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -124,14 +146,10 @@ def _attempt(job: Job, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str,
     rows = [row for row in rows if ERROR not in row]
     if not rows:
         return results
-    from monai_nodeo.cohort.pair_run import run_pairs, use_threads
-
-    if job.threads is not None:
-        use_threads(job.threads)
     inputs = {row["id"]: fingerprints(row) for row in rows}  # before they are read: a later change is seen next time
     started = time.time()
     try:
-        figures = run_pairs(job.config, rows, Path(job.folder))
+        found = register_rows(job, rows)
     except Exception as error:  # whatever is wrong with this pair, the others can be registered
         storage = blamed_on_storage(error, Path(job.folder))
         if storage is not None:
@@ -139,27 +157,71 @@ def _attempt(job: Job, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str,
         if len(rows) > 1:  # whose fault it is shows when each is alone
             return results | {id: result for row in rows for id, result in _attempt(job, [row]).items()}
         (row,) = rows
-        logger.exception("%s failed", row["id"])
-        reason = f"{type(error).__name__}: {error}"
+        if not isinstance(error, ValueError):  # those are written for users
+            logger.exception("%s failed", row["id"])
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         return results | {row["id"]: _failure(job, row, reason, inputs[row["id"]])}
     seconds = round((time.time() - started) / len(rows), 3)
-    for row in rows:
-        id = row["id"]
-        results[id] = (
-            _failure(job, row, figures[id]["reason"], inputs[id])
-            if figures[id]["status"] == FAILED
-            else {"status": DONE, "run": job.run, "inputs": inputs[id], "seconds": seconds, "row": figures[id]}
-        )
-    return results
+    return results | {
+        id: {"status": DONE, "run": job.run, "inputs": inputs[id], "seconds": seconds, "row": table_row}
+        for id, table_row in found.items()
+    }
+
+
+def register_rows(job: Job, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Register pairs together and write their folders.
+
+    Returns:
+        id -> row of the table.
+    """
+    from monai_nodeo.data.load import load_pair
+    from monai_nodeo.registration._host_memory import keep_freed_memory
+
+    started = time.perf_counter()
+    if job.threads is not None:
+        _use_threads(job.threads)
+    inferer = job.make_inferer()
+    smallest = inferer.components.velocity.min_size
+    with keep_freed_memory():
+        pairs = [load_pair(row, inferer.settings.spatial_dims, smallest) for row in rows]
+        registrations = inferer.register(pairs, job.device)
+        share = (time.perf_counter() - started) / len(rows)
+        return {
+            pair.id: _saved(job, registration, share) for pair, registration in zip(pairs, registrations, strict=True)
+        }
+
+
+def _saved(job: Job, registration: Any, share: float) -> dict[str, Any]:
+    from monai_nodeo.registration.table import row_of
+
+    started = time.perf_counter()
+    id = registration.pair.id
+    folder = job.ledger.pair_folder(id)
+    figures = registration.save(folder, seconds_total=share + time.perf_counter() - started)
+    if job.report:
+        from monai_nodeo.report import write_report
+
+        try:
+            write_report(registration, figures, folder)
+        except (OSError, ValueError) as error:  # the registration is there
+            logger.warning("%s: no report: %s", id, error)
+    return row_of(figures)
+
+
+def _use_threads(count: int) -> None:
+    """Threads of torch and of the affine start in this process."""
+    import SimpleITK as sitk
+    import torch
+
+    torch.set_num_threads(count)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)
 
 
 def _failure(job: Job, row: Mapping[str, Any], reason: str, inputs: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    paths = {key: row[key] for key in ("fixed", "moving") if key in row}
-    table_row = {"id": row["id"], "status": FAILED, "reason": reason, **paths}
     return {
         "status": FAILED,
         "reason": reason,
         "run": job.run,
         "inputs": fingerprints(row) if inputs is None else inputs,
-        "row": table_row,
+        "row": failed_row(row, reason),
     }

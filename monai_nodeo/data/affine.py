@@ -19,7 +19,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from monai_nodeo.data.pair import PairError, source_name
+from monai_nodeo.data.pair import Pair, PairError, source_name
 from monai_nodeo.data.placement import affine_3d
 
 __all__ = ["find_affine"]
@@ -54,22 +54,11 @@ class _Side:
     centre: np.ndarray
 
 
-def find_affine(
-    fixed: MetaTensor,
-    moving: MetaTensor,
-    fixed_mask: MetaTensor | None = None,
-    moving_mask: MetaTensor | None = None,
-    *,
-    rigid: bool = True,
-    affine: bool = True,
-) -> Tensor:
+def find_affine(pair: Pair, *, rigid: bool = True, affine: bool = True) -> Tensor:
     """The linear map that takes the fixed image to the moving one; slices are mapped within the fixed plane.
 
     Args:
-        fixed: (1, *spatial).
-        moving: (1, *its own spatial).
-        fixed_mask: 1 where the fixed image counts, on its grid.
-        moving_mask: 1 where the moving image counts, on its grid.
+        pair: images and perhaps masks, each on its own grid; of several channels, the first one is looked at.
         rigid: find rotation and translation by mutual information, instead of the centres of mass alone.
         affine: find scales and shears after that.
 
@@ -79,9 +68,10 @@ def find_affine(
     Raises:
         PairError: when nothing differs from the background, or the images have too little in common.
     """
+    fixed, moving = pair.fixed.image, pair.moving.image
     frame = _frame(fixed)
     names = f"{source_name('fixed', fixed)} and {source_name('moving', moving)}"
-    still, other = _side("fixed", fixed, fixed_mask, frame), _side("moving", moving, moving_mask, frame)
+    still, other = _side("fixed", fixed, pair.fixed.mask, frame), _side("moving", moving, pair.moving.mask, frame)
     transform = _centred(still, other)
     try:
         with _one_thread():

@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""From a data-list row to images in memory: `LoadPaird` reads and checks the files.
+"""Images from files or memory, checked, as a `Pair`.
 
 Every problem of the input is a `PairError` that names the file, what was found and what to do, raised before anything
 is optimised.
@@ -10,142 +10,212 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Transform
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
+from nibabel.spatialimages import SpatialImage
 from torch import Tensor
 
-from monai_nodeo.data.pair import (
-    IMAGE_KEYS,
-    LABEL_KEYS,
-    LANDMARK_KEYS,
-    MASK_KEYS,
-    PATH_KEYS,
-    PairError,
-    source_name,
-    stored_grid,
-)
-from monai_nodeo.data.placement import SAME_GRID_VOXELS, to_voxels, voxel_sides, world_corners
-from monai_nodeo.files import ImageFileError, StoredImage, open_stored, read_points
+from monai_nodeo.data.keys import IMAGE_KEYS, LABEL_KEYS, LANDMARK_KEYS, MASK_KEYS, PATH_KEYS
+from monai_nodeo.data.pair import Pair, PairError, Scan, source_name, stored_grid
+from monai_nodeo.data.placement import SAME_GRID_VOXELS, affine_3d, to_voxels, voxel_sides, world_corners
+from monai_nodeo.files import ImageFileError, StoredImage, open_stored, read_points, stored_itk, stored_nibabel
 
-__all__ = ["LoadPairD", "LoadPairDict", "LoadPaird"]
+__all__ = ["Image", "as_image", "load_pair"]
+
+Image = str | PathLike[str] | np.ndarray | Tensor | SpatialImage | sitk.Image
 
 _SINGULAR = 1e-6  # determinant of the axes' unit vectors
 _FLOAT32_EXACT = 2**24  # whole numbers below it survive float32
 _LABEL_ROUNDING = 1e-4
 
 
-class LoadPaird(Transform):
-    """Replace the paths of a row by what the files hold, after checking it. See `pairs` for the keys.
+def load_pair(row: Mapping[str, Any], spatial_dims: int | None = None, min_size: int = 8) -> Pair:
+    """Read and check what a row of a data list names, or holds.
 
-    "fixed" and "moving" must be there; labels and landmarks come in pairs or not at all, masks one by one. Other keys
-    pass. An image becomes a MetaTensor, float32, (1, *spatial) with D spatial axes; a slice may be stored as (X, Y, 1)
-    or (X, Y). Its ``affine`` stays 4 x 4, voxel -> RAS mm, and its meta holds, for a writer, "original_affine" (4, 4),
-    "spatial_shape" (the shape in the file, with the third axis of a slice if it is stored), "filename_or_obj",
-    "original_dtype" and the NIfTI codes of its space. A mask is 1 where the file is greater than 0, else 0. Landmarks
-    become float64 tensors (N, 3), RAS mm.
+    "fixed" and "moving" must be there; labels and landmarks come in pairs or not at all, masks one by one; see
+    `data.keys`. Each is a path or an image in memory, see `as_image`; landmarks may be arrays (N, 3), RAS mm. A mask
+    counts where it is greater than 0.
 
     Args:
-        spatial_dims: D, 3 for volumes, 2 for slices.
+        row: key -> path or image; "id" names the pair, other keys are not looked at.
+        spatial_dims: 3 for volumes, 2 for slices; by default what the fixed image is.
         min_size: fewest voxels along an axis.
 
     Raises:
-        PairError: when a file is missing, damaged, no single-channel image of D axes, too small, constant or not finite
-            or has a singular affine; labels are not whole numbers or masks exclude everything, or either is not on the
-            grid of its image; or landmarks differ in number or lie outside their image.
+        PairError: when a file is missing, damaged, no image of real numbers, too small, constant or not finite or has a
+            singular affine; labels are not whole numbers or masks exclude everything, or either is not on the grid of
+            its image; or landmarks differ in number or lie outside their image.
     """
+    given = {key: row[key] for key in PATH_KEYS if row.get(key) is not None}
+    _check_keys(given)
+    paths = {key: value for key, value in given.items() if isinstance(value, str | PathLike)}
+    for key, path in paths.items():  # all of them, before the first one is read
+        _check_existence(key, path)
+    images = {}
+    for key in (*IMAGE_KEYS, *LABEL_KEYS, *MASK_KEYS):
+        if key in given:
+            images[key] = as_image(given[key], key, spatial_dims, min_size)
+            spatial_dims = spatial_dims or images[key].ndim - 1
+    _check_writable_grid(images["fixed"])
+    _check_channels(images)
+    scans = []
+    for side, image_key in enumerate(IMAGE_KEYS):
+        image, label, mask = (images.get(keys[side]) for keys in (IMAGE_KEYS, LABEL_KEYS, MASK_KEYS))
+        assert image is not None
+        _check_contrast(image_key, image)
+        if label is not None:
+            _check_grid_of_image(LABEL_KEYS[side], label, image)
+            label = _whole_numbers(LABEL_KEYS[side], label)
+        if mask is not None:
+            _check_grid_of_image(MASK_KEYS[side], mask, image)
+            mask = _ones_and_zeros(MASK_KEYS[side], mask)
+        points = given.get(LANDMARK_KEYS[side])
+        scans.append(Scan(image, label, mask, None if points is None else _points(LANDMARK_KEYS[side], points, image)))
+    _check_landmarks(scans, given)
+    sources = tuple((key, fspath(path)) for key, path in paths.items())
+    return Pair(scans[0], scans[1], str(row.get("id") or ""), sources)
 
-    def __init__(self, spatial_dims: int = 3, min_size: int = 8) -> None:
-        if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims is {spatial_dims!r}, expected 2 or 3.")
-        self.spatial_dims = spatial_dims
-        self.min_size = min_size
 
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Load one row.
+def as_image(value: Image, key: str = "image", spatial_dims: int | None = None, min_size: int = 1) -> MetaTensor:
+    """An image from anywhere, in one form.
 
-        Args:
-            data: paths under the keys of `pairs`.
+    Args:
+        value: a path; an image of nibabel or SimpleITK; an array (X, Y, Z) or (X, Y) without channels; or a tensor with
+            channels first, (C, X, Y, Z) or (C, X, Y). Arrays and plain tensors have voxels of 1 mm. The affine of a
+            MetaTensor is taken as RAS mm, or as LPS mm if its meta says so.
+        key: what errors call it.
+        spatial_dims: 3 or 2; by default what it is. A third axis of one voxel makes a slice.
+        min_size: fewest voxels along an axis.
 
-        Returns:
-            A new dict with tensors in their place.
-        """
-        row = {
-            key: value for key, value in data.items() if key in IMAGE_KEYS or key not in PATH_KEYS or value is not None
-        }
-        _check_keys(row)
-        for key in (*IMAGE_KEYS, *LABEL_KEYS, *MASK_KEYS):
-            if key in row:
-                row[key] = self._load(key, row[key])
-        _check_writable_grid(row["fixed"])
-        for side, image_key in enumerate(IMAGE_KEYS):
-            image, label_key, mask_key = row[image_key], LABEL_KEYS[side], MASK_KEYS[side]
-            _check_contrast(image_key, image)
-            if label_key in row:
-                _check_grid_of_image(label_key, row[label_key], image)
-                row[label_key] = _whole_numbers(label_key, row[label_key])
-            if mask_key in row:
-                _check_grid_of_image(mask_key, row[mask_key], image)
-                row[mask_key] = _ones_and_zeros(mask_key, row[mask_key])
-        return row | _landmarks(row)
+    Returns:
+        (C, *spatial), float32, finite, on the CPU. Its ``affine`` is 4 x 4, voxel -> RAS mm, and its meta holds, for a
+        writer, "original_affine" (4, 4), "spatial_shape" (the shape as stored, with the third axis of a slice),
+        "filename_or_obj", "original_dtype" and the NIfTI codes of its space.
 
-    def _load(self, key: str, path: Any) -> MetaTensor:
-        name = f"{key} {path}"
-        if not isinstance(path, str | PathLike):
-            raise PairError(f"{name}: a {type(path).__name__} is not a path; give the path of an image.")
-        try:
-            stored = open_stored(path)
-            _check_shape(key, name, stored.shape, self.spatial_dims)
-            spatial = stored.shape[: self.spatial_dims]
-            if min(spatial) < self.min_size:
-                advice = "crop less or resample to smaller voxels"
-                if self.spatial_dims == 3:
-                    advice += "; if these are all the slices of a scan, give one with more or register single slices"
-                raise PairError(
-                    f"{name}: {min(spatial)} voxels along an axis of {spatial}, expected at least {self.min_size}; "
-                    f"{advice}."
-                )
-            _check_affine(name, stored.affine)
-            voxels = _finite(name, stored)
-        except (ImageFileError, FileNotFoundError) as error:
-            raise PairError(f"{key} {error}") from error
-        # The same keys as MONAI's own readers, so that its other transforms find what they expect.
-        meta = {
-            ImageMetaKey.FILENAME_OR_OBJ: fspath(path),
-            MetaKeys.ORIGINAL_AFFINE: stored.affine.copy(),
-            MetaKeys.SPATIAL_SHAPE: np.asarray(stored.shape),
-            MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),
-            MetaKeys.SPACE: SpaceKeys.RAS,
-            "original_dtype": stored.dtype.name,
-            "sform_code": stored.sform_code,
-            "qform_code": stored.qform_code,
-        }
-        return MetaTensor(
-            torch.from_numpy(voxels).reshape(1, *spatial), affine=torch.from_numpy(stored.affine.copy()), meta=meta
+    Raises:
+        PairError: when it is none.
+    """
+    name = f"{key} {fspath(value)}" if isinstance(value, str | PathLike) else key
+    try:
+        stored = _stored(value, name)
+    except (ImageFileError, FileNotFoundError) as error:
+        raise PairError(f"{key} {error}") from error
+    spatial, channels = _layout(stored) if isinstance(value, Tensor) else (stored.shape, 1)
+    _check_shape(key, name, spatial, spatial_dims)
+    dims = 3 if len(spatial) == 3 and spatial[2] > 1 else 2
+    if min(spatial[:dims]) < min_size:
+        advice = "crop less or resample to smaller voxels"
+        if dims == 3:
+            advice += "; if these are all the slices of a scan, give one with more or register single slices"
+        raise PairError(
+            f"{name}: {min(spatial[:dims])} voxels along an axis of {spatial[:dims]}, expected at least {min_size}; "
+            f"{advice}."
         )
+    _check_affine(name, stored.affine)
+    try:
+        voxels = _finite(name, stored).reshape(*spatial[:dims], channels)
+    except ImageFileError as error:
+        raise PairError(f"{key} {error}") from error
+    # The same keys as MONAI's own readers, so that its other transforms find what they expect.
+    meta = {
+        MetaKeys.ORIGINAL_AFFINE: stored.affine.copy(),
+        MetaKeys.SPATIAL_SHAPE: np.asarray(spatial),
+        MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),
+        MetaKeys.SPACE: SpaceKeys.RAS,
+        "original_dtype": stored.dtype.name,
+        "sform_code": stored.sform_code,
+        "qform_code": stored.qform_code,
+    }
+    if stored.path:
+        meta[ImageMetaKey.FILENAME_OR_OBJ] = stored.path
+    first = torch.from_numpy(np.ascontiguousarray(np.moveaxis(voxels, -1, 0)))
+    return MetaTensor(first, affine=torch.from_numpy(stored.affine.copy()), meta=meta)
 
 
-LoadPairD = LoadPairDict = LoadPaird
+def _stored(value: Image, name: str) -> StoredImage:
+    if isinstance(value, str | PathLike):
+        return open_stored(value)
+    if isinstance(value, SpatialImage):
+        return stored_nibabel(value.get_filename() or "", value)
+    if isinstance(value, sitk.Image):
+        return stored_itk("", value)
+    if isinstance(value, Tensor):
+        return _stored_tensor(value, name)
+    if isinstance(value, np.ndarray):
+        return StoredImage("", np.eye(4), value.shape, value.dtype, lambda: value)
+    raise PairError(
+        f"{name}: a {type(value).__name__} is no image; give a path, an array (X, Y, Z), a tensor (C, X, Y, Z) or an "
+        "image of nibabel or SimpleITK."
+    )
 
 
-def _check_keys(row: Mapping[str, Any]) -> None:
+def _stored_tensor(tensor: Tensor, name: str) -> StoredImage:
+    if tensor.ndim not in (3, 4):
+        raise PairError(
+            f"{name}: a tensor of shape {tuple(tensor.shape)}; expected channels first and no batch axis, (C, X, Y, Z) "
+            "or (C, X, Y)."
+        )
+    values = tensor.detach().cpu()
+    affine, path, codes = np.eye(4), "", (2, 2)
+    stored_dims = tensor.ndim - 1  # a plain slice is a true 2D image
+    if isinstance(tensor, MetaTensor):
+        stored_dims = 3
+        affine = affine_3d(tensor).numpy().copy()
+        if tensor.meta.get(MetaKeys.SPACE) == SpaceKeys.LPS:
+            affine[:2] *= -1
+        path = str(tensor.meta.get(ImageMetaKey.FILENAME_OR_OBJ, ""))
+        sform_code, qform_code = (max(1, int(tensor.meta.get(f"{form}_code", 2))) for form in ("sform", "qform"))
+        codes = sform_code, qform_code
+        values = values.as_subclass(Tensor)
+    array = np.moveaxis(values.numpy(), 0, -1)
+    spatial = (*array.shape[:-1], *[1] * (stored_dims + 1 - array.ndim))
+    shape = (*spatial, *[1] * (4 - len(spatial)), array.shape[-1]) if array.shape[-1] > 1 else spatial
+    return StoredImage(path, affine, shape, array.dtype, lambda: array.reshape(shape), *codes)
+
+
+def _layout(stored: StoredImage) -> tuple[tuple[int, ...], int]:
+    """Spatial shape as stored, and number of channels."""
+    shape = stored.shape
+    return (shape[:3], shape[4]) if len(shape) == 5 else (shape, 1)
+
+
+def _check_keys(given: Mapping[str, Any]) -> None:
     for key in IMAGE_KEYS:
-        if row.get(key) is None or row[key] == "":
+        if key not in given or (isinstance(given[key], str) and not given[key]):
             raise PairError(f'{key}: no path was given; give one as "{key}".')
     for keys, what, both in (
         (LABEL_KEYS, "labels", "both label maps"),
         (LANDMARK_KEYS, "landmarks", "both lists of points"),
     ):
-        given = [key for key in keys if key in row]
-        if len(given) == 1:
-            (missing,) = set(keys) - set(given)
-            raise PairError(
-                f"{given[0]} {row[given[0]]}: {what} came without {missing}; give {both}, or none to do without."
-            )
+        there = [key for key in keys if key in given]
+        if len(there) == 1:
+            (missing,) = set(keys) - set(there)
+            name = given[there[0]] if isinstance(given[there[0]], str | PathLike) else ""
+            raise PairError(f"{there[0]} {name}: {what} came without {missing}; give {both}, or none to do without.")
+
+
+def _check_existence(key: str, path: str | PathLike[str]) -> None:
+    file = Path(path).expanduser()
+    if not file.exists() and not ("#" in file.name and Path(fspath(file).rpartition("#")[0]).is_dir()):
+        raise PairError(f"{key} {path}: there is no such file; check the path (relative paths start at {Path.cwd()}).")
+
+
+def _check_channels(images: Mapping[str, MetaTensor]) -> None:
+    for key in (*LABEL_KEYS, *MASK_KEYS):
+        if key in images and len(images[key]) != 1:
+            raise PairError(f"{source_name(key, images[key])}: {len(images[key])} channels, expected one.")
+    counts = [len(images[key]) for key in IMAGE_KEYS]
+    if counts[0] != counts[1]:
+        names = [source_name(key, images[key]) for key in IMAGE_KEYS]
+        raise PairError(
+            f"{names[1]} has {counts[1]} channels and {names[0]} has {counts[0]}; give the same ones in the same order."
+        )
 
 
 def _check_writable_grid(fixed: MetaTensor) -> None:
@@ -156,7 +226,7 @@ def _check_writable_grid(fixed: MetaTensor) -> None:
         raise PairError(f"{source_name('fixed', fixed)}: {error}") from error
 
 
-def _check_shape(key: str, name: str, shape: tuple[int, ...], spatial_dims: int) -> None:
+def _check_shape(key: str, name: str, shape: tuple[int, ...], spatial_dims: int | None) -> None:
     if len(shape) > 3:
         raise PairError(
             f"{name}: shape {shape} is {len(shape)}D, a series or an image with channels; expected one real number a "
@@ -166,7 +236,7 @@ def _check_shape(key: str, name: str, shape: tuple[int, ...], spatial_dims: int)
         raise PairError(f"{name}: shape {shape} is no image; expected (X, Y, Z), or (X, Y) or (X, Y, 1) for a slice.")
     is_slice = len(shape) == 2 or 1 in shape
     # The fixed image is loaded first: where it has passed, not the settings are wrong but the pair.
-    if key != "fixed" and is_slice != (spatial_dims == 2):
+    if spatial_dims and key != "fixed" and is_slice != (spatial_dims == 2):
         found, expected = ("slice", "volume") if is_slice else ("volume", "slice")
         raise PairError(
             f"{name}: shape {shape} is a {found}, but the fixed image is a {expected}; "
@@ -183,7 +253,7 @@ def _check_shape(key: str, name: str, shape: tuple[int, ...], spatial_dims: int)
             "give a slice, or volumes in a run of their own (of the bundle: use inference.json without "
             "inference_2d.json)."
         )
-    if spatial_dims == 2 and shape[2:] not in ((), (1,)):
+    if is_slice and shape[2:] not in ((), (1,)):
         raise PairError(
             f"{name}: a slice of shape {shape}; expected (X, Y) or (X, Y, 1), move the thin axis to the end."
         )
@@ -222,7 +292,7 @@ def _check_contrast(key: str, image: MetaTensor) -> None:
 
 def _check_grid_of_image(key: str, label: MetaTensor, image: MetaTensor) -> None:
     """Labels and masks belong to their image voxel by voxel: unlike a pair, they are never resampled to fit."""
-    name, image_name = source_name(key, label), image.meta[ImageMetaKey.FILENAME_OR_OBJ]
+    name, image_name = source_name(key, label), image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "")
     advice = "resample it to the image's grid (nearest neighbour)."
     if label.shape != image.shape:
         raise PairError(
@@ -263,27 +333,27 @@ def _ones_and_zeros(key: str, mask: MetaTensor) -> Tensor:
     return counted
 
 
-def _landmarks(row: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The points of both images, as many of one as of the other, all of them within their image."""
-    if LANDMARK_KEYS[0] not in row:
-        return {}
-    points = {key: _points(key, row[key], row[image]) for key, image in zip(LANDMARK_KEYS, IMAGE_KEYS, strict=True)}
-    counts = [len(found) for found in points.values()]
+def _check_landmarks(scans: list[Scan], given: Mapping[str, Any]) -> None:
+    """As many points of one image as of the other."""
+    counts = [0 if scan.landmarks is None else len(scan.landmarks) for scan in scans]
     if counts[0] != counts[1]:
-        names = [f"{key} {row[key]}" for key in LANDMARK_KEYS]
+        names = [f"{key} {given[key]}" if isinstance(given[key], str | PathLike) else key for key in LANDMARK_KEYS]
         raise PairError(
             f"{names[1]} has {counts[1]} points and {names[0]} has {counts[0]}; give the same points in the same order."
         )
-    return points
 
 
-def _points(key: str, path: Any, image: MetaTensor) -> Tensor:
+def _points(key: str, given: Any, image: MetaTensor) -> Tensor:
+    """Points of a table or an array (N, 3), RAS mm, all of them within their image."""
+    path = given if isinstance(given, str | PathLike) else "in memory"
     try:
-        points = torch.from_numpy(read_points(path).ras)
+        points = torch.from_numpy(read_points(given).ras) if path is given else torch.as_tensor(given).double()
     except FileNotFoundError as error:
         raise PairError(f"{key} {path}: there is no such file; check the path.") from error
     except (ValueError, OSError) as error:
         raise PairError(f"{key} {error}") from error
+    if points.ndim != 2 or points.shape[1] != 3 or not len(points) or not points.isfinite().all():
+        raise PairError(f"{key} {path}: shape {tuple(points.shape)}, expected finite points (N, 3) in RAS mm.")
     voxels = to_voxels(points, image)
     size = torch.tensor(image.shape[1:])
     outside = ((voxels < -0.5) | (voxels > size - 0.5)).any(1).nonzero().flatten().tolist()
@@ -291,7 +361,7 @@ def _points(key: str, path: Any, image: MetaTensor) -> Tensor:
         first = outside[0]
         raise PairError(
             f"{key} {path}: {len(outside)} of {len(points)} points lie outside the image "
-            f"{image.meta[ImageMetaKey.FILENAME_OR_OBJ]}, the first is point {first + 1} at voxel "
+            f"{image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, '')}, the first is point {first + 1} at voxel "
             f"{[round(x, 1) for x in voxels[first].tolist()]} of {tuple(image.shape[1:])}; points are LPS mm as in ITK "
             "and ANTs, change the sign of x and y of RAS points."
         )

@@ -1,108 +1,100 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Steps of a pair's way to the grid of the fixed image: `MatchGridd`."""
+"""A pair on one grid, as the optimisation sees it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Transform
 from torch import Tensor
 
-from monai_nodeo.data.pair import IMAGE_KEYS, INPUT_KEYS, LANDMARK_KEYS, MASK_KEYS, PairError, source_name
-from monai_nodeo.data.placement import affine_3d, on_grid_of, same_grid, started, to_voxels, voxel_map, world_corners
+from monai_nodeo.data.pair import Pair, PairError, source_name
+from monai_nodeo.data.placement import (
+    affine_3d,
+    on_grid_of,
+    same_grid,
+    started,
+    to_voxels,
+    voxel_map,
+    world_corners,
+)
 
-__all__ = [
-    "MaskAirD",
-    "MaskAirDict",
-    "MaskAird",
-    "MatchGridD",
-    "MatchGridDict",
-    "MatchGridd",
-]
+__all__ = ["MatchedPair", "match", "with_mask_of_air"]
 
 _SMALL_OVERLAP = 0.25
 
 logger = logging.getLogger(__name__)
 
 
-class MatchGridd(Transform):
-    """Bring what the optimisation needs of the moving image to the grid of "fixed_input", or else of "fixed".
+@dataclass(frozen=True, eq=False)
+class MatchedPair:
+    """Two images on one grid.
 
-    "moving_input", or "moving" if it is not there, becomes "moving_input", sampled once (linear) through the fixed
-    affine, "initial_affine" if there is one, and its own affine; outside its field of view it is its minimum.
-    "moving_mask" is replaced by its nearest neighbours there, 0 outside. "fixed_landmarks" and "moving_landmarks" (RAS
-    mm) become "landmarks", (N, 2, D): for each point its voxel on that grid and the voxel of it which the affines take
-    to its partner. "moving" and "moving_label" stay as they are, for `WarpWithDDFd`.
+    Attributes:
+        fixed: (C, *spatial), whose grid it is.
+        moving: (C, *spatial), sampled once through the affines and the start; outside its field of view its minimum.
+        fixed_mask: 1 where the fixed image counts, else 0, (1, *spatial).
+        moving_mask: the same of the moving image; 0 outside its field of view.
+        fixed_certainty: how sure the fixed image is, in [0, 1], (1, *spatial).
+        landmarks: (N, 2, D): for each point its voxel, and the voxel which the affines take to its partner.
+    """
+
+    fixed: MetaTensor
+    moving: MetaTensor
+    fixed_mask: Tensor | None = None
+    moving_mask: Tensor | None = None
+    fixed_certainty: Tensor | None = None
+    landmarks: Tensor | None = None
+
+
+def match(pair: Pair, start: Tensor | None = None, fixed_certainty: Tensor | None = None) -> MatchedPair:
+    """Bring what the optimisation needs of the moving image to the fixed grid.
 
     Two slices are matched in their plane: the position along its normal is ignored, since slices of different levels
     may be registered.
+
+    Args:
+        pair: each image on its own grid.
+        start: (4, 4), RAS mm, fixed physical point -> moving physical point.
+        fixed_certainty: on the fixed grid, see `MatchedPair`.
 
     Raises:
         PairError: when the fields of view do not overlap, or only where the moving image shows nothing, no voxel is
             left that both masks count, or two slices lie in planes of different orientation.
     """
-
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Match one pair.
-
-        Args:
-            data: MetaTensors "fixed" (C, *spatial) and "moving" (C, *its own spatial), perhaps "fixed_input" and
-                "moving_input" (the same on grids of other voxels), "fixed_mask" and "moving_mask" (1, *spatial of its
-                input), landmarks (N, 3) and "initial_affine" (4, 4).
-
-        Returns:
-            A new dict.
-        """
-        pair = dict(data)
-        fixed, moving = (pair.get(key, pair[image]) for key, image in zip(INPUT_KEYS, IMAGE_KEYS, strict=True))
-        start = pair.get("initial_affine")
-        mapped = voxel_map(fixed, moving, start)
-        if not same_grid(fixed, moving, mapped):
-            _check_overlap(fixed, moving, mapped, start)
-        pair |= {"fixed_input": fixed, "moving_input": on_grid_of(fixed, moving, start)}
-        _check_content(moving, pair["moving_input"], start)
-        if "moving_mask" in pair:
-            pair["moving_mask"] = on_grid_of(fixed, pair["moving_mask"], start, mode="nearest")
-        _check_masks(pair)
-        if LANDMARK_KEYS[0] in pair:
-            places = [
-                to_voxels(pair.pop(key), image) for key, image in zip(LANDMARK_KEYS, (fixed, moving), strict=True)
-            ]
-            back = torch.linalg.inv(mapped)
-            pair["landmarks"] = torch.stack([places[0], places[1] @ back[:-1, :-1].T + back[:-1, -1]], dim=1)
-        return pair
+    fixed, moving = pair.fixed.image, pair.moving.image
+    mapped = voxel_map(fixed, moving, start)
+    if not same_grid(fixed, moving, mapped):
+        _check_overlap(fixed, moving, mapped, start)
+    seen = on_grid_of(fixed, moving, start)
+    _check_content(moving, seen, start)
+    moving_mask = None if pair.moving.mask is None else on_grid_of(fixed, pair.moving.mask, start, mode="nearest")
+    _check_masks(pair, [mask for mask in (pair.fixed.mask, moving_mask) if mask is not None])
+    landmarks = None
+    if pair.fixed.landmarks is not None and pair.moving.landmarks is not None:
+        here, there = to_voxels(pair.fixed.landmarks, fixed), to_voxels(pair.moving.landmarks, moving)
+        back = torch.linalg.inv(mapped)
+        landmarks = torch.stack([here, there @ back[:-1, :-1].T + back[:-1, -1]], dim=1)
+    return MatchedPair(fixed, seen, pair.fixed.mask, moving_mask, fixed_certainty, landmarks)
 
 
-class MaskAird(Transform):
-    """Count only where "fixed" is above its minimum: adds "fixed_mask", unless there is one.
+def with_mask_of_air(pair: Pair) -> Pair:
+    """The pair with a fixed mask that counts only where the fixed image is above its minimum, unless it has one.
 
     For images of different contrast around which nothing was stored, such as skull-stripped brains: air is black
     whatever the contrast, so that no function of one image is the other one across the border of the brain. In images
     with noise in the air the mask holds nearly all voxels and changes little.
     """
-
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Add the mask to one pair.
-
-        Args:
-            data: MetaTensor "fixed", (1, *spatial).
-
-        Returns:
-            A new dict with "fixed_mask", (1, *spatial), 1 or 0.
-        """
-        fixed = data["fixed"]
-        mask = (fixed > fixed.min()).to(fixed.dtype)
-        # with a meta of its own: there is no file of it
-        return {"fixed_mask": MetaTensor(mask.as_tensor(), affine=fixed.affine), **data}
-
-
-MatchGridD = MatchGridDict = MatchGridd
-MaskAirD = MaskAirDict = MaskAird
+    if pair.fixed.mask is not None:
+        return pair
+    image = pair.fixed.image
+    inside = (image > image.min()).any(0, keepdim=True).to(image.dtype)
+    mask = MetaTensor(inside.as_tensor(), affine=image.affine)  # with a meta of its own: there is no file of it
+    return replace(pair, fixed=replace(pair.fixed, mask=mask))
 
 
 def _check_overlap(fixed: MetaTensor, moving: MetaTensor, mapped: Tensor, start: Tensor | None) -> None:
@@ -137,10 +129,11 @@ def _other_start(start: Tensor | None) -> str:
     return 'start with initial_transform "affine" or "moments", or repair the affine in one header.'
 
 
-def _check_masks(pair: Mapping[str, Any]) -> None:
-    masks = [pair[key] for key in MASK_KEYS if key in pair]
+def _check_masks(pair: Pair, masks: Sequence[MetaTensor]) -> None:
+    """That there is a voxel which all masks count."""
     if masks and not torch.stack([mask.as_tensor() for mask in masks]).amin(0).any():
-        names = " and ".join(source_name(key, pair[key]) for key in MASK_KEYS if key in pair)
+        given = (("fixed_mask", pair.fixed.mask), ("moving_mask", pair.moving.mask))
+        names = " and ".join(source_name(key, mask) for key, mask in given if mask is not None)
         raise PairError(
             f"{names}: on the fixed grid the masks exclude everything; check where they are greater than 0, "
             "or the alignment of the two images."

@@ -1,70 +1,63 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What a pair consists of while it goes through the transforms: the keys of a row, and its errors.
-
-Paths of a data list:
-
-===================================  ==============================================================================
-"fixed", "moving"                    the images
-"fixed_label", "moving_label"        label maps, both or none, each on the grid of its image
-"fixed_mask", "moving_mask"          where an image counts (greater than 0), either, each on the grid of its image
-"fixed_landmarks",                   CSV of points in LPS mm, both or none, one below the other in the same order
-"moving_landmarks"
-===================================  ==============================================================================
-
-`LoadPaird` puts what they hold in their place, `AlignPaird` adds "initial_affine", `RefineThickSlicesd` adds
-"fixed_input" and "moving_input", and `MatchGridd` brings what the optimisation needs to the grid of "fixed_input":
-"moving_input", the masks and "landmarks". "fixed", "moving" and their labels stay as they are stored: results are on
-the fixed grid, and sampled once, through the affine start and the displacement.
-"""
+"""A pair of images with all that is known about them; nothing here is changed, a step makes a new object."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from monai.data import MetaTensor
 from monai.utils import ImageMetaKey, MetaKeys
+from torch import Tensor
 
-from monai_nodeo.data.keys import IMAGE_KEYS, INPUT_KEYS, LABEL_KEYS, LANDMARK_KEYS, MASK_KEYS, PATH_KEYS
 from monai_nodeo.files import ImageGrid
 
-__all__ = [
-    "IMAGE_KEYS",
-    "INPUT_KEYS",
-    "LABEL_KEYS",
-    "LANDMARK_KEYS",
-    "MASK_KEYS",
-    "PATH_KEYS",
-    "PairError",
-    "root_cause",
-    "source_name",
-    "stored_grid",
-]
+__all__ = ["Pair", "PairError", "Scan", "source_name", "stored_grid"]
 
 
 class PairError(ValueError):
     """A pair that cannot be registered. The message names the file, what was found and what to do."""
 
 
-def root_cause(error: BaseException) -> BaseException:
-    """The error that a transform raised, without the RuntimeErrors that MONAI's ``Compose`` wraps around it.
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """One image of a pair, and what belongs to it.
 
-    Args:
-        error: what a call of a (nested) ``Compose`` raised.
-
-    Example:
-        >>> from monai.transforms import Compose
-        >>> from monai_nodeo.data.load import LoadPaird
-        >>> try:
-        ...     Compose([LoadPaird()])({"fixed": "a.nii.gz"})
-        ... except RuntimeError as error:
-        ...     print(root_cause(error))
-        moving: no path was given; give one as "moving".
+    Attributes:
+        image: (C, *spatial), float32, with its affine, voxel -> RAS mm.
+        label: label map on the grid of the image, (1, *spatial), whole numbers.
+        mask: 1 where the image counts, else 0, on the grid of the image, (1, *spatial).
+        landmarks: points, (N, 3) RAS mm, float64.
     """
-    while isinstance(error, RuntimeError) and str(error).startswith("applying transform") and error.__cause__:
-        error = error.__cause__
-    return error
+
+    image: MetaTensor
+    label: MetaTensor | None = None
+    mask: MetaTensor | None = None
+    landmarks: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two scans, each on a grid of its own, as they are stored.
+
+    Attributes:
+        fixed: its grid stays.
+        moving: is warped.
+        id: name of the pair.
+        sources: key of a data list -> path that was read.
+    """
+
+    fixed: Scan
+    moving: Scan
+    id: str = ""
+    sources: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 for slices, 3 for volumes."""
+        return self.fixed.image.ndim - 1
 
 
 def source_name(key: str, image: MetaTensor) -> str:
@@ -76,7 +69,7 @@ def stored_grid(image: MetaTensor) -> ImageGrid:
     """The grid that an image was stored on, without opening its file again.
 
     Args:
-        image: as `LoadPaird` made it, (1, *spatial), also after a data loader; without its meta, the grid in memory.
+        image: (C, *spatial), also after a data loader; without its meta, the grid in memory.
 
     Raises:
         ValueError: when ITK could not hold the grid.

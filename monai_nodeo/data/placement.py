@@ -12,7 +12,7 @@ from itertools import product
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import to_affine_nd
-from monai.utils import MetaKeys
+from monai.utils import MetaKeys, look_up_option
 from torch import Tensor
 
 from monai_nodeo.data.pair import PairError, source_name
@@ -56,15 +56,18 @@ def on_grid_of(
     Returns:
         (C, *spatial), float32, on the device of the ddf if there is one, with the fixed affine and otherwise the meta
         of the moving image. Outside the moving field of view, which ends half a voxel beyond the last voxel as ITK's
-        does, an image is its minimum and labels are 0. Without a ddf, voxels of one grid stay as they are.
+        does, each channel of an image is its minimum and labels are 0. Without a ddf, voxels of one grid stay as they
+        are.
+
+    Raises:
+        ValueError: for another mode.
     """
+    look_up_option(mode, ("bilinear", "nearest"))
     mapped = voxel_map(fixed, moving, initial_affine)
     shape = tuple(fixed.shape[1:])
     values = moving.as_tensor().to(ddf.device if ddf is not None else None, torch.float32)
     if ddf is not None or not same_grid(fixed, moving, mapped):
-        # An image's own minimum is its background, also where 0 is not, as in CT.
-        background = float(values.min()) if mode == "bilinear" else 0.0
-        values = _sampled(values, mapped, shape, ddf, mode, background)
+        values = torch.cat([_sampled(x, mapped, shape, ddf, mode, _background(x, mode)) for x in values.split(1)])
     meta = {name: value for name, value in moving.meta.items() if name != MetaKeys.AFFINE}
     return MetaTensor(values, affine=fixed.affine.clone(), meta=meta)
 
@@ -179,6 +182,11 @@ def _check_plane(fixed: MetaTensor, moving: MetaTensor, target: Tensor, source: 
 
 def _rounded(vector: Tensor) -> list[float]:
     return [round(value, 2) for value in vector.tolist()]
+
+
+def _background(channel: Tensor, mode: str) -> float:
+    """A channel's own minimum is its background, also where 0 is not, as in CT."""
+    return float(channel.min()) if mode == "bilinear" else 0.0
 
 
 def _sampled(

@@ -18,7 +18,7 @@ Nothing here imports torch: a command that only applies a transform starts at on
 
 from __future__ import annotations
 
-from monai_nodeo.files.atomic import atomic_path, check_folder
+from monai_nodeo.files.atomic import atomic_path, check_folder, check_output_dir
 from monai_nodeo.files.formats import (
     check_transform_target,
     read_affine,
@@ -27,7 +27,7 @@ from monai_nodeo.files.formats import (
     write_transform,
 )
 from monai_nodeo.files.grid import ImageGrid, itk_geometry
-from monai_nodeo.files.images import ImageFileError, StoredImage, open_stored
+from monai_nodeo.files.images import ImageFileError, StoredImage, open_stored, stored_itk, stored_nibabel
 from monai_nodeo.files.nifti import (
     check_image_target,
     read_displacement,
@@ -50,6 +50,7 @@ __all__ = [
     "atomic_path",
     "check_folder",
     "check_image_target",
+    "check_output_dir",
     "check_transform_target",
     "itk_geometry",
     "open_stored",
@@ -58,6 +59,8 @@ __all__ = [
     "read_points",
     "read_transform",
     "save_nifti",
+    "stored_itk",
+    "stored_nibabel",
     "write_affine",
     "write_displacement",
     "write_image",

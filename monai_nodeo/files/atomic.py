@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_path", "check_folder"]
+__all__ = ["atomic_path", "check_folder", "check_output_dir"]
 
 
 @contextmanager
@@ -49,3 +49,22 @@ def check_folder(path: str | os.PathLike[str]) -> None:
     folder = Path(path).parent
     if not folder.is_dir():
         raise FileNotFoundError(f"{path}: the folder {folder} does not exist; make it first.")
+
+
+def check_output_dir(path: str | os.PathLike[str]) -> Path:
+    """Make the folder for results, and find out that it can be written to before anything is computed.
+
+    Returns:
+        The folder, absolute.
+
+    Raises:
+        OSError: names the folder and what to do.
+    """
+    folder = Path(path).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written to ({error.strerror}); give another folder.") from error
+    return folder

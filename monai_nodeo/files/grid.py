@@ -95,6 +95,11 @@ class ImageGrid:
         return self.shape[:2] if self.shape[2:] == (1,) else self.shape
 
     @property
+    def spacing(self) -> tuple[float, ...]:
+        """Size of a voxel along the axes in memory, mm."""
+        return tuple(np.linalg.norm(self.affine[:3, : self.spatial_dims], axis=0).tolist())
+
+    @property
     def spatial_dims(self) -> int:
         """D, the number of axes in memory."""
         return len(self.spatial_shape)

@@ -23,7 +23,16 @@ import SimpleITK as sitk
 from nibabel.nifti1 import Nifti1Header
 from nibabel.spatialimages import SpatialImage
 
-__all__ = ["RAS_TO_LPS", "ImageFileError", "StoredImage", "itk_place", "nifti_place", "open_stored"]
+__all__ = [
+    "RAS_TO_LPS",
+    "ImageFileError",
+    "StoredImage",
+    "itk_place",
+    "nifti_place",
+    "open_stored",
+    "stored_itk",
+    "stored_nibabel",
+]
 
 _NIBABEL = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz", ".mgz", ".mgh")
 _FORMATS = "NIfTI, NRRD, MHA, a folder of DICOM files, or PNG or TIFF for a slice"
@@ -139,6 +148,11 @@ def _open_nibabel(name: str, file: Path) -> StoredImage:
         ) from error
     if not isinstance(image, SpatialImage) or image.affine is None:
         raise ImageFileError(f"{name}: a {type(image).__name__} has no voxel grid; expected {_FORMATS}.")
+    return stored_nibabel(name, image)
+
+
+def stored_nibabel(name: str, image: SpatialImage) -> StoredImage:
+    """An image of nibabel, see `open_stored`; errors begin with the name."""
     stored = image.get_data_dtype()
     if np.issubdtype(stored, np.complexfloating):
         raise _complex(name, str(stored))
@@ -159,6 +173,14 @@ def _open_nibabel(name: str, file: Path) -> StoredImage:
         sform_code,
         qform_code,
         _steps(image, len(shape)),
+    )
+
+
+def stored_itk(name: str, image: sitk.Image) -> StoredImage:
+    """An image of SimpleITK, see `open_stored`."""
+    shape = _shape(_with_channels(image.GetSize(), image.GetNumberOfComponentsPerPixel()))
+    return StoredImage(
+        name, itk_place(image), shape, _numpy_type(image.GetPixelID()), lambda: _itk_values(image).reshape(shape)
     )
 
 

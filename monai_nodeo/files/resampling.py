@@ -56,7 +56,12 @@ def read_chain(names: Sequence[str]) -> Transform:
 
 
 def apply_to_image(
-    image: str, reference: str, transform: Transform, output: str, interpolation: str = "linear", outside: float = 0.0
+    image: str,
+    reference: str,
+    transform: Transform,
+    output: str,
+    interpolation: str = "linear",
+    outside: float | None = None,
 ) -> None:
     """Bring an image on to the grid of a reference and write it as NIfTI, with its own type of values.
 
@@ -66,7 +71,8 @@ def apply_to_image(
         transform: points of the reference's space -> points of the image's space.
         output: target, .nii.gz or .nii.
         interpolation: a key of `INTERPOLATIONS`; "label" takes the label with the largest linear weight.
-        outside: value where the image is not known.
+        outside: value where the image is not known; None: the minimum of each channel, 0 with labels and nearest
+            neighbours.
 
     Raises:
         ValueError: when the transform and the two images do not belong together.
@@ -82,7 +88,11 @@ def apply_to_image(
 
 
 def resample(
-    stored: StoredImage, grid: ImageGrid, transform: Transform, interpolation: str = "linear", outside: float = 0.0
+    stored: StoredImage,
+    grid: ImageGrid,
+    transform: Transform,
+    interpolation: str = "linear",
+    outside: float | None = None,
 ) -> np.ndarray:
     """An image on a grid.
 
@@ -91,7 +101,8 @@ def resample(
         grid: where to sample it.
         transform: points of the grid's space -> points of the image's space.
         interpolation: a key of `INTERPOLATIONS`.
-        outside: value where the image is not known.
+        outside: value where the image is not known; None: the minimum of each channel, 0 with labels and nearest
+            neighbours.
 
     Returns:
         (*grid.shape, *further axes), of the type of the stored values.
@@ -112,9 +123,12 @@ def resample(
             sitk.TransformToDisplacementField(itk, sitk.sitkVectorFloat64, grid.shape, *itk_geometry(grid).values())
         )
     mode = INTERPOLATIONS[interpolation]
+    fills = [outside] * len(images)
+    if outside is None:
+        fills = [float(volumes[..., i].min()) if interpolation == "linear" else 0.0 for i in range(len(images))]
     warped = [
-        sitk.Resample(one, grid.shape, itk, mode, *itk_geometry(grid).values(), outside, one.GetPixelID())
-        for one in images
+        sitk.Resample(one, grid.shape, itk, mode, *itk_geometry(grid).values(), fill, one.GetPixelID())
+        for one, fill in zip(images, fills, strict=True)
     ]
     stack = np.stack([sitk.GetArrayViewFromImage(one).T for one in warped], axis=-1)
     return stack.reshape(*grid.shape, *stored.shape[3:]).astype(kind, copy=False)

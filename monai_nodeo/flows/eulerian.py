@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from monai_nodeo.flows.parametrisations import Lattice, Parametrisation
-from monai_nodeo.flows.velocity import Flow, VelocityModel
+from monai_nodeo.flows.velocity import NodeVelocity, VelocityField, VelocityModel
 from monai_nodeo.geometry.axes import apply_along_axes
 from monai_nodeo.geometry.coordinates import voxels_per_unit
 from monai_nodeo.geometry.resizing import resize
-from monai_nodeo.geometry.sampling import sample
 from monai_nodeo.geometry.smoothing import GaussianSmoothing, SeparableSmoothing
 
 __all__ = ["EulerianVelocity"]
@@ -63,17 +62,27 @@ class EulerianVelocity(VelocityModel):
         steps = torch.tensor([min(sides) / side for side in sides]).view(1, -1, *[1] * spatial_dims)
         scale = voxels_per_unit(self.image_size, torch.float32, torch.device("cpu"))
         self.register_buffer("scale", torch.where(scale > 0, steps / scale.clamp(min=0.5), 0), persistent=False)
-        self.register_buffer("base", torch.zeros(1, spatial_dims, *[1] * spatial_dims), persistent=False)
+        keyframes = self.parametrisation.keyframes
+        self.register_buffer("base", torch.zeros(keyframes, spatial_dims, *self.image_size))
 
     def forward(self, phi: Tensor, t: Tensor | None = None) -> Tensor:
         """See :py:meth:`VelocityModel.forward`."""
-        return _Sampled(_keyframes([self]), None)(phi, t)
+        return self.together([self])(phi, t)
 
     @staticmethod
-    def joint_flow(models: Sequence[EulerianVelocity], start: Tensor) -> Flow:
-        """See :py:meth:`VelocityModel.joint_flow`."""
-        velocity = _Sampled(_keyframes(models), start)
-        return Flow(velocity, velocity.keyframes)
+    def together(models: Sequence[EulerianVelocity]) -> NodeVelocity:
+        """See :py:meth:`VelocityModel.together`."""
+        first = models[0]
+        kernels = [first.get_buffer(f"kernel_{axis}") for axis in range(first.spatial_dims)]
+        steps = _joined([model.parametrisation() for model in models])
+        bases = _joined([model.get_buffer("base") for model in models])
+        images = bases + apply_along_axes(steps, kernels) * first.get_buffer("scale")
+        # those of a model follow each other
+        return NodeVelocity(images.unflatten(0, (len(models), -1)).unbind(1))
+
+    def kept(self) -> VelocityField:
+        """The velocity at the nodes."""
+        return VelocityField.of(torch.cat(self.together([self]).keyframes))
 
     def fresh(self, image_size: Sequence[int], spacing: Sequence[float] | None = None) -> EulerianVelocity:
         return EulerianVelocity(self.spatial_dims, image_size, self.parametrisation, self.smoothing, spacing)
@@ -82,47 +91,10 @@ class EulerianVelocity(VelocityModel):
     def finer(self, image_size: Sequence[int], spacing: Sequence[float] | None = None) -> EulerianVelocity:
         """See :py:meth:`VelocityModel.finer`."""
         model = self.fresh(image_size, spacing)
-        model.base = resize(torch.cat(_keyframes([self])), image_size)  # d phi / dt does not depend on the grid
+        model.base = resize(self.kept().images, image_size)  # d phi / dt does not depend on the grid
         return model
-
-
-def _keyframes(models: Sequence[EulerianVelocity]) -> tuple[Tensor, ...]:
-    """The velocities of several models of one shape at each keyframe, d phi / dt, (models, D, *image_size)."""
-    first = models[0]
-    kernels = [first.get_buffer(f"kernel_{axis}") for axis in range(first.spatial_dims)]
-    steps = _joined([model.parametrisation() for model in models])
-    bases = [model.get_buffer("base") for model in models]
-    if len(models) > 1:  # each has one for all its keyframes, or one for each
-        bases = [base.expand(len(steps) // len(models), *base.shape[1:]) for base in bases]
-    images = _joined(bases) + apply_along_axes(steps, kernels) * first.get_buffer("scale")
-    # those of a model follow each other
-    return images.unflatten(0, (len(models), -1)).unbind(1)
 
 
 def _joined(batches: Sequence[Tensor]) -> Tensor:
     """The batches as one, without a copy of a single one."""
     return batches[0] if len(batches) == 1 else torch.cat(list(batches))
-
-
-class _Sampled:
-    """Velocity images at equally spaced times, sampled; ``start`` are positions at their nodes."""
-
-    def __init__(self, keyframes: tuple[Tensor, ...], start: Tensor | None) -> None:
-        self.keyframes = keyframes
-        self._start = start
-
-    def _at(self, t: Tensor | None) -> Tensor:
-        if len(self.keyframes) == 1:
-            return self.keyframes[0]
-        if t is None:
-            raise ValueError("a velocity with several keyframes needs the time.")
-        position = t * (len(self.keyframes) - 1)
-        # Hat functions instead of a look-up: the host never needs the value of t.
-        hats = [(1 - (position - k).abs()).clamp(min=0) for k in range(len(self.keyframes))]
-        return torch.stack([image * hat for image, hat in zip(self.keyframes, hats, strict=True)]).sum(0)
-
-    def __call__(self, phi: Tensor, t: Tensor | None = None) -> Tensor:
-        image = self._at(t)
-        if phi is self._start:
-            return image
-        return sample(image.expand(phi.shape[0], *image.shape[1:]), phi)

@@ -6,19 +6,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from monai.networks.layers.factories import Act, Conv, Pool
 from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
-from monai_nodeo.flows.velocity import VelocityModel
+from monai_nodeo.flows.velocity import CloudModel
 from monai_nodeo.geometry.axes import apply_along_axes, upsampling_matrix
 from monai_nodeo.geometry.smoothing import AveragingSmoothing, SeparableSmoothing
 
 __all__ = ["NODEONet"]
 
 
-class NODEONet(VelocityModel):
+class NODEONet(CloudModel):
     """The velocity network of NODEO (Wu et al., CVPR 2022, and the authors' code).
 
     The cloud is halved and taken through stride-2 convolutions to a bottleneck; a linear layer opens it to a coarse
@@ -101,7 +102,7 @@ class NODEONet(VelocityModel):
         # Interpolation and smoothing are linear and separable: one matrix an axis takes the lattice to the smooth grid.
         for axis, kernel in enumerate(self.smoothing.matrices(self.image_size, spacing=spacing)):
             upsampling = upsampling_matrix(self.lattice_size[axis], self.image_size[axis])
-            self.register_buffer(f"to_grid_{axis}", kernel @ upsampling, persistent=False)
+            self.register_buffer(f"to_grid_{axis}", kernel @ upsampling)
 
     def forward(self, phi: Tensor, t: Tensor | None = None) -> Tensor:
         """See :py:meth:`VelocityModel.forward`; the published model does not depend on time.
@@ -113,6 +114,11 @@ class NODEONet(VelocityModel):
             raise ValueError(f"phi {tuple(phi.shape)} is not of image_size {self.image_size}; make a fresh() network.")
         lattice = self.decoder(self.encoder(self.halve(phi))) * self.scale
         return apply_along_axes(lattice, [self.get_buffer(f"to_grid_{a}") for a in range(self.spatial_dims)])
+
+    def options(self) -> dict[str, Any]:
+        # without the kernel: it is in the matrices to the grid, which the state dict holds
+        names = ("spatial_dims", "channels", "num_convolutions", "bottleneck", "downsample", "scale")
+        return {"image_size": list(self.image_size), **{name: getattr(self, name) for name in names}}
 
     def fresh(self, image_size: Sequence[int], spacing: Sequence[float] | None = None) -> NODEONet:
         return NODEONet(

@@ -1,10 +1,11 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The flow of a velocity model, by torchdiffeq."""
+"""Solvers of any velocity, by torchdiffeq."""
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -13,26 +14,43 @@ import torch
 from monai.utils import look_up_option
 from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
-from torchdiffeq._impl.odeint import SOLVERS
+from torchdiffeq._impl.odeint import SOLVERS  # private: setup.cfg bounds the version, a test holds what is used of it
 from torchdiffeq._impl.solvers import FixedGridODESolver
 
-__all__ = ["ODESolver"]
+from monai_nodeo.flows.velocity import Velocity
 
-Velocity = Callable[[Tensor, Tensor | None], Tensor]
+__all__ = ["ODESolver", "check_times", "steps_between"]
 
 # Aliases and wrappers that need another library are left out.
 METHODS = tuple(name for name in SOLVERS if name not in ("fixed_adams", "scipy_solver"))
 
 
-class _TimeFirst(nn.Module):
-    """torchdiffeq calls ``func(t, y)``; MONAI networks take the state first."""
+def check_times(times: Sequence[float]) -> None:
+    """Refuse times that a solver cannot go along.
 
-    def __init__(self, velocity: Velocity) -> None:
+    Raises:
+        ValueError: when there are fewer than two, or they do not all go in one direction.
+    """
+    ways = {b > a for a, b in pairwise(times)}
+    if len(times) < 2 or len(ways) > 1 or any(a == b for a, b in pairwise(times)):
+        raise ValueError(f"times must be at least two and go in one direction, got {tuple(times)}.")
+
+
+def steps_between(start: float, end: float, steps_a_unit: int) -> int:
+    """Equal steps from one time to another, none longer than those of a unit of time."""
+    return max(1, math.ceil(abs(end - start) * steps_a_unit - 1e-6))
+
+
+class _TimeFirst(nn.Module):
+    """torchdiffeq calls ``func(t, y)`` with a growing t; ``sign`` is that of the direction of time."""
+
+    def __init__(self, velocity: Velocity, sign: float) -> None:
         super().__init__()
         self.velocity = velocity
+        self.sign = sign
 
     def forward(self, t: Tensor, phi: Tensor, perturb: Any = None) -> Tensor:
-        return self.velocity(phi, t)
+        return self.velocity(phi, t) if self.sign > 0 else -self.velocity(phi, -t)
 
     def callback_step(self, *_: Any) -> None:
         """Nothing to do: the solver classes ask for it."""
@@ -58,17 +76,17 @@ def _valid_options(method: str) -> list[str]:
 
 
 class ODESolver:
-    """Solves ``d phi / dt = v(phi, t)`` from t = 0 to t = 1.
+    """Solves ``d phi / dt = v(phi, t)``, forwards or backwards in time.
 
-    Fixed-grid methods take ``num_steps`` equal steps and never wait for the device; adaptive methods choose their own
-    steps from ``rtol`` and ``atol``.
+    Fixed-grid methods take ``num_steps`` equal steps a unit of time and never wait for the device; adaptive methods
+    choose their own steps from ``rtol`` and ``atol``.
 
     Args:
         method: a torchdiffeq method, among them ``"euler"``, ``"midpoint"``, ``"rk4"`` (fixed grid) and ``"dopri5"``
             (adaptive).
-        num_steps: steps of a fixed-grid method.
+        num_steps: steps of a fixed-grid method from t = 0 to t = 1.
         adjoint: solve backwards for the gradient (``odeint_adjoint``): memory does not grow with the number of steps,
-            but the result is not the exact gradient of the discrete solution.
+            but the result is not the exact gradient of the discrete solution. The velocity has to be a module.
         rtol: relative tolerance of an adaptive method.
         atol: absolute tolerance of an adaptive method, in the units of phi.
         options: further options of the torchdiffeq solver.
@@ -100,16 +118,22 @@ class ODESolver:
         self.adjoint = adjoint
         self.rtol = rtol
         self.atol = atol
-        self.options = options
+        self._options = options
+
+    def options(self) -> dict[str, Any]:
+        """Arguments that make the same solver."""
+        names = ("method", "num_steps", "adjoint", "rtol", "atol")
+        return {**{name: getattr(self, name) for name in names}, **self._options}
+
+    def finer(self) -> ODESolver:
+        """With half the steps and a sixteenth of the tolerances."""
+        more = {"num_steps": 2 * self.num_steps, "rtol": self.rtol / 16, "atol": self.atol / 16}
+        return ODESolver(**{**self.options(), **more})
 
     @property
     def waits_for_device(self) -> bool:
         """Whether the host looks at what has been computed before it goes on."""
         return self.adjoint or not _is_fixed_grid(self.method)
-
-    def _time_grid(self, _func: Callable, _y0: Tensor, t: Tensor) -> Tensor:
-        """Equal steps over the whole interval; requested times in between are interpolated."""
-        return torch.linspace(float(t[0]), float(t[-1]), self.num_steps + 1, dtype=t.dtype, device=t.device)
 
     def __call__(self, velocity: Velocity, phi0: Tensor, times: Sequence[float] = (0.0, 1.0)) -> Tensor:
         """Integrate.
@@ -118,19 +142,19 @@ class ODESolver:
             velocity: (phi, t) -> velocity, a module for the adjoint method, all (B, D, *spatial); t is a scalar tensor,
                 with a fixed-grid method on the CPU whatever the device of phi.
             phi0: positions at ``times[0]``, (B, D, *spatial).
-            times: increasing, at least two.
+            times: at least two, growing or falling.
 
         Returns:
             trajectory, (T, B, D, *spatial): phi at each of the times, the first is ``phi0``.
 
         Raises:
-            ValueError: when the times do not increase.
+            ValueError: when the times do not go in one direction.
         """
-        if len(times) < 2 or not all(b > a for a, b in pairwise(times)):
-            raise ValueError(f"times must be at least two and increase, got {tuple(times)}.")
-        func = _TimeFirst(velocity)
-        t = torch.tensor(times, dtype=phi0.dtype)
-        options = dict(self.options)
+        check_times(times)
+        sign = 1.0 if times[1] > times[0] else -1.0
+        func = _TimeFirst(velocity, sign)
+        t = torch.tensor(times, dtype=phi0.dtype) * sign
+        options = dict(self._options)
         if _is_fixed_grid(self.method):
             options["grid_constructor"] = self._time_grid
             if not self.adjoint:
@@ -139,3 +163,11 @@ class ODESolver:
                 return solver.integrate(t)
         solve = odeint_adjoint if self.adjoint else odeint
         return solve(func, phi0, t.to(phi0.device), rtol=self.rtol, atol=self.atol, method=self.method, options=options)
+
+    def _time_grid(self, _func: Callable, _y0: Tensor, t: Tensor) -> Tensor:
+        """Equal steps between each two requested times."""
+        parts = [
+            torch.linspace(a, b, steps_between(a, b, self.num_steps) + 1, dtype=t.dtype)[:-1]
+            for a, b in pairwise(t.tolist())
+        ]
+        return torch.cat([*parts, t[-1:].cpu()]).to(t.device)

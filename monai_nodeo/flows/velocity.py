@@ -1,29 +1,44 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What every velocity model offers."""
+"""What every velocity model offers, and velocities that are images at the nodes of a grid."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Flow", "VelocityBatch", "VelocityModel"]
+from monai_nodeo.flows.fixed_point import find_sources
+from monai_nodeo.geometry.coordinates import identity_grid
+from monai_nodeo.geometry.resizing import resize
+from monai_nodeo.geometry.sampling import sample
+
+__all__ = ["CloudModel", "NodeVelocity", "Solver", "Velocity", "VelocityBatch", "VelocityField", "VelocityModel"]
 
 
-class Flow(NamedTuple):
-    """A velocity for one integration.
+class Velocity(Protocol):
+    """What a solver integrates."""
 
-    Attributes:
-        velocity: (phi, t) -> d phi / dt, as :py:meth:`VelocityModel.forward`.
-        images: velocities at the voxels that it is made of, d phi / dt, each (B, D, *spatial); there may be none.
-    """
+    def __call__(self, phi: Tensor, t: Tensor | None = None) -> Tensor:
+        """Velocity d phi / dt, (B, D, *spatial), at positions phi in [-1, 1] and time t, a scalar tensor."""
 
-    velocity: Callable[[Tensor, Tensor | None], Tensor]
-    images: Sequence[Tensor]
+
+class Solver(Protocol):
+    """How a velocity is integrated."""
+
+    def __call__(
+        self, velocity: Velocity, phi0: Tensor, times: Sequence[float] = (0.0, 1.0)
+    ) -> Sequence[Tensor] | Tensor:
+        """Positions at each of the times, (B, D, *spatial) each, or stacked; at the first one they are ``phi0``.
+
+        Args:
+            velocity: (phi, t) -> d phi / dt.
+            phi0: positions in [-1, 1], (B, D, *spatial).
+            times: at least two, all in one direction, forwards or backwards.
+        """
 
 
 class VelocityModel(nn.Module, ABC):
@@ -31,9 +46,16 @@ class VelocityModel(nn.Module, ABC):
 
     Attributes:
         min_size: smallest side of a cloud that the model takes.
+        image_size: spatial shape of its cloud.
     """
 
     min_size: int = 1
+    image_size: tuple[int, ...]
+    known: dict[str, type[VelocityModel]] = {}  # by name: what a saved flow may ask for
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        VelocityModel.known[cls.__name__] = cls
 
     @abstractmethod
     def forward(self, phi: Tensor, t: Tensor | None = None) -> Tensor:
@@ -66,32 +88,41 @@ class VelocityModel(nn.Module, ABC):
             f"{type(self).__name__} cannot go on from a coarser level; register at one level (shrink_factors [1])."
         )
 
-    def flow(self, start: Tensor) -> Flow:
-        """This velocity for one integration: what depends on neither position nor time is worked out once.
+    def options(self) -> dict[str, Any]:
+        """Arguments that make a model of the same shape, as JSON holds them; its state dict holds the rest.
+
+        Raises:
+            TypeError: when the model has none and cannot be saved.
+        """
+        raise TypeError(f"{type(self).__name__} cannot be saved: give it a method options().")
+
+    def kept(self) -> VelocityModel:
+        """What a finished flow keeps of the model: by default all of it."""
+        return self
+
+    def carry(self, phi: Tensor, times: Sequence[float], solver: Solver) -> Sequence[Tensor] | Tensor:
+        """Where any points are taken; by default the velocity is one of places and knows nothing of a cloud.
 
         Args:
-            start: positions that the integration starts from, (1, D, *spatial).
+            phi: positions in [-1, 1], (1, D, *any shape of D axes).
+            times: see :py:class:`Solver`.
+            solver: integrates the velocity.
         """
-        return self.joint_flow([self], start)
+        return solver(self.together([self]), phi, times)
 
     @staticmethod
-    def joint_flow(models: Sequence[Any], start: Tensor) -> Flow:
-        """The flows of models of one class and one shape as one, each model for its item of a batch.
-
-        Args:
-            models: B of them.
-            start: (B, D, *spatial).
-        """
+    def together(models: Sequence[Any]) -> Velocity:
+        """The velocities of models of one class and one shape as one, each model for its item of a batch."""
         if len(models) == 1:
-            return Flow(models[0], ())
+            return models[0]
 
         def velocity(phi: Tensor, t: Tensor | None = None) -> Tensor:
             return torch.cat([model(item, t) for model, item in zip(models, phi.split(1), strict=True)])
 
-        return Flow(velocity, ())
+        return velocity
 
 
-class VelocityBatch(VelocityModel):
+class VelocityBatch(nn.Module):
     """A model for each pair of a batch; the item of a cloud's batch goes to the model with its number.
 
     Args:
@@ -105,13 +136,116 @@ class VelocityBatch(VelocityModel):
         self.models = nn.ModuleList(models)
 
     def forward(self, phi: Tensor, t: Tensor | None = None) -> Tensor:
-        return self.flow(phi).velocity(phi, t)
+        """See :py:meth:`VelocityModel.forward`."""
+        return self.velocity()(phi, t)
 
-    def fresh(self, image_size: Sequence[int], spacing: Sequence[float] | None = None) -> VelocityBatch:
-        return VelocityBatch([model.fresh(image_size, spacing) for model in self.models])
+    def velocity(self) -> Velocity:
+        """The velocity for one integration: what depends on neither position nor time is worked out once."""
+        return self.models[0].together(list(self.models))
 
-    def finer(self, image_size: Sequence[int], spacing: Sequence[float] | None = None) -> VelocityBatch:
-        return VelocityBatch([model.finer(image_size, spacing) for model in self.models])
 
-    def flow(self, start: Tensor) -> Flow:
-        return self.models[0].joint_flow(list(self.models), start)
+class NodeVelocity:
+    """Velocities at the nodes of a grid over [-1, 1], linear in between; a velocity of places.
+
+    Args:
+        keyframes: d phi / dt at equally spaced times from 0 to 1, each (B, D, *spatial); in between they are
+            interpolated linearly.
+    """
+
+    def __init__(self, keyframes: Sequence[Tensor]) -> None:
+        self.keyframes = tuple(keyframes)
+
+    @property
+    def stationary(self) -> bool:
+        """Whether the velocity is the same at all times."""
+        return len(self.keyframes) == 1
+
+    def at_nodes(self, t: Tensor | None = None) -> Tensor:
+        """The velocity at the nodes, (B, D, *spatial)."""
+        if self.stationary:
+            return self.keyframes[0]
+        if t is None:
+            raise ValueError("a velocity with several keyframes needs the time.")
+        position = t * (len(self.keyframes) - 1)
+        # Hat functions instead of a look-up: the host never needs the value of t.
+        hats = [(1 - (position - k).abs()).clamp(min=0) for k in range(len(self.keyframes))]
+        return torch.stack([image * hat for image, hat in zip(self.keyframes, hats, strict=True)]).sum(0)
+
+    def __call__(self, phi: Tensor, t: Tensor | None = None) -> Tensor:
+        """See :py:class:`Velocity`."""
+        image = self.at_nodes(t)
+        return sample(image.expand(phi.shape[0], *image.shape[1:]), phi)
+
+
+class VelocityField(VelocityModel):
+    """The velocity of a finished flow: vectors at the nodes of a grid, whatever they were made of.
+
+    Args:
+        spatial_dims: 2 or 3.
+        image_size: nodes along each axis.
+        keyframes: images, one for each of as many equally spaced times.
+
+    Attributes:
+        images: d phi / dt, (keyframes, D, *image_size); 0 at first.
+    """
+
+    def __init__(self, spatial_dims: int = 3, image_size: Sequence[int] = (8, 8, 8), keyframes: int = 1) -> None:
+        super().__init__()
+        self.spatial_dims = spatial_dims
+        self.image_size = tuple(image_size)
+        self.images = nn.Parameter(torch.zeros(keyframes, spatial_dims, *self.image_size), requires_grad=False)
+
+    @classmethod
+    def of(cls, images: Tensor) -> VelocityField:
+        """The field of given images, (keyframes, D, *spatial)."""
+        field = cls(images.shape[1], images.shape[2:], len(images)).to(images)
+        field.images.copy_(images.detach())
+        return field
+
+    def forward(self, phi: Tensor, t: Tensor | None = None) -> Tensor:
+        """See :py:meth:`VelocityModel.forward`."""
+        return self.together([self])(phi, t)
+
+    @staticmethod
+    def together(models: Sequence[VelocityField]) -> NodeVelocity:
+        """See :py:meth:`VelocityModel.together`."""
+        return NodeVelocity(torch.stack([model.images for model in models], 1).unbind())
+
+    def fresh(self, image_size: Sequence[int], spacing: Sequence[float] | None = None) -> VelocityField:
+        return VelocityField(self.spatial_dims, image_size, len(self.images))
+
+    def finer(self, image_size: Sequence[int], spacing: Sequence[float] | None = None) -> VelocityField:
+        """See :py:meth:`VelocityModel.finer`."""
+        return VelocityField.of(resize(self.images, image_size))
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "spatial_dims": self.spatial_dims,
+            "image_size": list(self.image_size),
+            "keyframes": len(self.images),
+        }
+
+
+class CloudModel(VelocityModel):
+    """A velocity of a cloud as a whole: its points are the voxels that they started from (the Lagrangian form).
+
+    Between its points the cloud is interpolated linearly; the way back is the inverse of that map.
+    """
+
+    def carry(self, phi: Tensor, times: Sequence[float], solver: Solver) -> Sequence[Tensor] | Tensor:
+        """See :py:meth:`VelocityModel.carry`; always from the start of the cloud, at time 0, on."""
+        nodes = identity_grid(self.image_size, phi.device, phi.dtype)
+        ways = [solver(self, nodes, (0.0, t))[-1] - nodes if t else torch.zeros_like(nodes) for t in times]
+        start = _sources(ways[0], phi) if times[0] else phi
+        return [phi, *[start + sample(way, start) for way in ways[1:]]]
+
+
+def _sources(way: Tensor, phi: Tensor) -> Tensor:
+    """The points that a displacement of the cloud takes to phi."""
+    shape = (1, len(phi[0]), -1, *[1] * (phi.ndim - 3))
+
+    def displacement(points: Tensor) -> Tensor:
+        return sample(way, points.reshape(shape)).flatten(2)[0]
+
+    found = find_sources(displacement, phi[0].flatten(1), tolerance=1e-5)
+    return phi + found.offset.view_as(phi)

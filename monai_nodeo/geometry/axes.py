@@ -11,10 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from monai_nodeo.geometry._kernels import kernels_for
 
 __all__ = ["apply_along_axes", "interpolation_matrix", "kernel_matrix", "resampling_matrix", "upsampling_matrix"]
 
@@ -122,6 +127,10 @@ def apply_along_axes(x: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
         matrix = matrices[axis]
         if matrix is None:
             continue
+        bands = _bands(matrix, x) if axis + 1 < len(matrices) else None
+        if bands is not None:
+            x = _Banded.apply(x, 2 + axis, *bands)
+            continue
         before, after = x.shape[: 2 + axis], x.shape[3 + axis :]
         # One large product for the last axis, one per leading index for the others: no transposed copies.
         if after:
@@ -130,3 +139,30 @@ def apply_along_axes(x: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
             x = torch.matmul(x.reshape(-1, x.shape[-1]), matrix.t())
         x = x.view(*before, matrix.shape[0], *after)
     return x
+
+
+_known: Any = WeakTensorKeyDictionary()  # matrix -> its bands, as long as it lives
+
+
+def _bands(matrix: Tensor, x: Tensor) -> tuple[Any, Any, Any] | None:
+    """Kernels, and the bands of a matrix and of its transpose, if it has few entries in a row; else None."""
+    kernels = None if matrix.requires_grad else kernels_for(x, "axes")
+    if kernels is None or matrix.dtype != x.dtype:
+        return None
+    if matrix not in _known:
+        both = kernels.band_of(matrix), kernels.band_of(matrix.t())
+        _known[matrix] = None if None in both else both
+    bands = _known[matrix]
+    return None if bands is None else (kernels, *bands)
+
+
+class _Banded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: int, kernels: Any, band: Any, transposed: Any) -> Tensor:
+        ctx.axis, ctx.kernels, ctx.transposed = axis, kernels, transposed
+        return kernels.apply(x, band, axis)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return ctx.kernels.apply(grad, ctx.transposed, ctx.axis), None, None, None, None

@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Where a displacement folds, by every finite difference, and its repair.
+"""Where a displacement folds, by every finite difference.
 
 A cell of the grid is cut into simplices: the corner ones, whose volumes are the determinants by forward or backward
 differences along each axis (4 in 2D, 8 in 3D), and in 3D the two central tetrahedra, 10 in all. When all are positive,
@@ -11,7 +11,7 @@ the determinant by central differences, which is their mean over the cells aroun
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
@@ -22,11 +22,8 @@ from torch import Tensor
 from monai_nodeo.geometry._slabs import slabs
 from monai_nodeo.geometry.jacobian import check_ddf, determinant
 
-__all__ = ["folded_cells", "unfold"]
+__all__ = ["Places", "average_at", "folded_cells", "folds_by_difference", "smallest_volumes"]
 
-_SMALLEST_VOLUME = 1e-3  # of an unfolded simplex, 1 is that of an undeformed one
-_ROUNDS = 200
-_GROW_EVERY = 10  # rounds
 _AT_A_TIME = 2**14  # cells whose simplices are looked at together
 _MANY = 2**16  # places among which the repeated ones are looked for before there are more
 
@@ -93,74 +90,61 @@ def folded_cells(ddf: Tensor, smallest: float = 0.0) -> Tensor:
     Raises:
         ValueError: when the channels do not match the spatial axes, or an axis has fewer than two voxels.
     """
+    parts = []
+    for volumes in _volumes(ddf):
+        folded = ~(volumes[0] > smallest)
+        for volume in volumes[1:]:
+            folded |= ~(volume > smallest)
+        parts.append(folded)
+    return torch.cat(parts, 1)
+
+
+def folds_by_difference(ddf: Tensor) -> Tensor:
+    """How many cells fold by each of the differences.
+
+    Args:
+        ddf: as for :py:func:`folded_cells`.
+
+    Returns:
+        (B, simplices): forward or backward along each axis, 4 in 2D and 8 in 3D, and there the two central tetrahedra.
+    """
+    parts = [torch.stack([(~(v > 0)).flatten(1).sum(1) for v in volumes], 1) for volumes in _volumes(ddf)]
+    return torch.stack(parts).sum(0)
+
+
+def _volumes(ddf: Tensor) -> Iterator[list[Tensor]]:
+    """Volumes of the simplices, (B, *cells) each, slab by slab along the first axis."""
     check_ddf(ddf)
-    dims = ddf.ndim - 2
-    folded = torch.zeros(ddf.shape[0], *[n - 1 for n in ddf.shape[2:]], dtype=torch.bool, device=ddf.device)
     for start, stop in slabs(ddf[:, :, 1:]):
         part = ddf[:, :, start : stop + 1]
         corners = {}
-        for place in product((0, 1), repeat=dims):
+        for place in product((0, 1), repeat=ddf.ndim - 2):
             cell = tuple(slice(end, n - 1 + end) for end, n in zip(place, part.shape[2:], strict=True))
             corners[place] = list(part[(slice(None), slice(None), *cell)].unbind(1))
-        for volume in simplex_volumes(corners):
-            folded[:, start:stop] |= ~(volume > smallest)
-    return folded
+        yield simplex_volumes(corners)
 
 
-@torch.no_grad()
-def unfold(ddf: Tensor, spacing: Sequence[float] | None = None) -> Tensor:
-    """The displacement with every folded cell smoothed out, so that no finite difference shows a fold.
+class Places(NamedTuple):
+    """Voxels of a grid by their index; a cell has that of its first voxel. For what is done at few of them."""
 
-    At folded cells the displacement is replaced by the mean of its neighbours, again and again, in a region that grows
-    as long as something folds; elsewhere it is not touched. Neighbours that are farther away in mm count less, as they
-    do in the heat equation. Should that take too many rounds, the whole displacement is shortened until nothing folds,
-    which it does not when it is short enough.
-
-    Args:
-        ddf: displacement in voxels, (B, D, *spatial), D = 2 or 3, tensor axis order.
-        spacing: voxel size along each axis in mm, cubes by default.
-
-    Returns:
-        same shape; the same tensor when nothing folds.
-    """
-    if min(ddf.shape[2:]) < 2:
-        return ddf  # nothing can be differentiated along such an axis
-    sides = spacing or (1.0,) * (ddf.ndim - 2)
-    weights = [(min(sides) / side) ** 2 for side in sides]
-    folded = folded_cells(ddf, _SMALLEST_VOLUME).nonzero()
-    if not len(folded):
-        return ddf
-    # Folds are few: what works on the places alone takes a fraction of the time of a pass over the whole grid.
-    grid = _Grid((ddf.shape[0], *ddf.shape[2:]))
-    field = ddf.movedim(1, 0).flatten(1).clone()
-    cells = (folded * folded.new_tensor(grid.strides)).sum(1)
-    for round_ in range(_ROUNDS):
-        reach = round_ // _GROW_EVERY
-        region = grid.spread(cells, -reach, reach + 1, 1)
-        _average(field, grid, region, weights)
-        touched = grid.spread(region, -1, 0, 2)
-        cells = touched[~(_smallest_volumes(field, grid, touched) > _SMALLEST_VOLUME)]
-        if not len(cells):
-            break
-    ddf = field.view(ddf.shape[1], *grid.shape).movedim(0, 1).contiguous()
-    while len(cells) and folded_cells(ddf, _SMALLEST_VOLUME).any():
-        ddf = ddf * 0.9
-    return ddf
-
-
-class _Grid(NamedTuple):
-    """Voxels of a batch of grids by their index: a cell has that of its first voxel."""
-
-    shape: tuple[int, ...]  # batch, *spatial
+    shape: tuple[int, ...]
 
     @property
     def strides(self) -> list[int]:
-        """Steps of the index along the batch and the spatial axes."""
+        """Steps of the index along the axes."""
         return [math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
 
+    def at(self, voxels: Tensor) -> Tensor:
+        """Indices (N,) of voxels (N, D)."""
+        return (voxels * voxels.new_tensor(self.strides)).sum(1)
+
+    def voxels(self, places: Tensor) -> Tensor:
+        """Voxels (N, D) of indices (N,)."""
+        return torch.stack([places // stride % n for stride, n in zip(self.strides, self.shape, strict=True)], 1)
+
     def moved(self, places: Tensor, axis: int, steps: Tensor, last: int = 1) -> Tensor:
-        """Indices (N,) after steps (S,) along a spatial axis, (N, S), up to the ``last`` place from its end."""
-        size, stride = self.shape[1 + axis], self.strides[1 + axis]
+        """Indices (N,) after steps (S,) along an axis, (N, S), up to the ``last`` place from its end."""
+        size, stride = self.shape[axis], self.strides[axis]
         places = places.unsqueeze(1)
         here = places // stride % size
         return places + ((here + steps).clamp_(0, size - last) - here) * stride
@@ -168,7 +152,7 @@ class _Grid(NamedTuple):
     def spread(self, places: Tensor, first: int, end: int, last: int) -> Tensor:
         """Every place after ``first`` to ``end`` steps along each axis, each place once; see :py:meth:`moved`."""
         steps = torch.arange(first, end + 1, device=places.device)
-        for axis in range(len(self.shape) - 1):
+        for axis in range(len(self.shape)):
             places = self.moved(places, axis, steps, last).flatten()
             if len(places) > _MANY:
                 places = places.unique()
@@ -195,11 +179,11 @@ def _table(dims: int, dtype: torch.dtype, device: torch.device) -> _Table:
     return _Table(places, starts, ends, (places[ends] - places[starts]).t().unsqueeze(-1).to(dtype), factors)
 
 
-def _smallest_volumes(field: Tensor, grid: _Grid, cells: Tensor) -> Tensor:
+def smallest_volumes(field: Tensor, grid: Places, cells: Tensor) -> Tensor:
     """Volume of the smallest simplex of each of the cells (N,) of a displacement (D, voxels), (N,)."""
     dims = len(field)
     table = _table(dims, field.dtype, field.device)
-    steps = (table.corners * table.corners.new_tensor(grid.strides[1:])).sum(1, keepdim=True)
+    steps = (table.corners * table.corners.new_tensor(grid.strides)).sum(1, keepdim=True)
     smallest = []
     for part in cells.split(_AT_A_TIME):
         corners = field[:, steps + part]
@@ -209,8 +193,8 @@ def _smallest_volumes(field: Tensor, grid: _Grid, cells: Tensor) -> Tensor:
     return torch.cat(smallest)
 
 
-def _average(field: Tensor, grid: _Grid, voxels: Tensor, weights: Sequence[float]) -> None:
-    """Replace a displacement (D, voxels) at some voxels (N,) by a mean of itself and its neighbours, in place.
+def average_at(field: Tensor, grid: Places, voxels: Tensor, weights: Sequence[float]) -> None:
+    """Replace a field (C, voxels) at some voxels (N,) by a mean of itself and its neighbours, in place.
 
     Neighbours along an axis have the weight of this axis.
     """

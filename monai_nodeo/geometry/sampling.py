@@ -15,13 +15,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from monai_nodeo.geometry._kernels import kernels_for
-from monai_nodeo.geometry.coordinates import voxels_per_unit
+from monai_nodeo.geometry.coordinates import identity_grid, voxels_per_unit
 from monai_nodeo.geometry.resizing import resize
 
 __all__ = [
     "compose",
     "make_warp",
     "sample",
+    "sample_at_itself",
     "sample_points",
     "sample_resized",
     "sample_voxels",
@@ -67,6 +68,23 @@ def sample_resized(image: Tensor, phi: Tensor, size: Sequence[int]) -> Tensor:
     if kernels and tuple(size) != phi.shape[2:]:
         return _ResizedSamples.apply(image, phi, tuple(size), kernels)
     return sample(image, resize(phi, size))
+
+
+def sample_at_itself(field: Tensor, way: float) -> Tensor:
+    """A field of vectors where it points to from its own nodes: ``field(x + way * field(x))``.
+
+    Args:
+        field: vectors in [-1, 1] over its nodes, (B, D, *spatial), tensor axis order.
+        way: how far of the vectors to go.
+
+    Returns:
+        the same shape.
+    """
+    kernels = kernels_for(field, "self_sampling") if field.ndim == 5 else None
+    if kernels:
+        return _SamplesAtItself.apply(field, way, kernels)
+    nodes = identity_grid(field.shape[2:], field.device, field.dtype)
+    return sample(field, torch.add(nodes, field, alpha=way))
 
 
 def make_warp(mode: str = "bilinear", padding_mode: str = "border") -> Warp:
@@ -193,3 +211,19 @@ class _ResizedSamples(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
         (slopes,) = ctx.saved_tensors
         return None, ctx.kernels.sample_resized_gradient(slopes, grad, ctx.cloud_size), None, None
+
+
+class _SamplesAtItself(torch.autograd.Function):
+    """:py:func:`sample_at_itself` by kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, field: Tensor, way: float, kernels: Any) -> Tensor:
+        ctx.save_for_backward(field)
+        ctx.way, ctx.kernels = way, kernels
+        return kernels.sample_at_itself(field, way)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (field,) = ctx.saved_tensors
+        return ctx.kernels.sample_at_itself_gradient(field, ctx.way, grad), None, None

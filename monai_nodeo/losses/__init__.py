@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+from monai_nodeo.losses.correlation_ratio import LocalCorrelationRatioLoss, MappedIntensityLoss
+from monai_nodeo.losses.landmarks import landmark_errors, landmark_loss
 from monai_nodeo.losses.local_correlation import LocalNCCLoss
+from monai_nodeo.losses.mind import MINDSSCLoss, mind_ssc
 from monai_nodeo.losses.registration import RegistrationLoss
 from monai_nodeo.losses.regularity import DDFLoss, FoldingLoss, SmoothnessLoss, VelocityMagnitudeLoss
 from monai_nodeo.losses.similarity import ImageLoss, IntensityLoss, VoxelwiseLoss, voxel_counts
@@ -14,10 +17,16 @@ __all__ = [
     "FoldingLoss",
     "ImageLoss",
     "IntensityLoss",
+    "LocalCorrelationRatioLoss",
     "LocalNCCLoss",
+    "MINDSSCLoss",
+    "MappedIntensityLoss",
     "RegistrationLoss",
     "SmoothnessLoss",
     "VelocityMagnitudeLoss",
     "VoxelwiseLoss",
+    "landmark_errors",
+    "landmark_loss",
+    "mind_ssc",
     "voxel_counts",
 ]

@@ -11,7 +11,7 @@ from monai.utils import LossReduction
 from torch import Tensor
 
 from monai_nodeo.geometry.windows import SMALLEST_WEIGHT, Windows
-from monai_nodeo.losses import ImageLoss, VoxelwiseLoss
+from monai_nodeo.losses.similarity import ImageLoss, VoxelwiseLoss
 
 __all__ = ["LocalCorrelationRatioLoss", "MappedIntensityLoss"]
 

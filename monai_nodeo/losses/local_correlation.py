@@ -56,10 +56,7 @@ class _SquaredCorrelationSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, pred: Tensor, t: _LocalStatistics, windows: Windows, eps: float, kernels: Any) -> Tensor:
-        mean = windows.image_mean(pred)
-        floor = eps * windows.image_mean((pred - mean).square()) + _tiny(pred)
-        slope = (eps / windows.count(pred)).expand_as(mean).contiguous()
-        total, gradient = kernels.squared_correlation(pred, mean, floor, slope, t, windows, ctx.needs_input_grad[0])
+        total, gradient = kernels.squared_correlation(pred, t, windows, eps, _tiny(pred), ctx.needs_input_grad[0])
         ctx.save_for_backward(gradient)
         return total.sum(1)
 

@@ -13,7 +13,7 @@ from monai.utils import LossReduction
 from torch import Tensor
 from torch.nn import functional as F
 
-from monai_nodeo.losses import VoxelwiseLoss
+from monai_nodeo.losses.similarity import VoxelwiseLoss
 
 __all__ = ["MINDSSCLoss", "mind_ssc"]
 

@@ -19,13 +19,15 @@ Terms = Mapping[str, tuple[float, nn.Module]]
 
 
 class RegistrationLoss(nn.Module):
-    """Similarity of the images plus weighted terms of the images, of the displacement and of the velocity.
+    """Similarity of the images plus weighted terms of the images, the displacement, the velocity and the trajectory.
 
     Args:
         similarity: loss of (warped, fixed), for instance :py:class:`LocalNCCLoss` or any MONAI image loss.
         image_terms: name -> (weight, loss of (warped, fixed)), for instance :py:class:`IntensityLoss`.
         ddf_terms: name -> (weight, loss of the ddf in voxels), for instance MONAI's ``BendingEnergyLoss``.
         velocity_terms: name -> (weight, loss of a velocity in voxels per unit time), averaged over the velocities.
+        trajectory_terms: name -> (weight, loss of the displacements on the way, (T, B, D, *spatial) voxels -> (B,)).
+        trajectory_times: those T times, from 0 to 1, if there are such terms; the solver has to take them.
         landmark_weight: of the mean squared distance of landmarks in mm^2, for pairs that have some.
 
     Raises:
@@ -40,27 +42,38 @@ class RegistrationLoss(nn.Module):
         image_terms: Terms | None = None,
         ddf_terms: Terms | None = None,
         velocity_terms: Terms | None = None,
+        trajectory_terms: Terms | None = None,
+        trajectory_times: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
         landmark_weight: float = 0.01,
     ) -> None:
         super().__init__()
         self.similarity = similarity
-        self.image_terms = dict(image_terms or {})
-        self.ddf_terms = dict(ddf_terms or {})
-        self.velocity_terms = dict(velocity_terms or {})
-        self.landmark_weight = landmark_weight
+        kinds = {"image": image_terms, "ddf": ddf_terms, "velocity": velocity_terms, "trajectory": trajectory_terms}
         names = [
             "loss",
             "ddf",
             "level",
             "similarity",
             "landmarks",
-            *self.image_terms,
-            *self.ddf_terms,
-            *self.velocity_terms,
+            *[name for of in kinds.values() for name in of or ()],
         ]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"the name {name!r} of a loss term is taken; the names are {names}.")
+        self.terms = nn.ModuleDict(
+            {
+                kind: nn.ModuleDict({name: loss for name, (weight, loss) in (terms or {}).items() if weight})
+                for kind, terms in kinds.items()
+            }
+        )
+        self.weights = {name: weight for terms in kinds.values() for name, (weight, _) in (terms or {}).items()}
+        self.times = tuple(trajectory_times) if len(self._of("trajectory")) else (0.0, 1.0)
+        self.landmark_weight = landmark_weight
+
+    def _of(self, kind: str) -> nn.ModuleDict:
+        terms = self.terms[kind]
+        assert isinstance(terms, nn.ModuleDict)
+        return terms
 
     def check_masks(self) -> None:
         """Find out before the work whether all image losses can take masks.
@@ -68,7 +81,7 @@ class RegistrationLoss(nn.Module):
         Raises:
             ValueError: names a loss that is no :py:class:`ImageLoss`, and what to do.
         """
-        for loss in (self.similarity, *(loss for factor, loss in self.image_terms.values() if factor)):
+        for loss in (self.similarity, *self._of("image").values()):
             if not isinstance(loss, ImageLoss):
                 raise ValueError(
                     f"{type(loss).__name__} cannot take masks; register without them, or use LocalNCCLoss, the preset "
@@ -87,6 +100,7 @@ class RegistrationLoss(nn.Module):
         coarseness: float = 1.0,
         landmarks: Tensor | None = None,
         certainty: Tensor | None = None,
+        trajectory: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Every term, unweighted, and their weighted sum under ``"loss"``.
 
@@ -101,7 +115,8 @@ class RegistrationLoss(nn.Module):
             coarseness: factor on the weights of the velocity terms, the side of a coarse level's voxels in finest ones;
                 with the same weight coarse levels overshoot.
             landmarks: (B, N, 2, D) in voxels of the grid of ``ddf``, see :py:mod:`monai_nodeo.losses.landmarks`.
-            certainty: a further weight, of which an image loss that is no :py:class:`ImageLoss` makes nothing.
+            certainty: per-voxel confidence, (B, 1, *spatial); ignored by losses that take no weights.
+            trajectory: displacements at ``trajectory_times``, (T, *shape of ddf); for trajectory terms only.
 
         Returns:
             name -> its value for each pair of the batch, (B,); a term of weight 0 is left out.
@@ -113,20 +128,21 @@ class RegistrationLoss(nn.Module):
             self.check_masks()
         weight = _product(weight, certainty)
         terms = {"similarity": _image_loss(self.similarity, warped, fixed, weight, spacing)}
-        total = terms["similarity"]
-        for name, (factor, loss) in self.image_terms.items():
-            if factor:
-                terms[name] = _image_loss(loss, warped, fixed, weight, spacing)
-                total = total + factor * terms[name]
-        for losses, fields, scale in ((self.ddf_terms, [ddf], 1.0), (self.velocity_terms, velocities, coarseness)):
-            for name, (factor, loss) in losses.items():
-                if factor:
-                    terms[name] = torch.stack([_field_loss(loss, field, ddf_spacing) for field in fields]).mean(0)
-                    total = total + scale * factor * terms[name]
+        scales = {"velocity": coarseness}
+        for name, loss in self._of("image").items():
+            terms[name] = _image_loss(loss, warped, fixed, weight, spacing)
+        for kind, fields in (("ddf", [ddf]), ("velocity", velocities)):
+            for name, loss in self._of(kind).items():
+                terms[name] = torch.stack([_field_loss(loss, field, ddf_spacing) for field in fields]).mean(0)
+        for name, loss in self._of("trajectory").items():
+            terms[name] = loss(trajectory)
         if landmarks is not None and self.landmark_weight:
-            spacing_of_ddf = ddf_spacing or (1.0,) * (ddf.ndim - 2)
-            terms["landmarks"] = landmark_loss(ddf, landmarks, spacing_of_ddf)
-            total = total + self.landmark_weight * terms["landmarks"]
+            terms["landmarks"] = landmark_loss(ddf, landmarks, ddf_spacing or (1.0,) * (ddf.ndim - 2))
+        weights = {"similarity": 1.0, "landmarks": self.landmark_weight, **self.weights}
+        kinds = {name: kind for kind in self.terms for name in self._of(kind)}
+        factors = {name: weights[name] * scales.get(kinds.get(name, ""), 1.0) for name in terms}
+        total = sum(factor * terms[name] for name, factor in factors.items())
+        assert isinstance(total, Tensor)
         return {"loss": total, **terms}
 
 

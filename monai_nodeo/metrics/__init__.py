@@ -1,3 +1,9 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers: of a field, of labels and landmarks, of a transform, of a pair."""
+"""Numbers: of a field, of labels and landmarks, of a transform, of a pair, and the certificate."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

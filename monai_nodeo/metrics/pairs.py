@@ -6,60 +6,55 @@ from __future__ import annotations
 
 import platform
 import resource
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
-from torch import Tensor, nn
+from torch import Tensor
 
-from monai_nodeo.data.pair import INPUT_KEYS
-from monai_nodeo.data.placement import affine_3d, on_grid_of, voxel_sides
-from monai_nodeo.geometry.resizing import refine_ddf
-from monai_nodeo.geometry.sampling import warp
-from monai_nodeo.losses.landmarks import landmark_errors
+from monai_nodeo.data.pair import Pair
+from monai_nodeo.data.placement import on_grid_of, voxel_sides
 from monai_nodeo.metrics.fields import folded_cell_count, folding_fraction, mean_displacement, sd_log_jacobian
 from monai_nodeo.metrics.labels import label_metrics, landmark_metrics
 
-__all__ = ["device_name", "pair_figures", "peak_memory_mb"]
+__all__ = ["device_name", "field_figures", "overlap_figures", "peak_memory_mb"]
 
 
-def pair_figures(item: Mapping[str, Any], output: Mapping[str, Any], similarity: nn.Module) -> dict[str, Any]:
-    """Figures of a pair before and after: similarity loss (lower is better), overlap and distances, and the field.
+def overlap_figures(
+    pair: Pair, start: Tensor | None, ddf: Tensor, points: Callable[[Tensor], Tensor]
+) -> dict[str, dict[str, Any]]:
+    """Dice and HD95 of labels, and the TRE of landmarks, before and after; what the pair has of them.
 
-    Before is after the affine start, if there is one. With labels there are Dice and HD95, with landmarks the TRE.
+    Before is after the affine start, if there is one. Distances of landmarks are measured in the moving image.
 
     Args:
-        item: "fixed", (1, *spatial), "fixed_input" and "moving_input", (1, *spatial of the optimisation), perhaps
-            "fixed_label", (1, *spatial), "moving_label" (1, *its own spatial), "landmarks" (N, 2, D), in voxels of
-            "fixed_input", and "initial_affine" (4, 4).
-        output: "pred", the ddf (D, *spatial), and perhaps "warped_label", (1, *spatial).
-        similarity: loss of two images (B, C, *spatial).
+        pair: as it was loaded.
+        start: (4, 4), RAS mm, fixed point -> moving point.
+        ddf: displacement in voxels of the fixed grid, (D, *spatial), without the start.
+        points: fixed points (N, 3) RAS mm -> moving points, start included.
     """
-    ddf = _plain(output["pred"])[None]
-    fixed, moving = (_plain(item[key]).to(ddf)[None] for key in INPUT_KEYS)
-    spacing = voxel_sides(item["fixed"].affine, item["fixed"].ndim - 1)
-    optimised = refine_ddf(ddf, fixed.shape[2:]) if fixed.shape[2:] != ddf.shape[2:] else ddf
-    figures: dict[str, Any] = {
-        side: {"similarity": similarity(image, fixed).item()}
-        for side, image in (("before", moving), ("after", warp(moving, optimised)))
-    }
-    if "fixed_label" in item:
-        before = on_grid_of(item["fixed"], item["moving_label"], item.get("initial_affine"), mode="nearest")
-        for side, label in (("before", before), ("after", output["warped_label"])):
-            figures[side] |= label_metrics(_plain(label), _plain(item["fixed_label"]), spacing)
-    if "landmarks" in item:
-        for side, field in (("before", torch.zeros_like(optimised)), ("after", optimised)):
-            errors = landmark_errors(field, item["landmarks"][None])[0]
-            figures[side] |= landmark_metrics(errors, _voxel_to_mm(item))
-    if "initial_affine" in item:
-        figures["initial_affine"] = item["initial_affine"].tolist()
+    figures: dict[str, dict[str, Any]] = {"before": {}, "after": {}}
+    fixed = pair.fixed
+    if fixed.label is not None and pair.moving.label is not None:
+        spacing = voxel_sides(fixed.image.affine, pair.spatial_dims)
+        for side, field in (("before", None), ("after", ddf)):
+            label = on_grid_of(fixed.image, pair.moving.label, start, field, mode="nearest")
+            figures[side] |= label_metrics(label.as_tensor().cpu(), fixed.label.as_tensor(), spacing)
+    if fixed.landmarks is not None and pair.moving.landmarks is not None:
+        started = fixed.landmarks if start is None else fixed.landmarks @ start[:3, :3].T + start[:3, 3]
+        for side, there in (("before", started), ("after", points(fixed.landmarks))):
+            figures[side] |= landmark_metrics(pair.moving.landmarks - there, torch.eye(3))
+    return figures
+
+
+def field_figures(ddf: Tensor, spacing: tuple[float, ...]) -> dict[str, Any]:
+    """How far a displacement (D, *spatial) in voxels goes, and how it deforms."""
+    field = ddf[None]
     return {
-        **figures,
-        "folding_percent": 100 * folding_fraction(ddf).item(),
-        "folded_cells": int(folded_cell_count(ddf)),
-        "sd_log_jacobian": sd_log_jacobian(ddf).item(),
-        "displacement_mm_mean": mean_displacement(ddf, spacing).item(),
+        "folding_percent": 100 * folding_fraction(field).item(),
+        "folded_cells": int(folded_cell_count(field)),
+        "sd_log_jacobian": sd_log_jacobian(field).item(),
+        "displacement_mm_mean": mean_displacement(field, spacing).item(),
     }
 
 
@@ -74,14 +69,3 @@ def peak_memory_mb(device: torch.device) -> float:
 def device_name(device: torch.device) -> str:
     """Name of a CUDA device, or the number of threads of the CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-
-
-def _plain(x: Tensor) -> Tensor:
-    return x.as_tensor() if isinstance(x, MetaTensor) else x
-
-
-def _voxel_to_mm(item: Mapping[str, Any]) -> Tensor:
-    """(3, D), a vector in voxels of the landmarks -> mm where the moving image lies."""
-    fixed = item["fixed_input"]
-    axes = affine_3d(fixed)[:3, : fixed.ndim - 1]
-    return item["initial_affine"][:3, :3].to(axes) @ axes if "initial_affine" in item else axes

@@ -14,9 +14,10 @@ from scipy.spatial.transform import Rotation
 
 from monai_nodeo.files import Affine, Displacement, Transform
 from monai_nodeo.geometry.jacobian import jacobian_determinant
+from monai_nodeo.metrics.certificate import Certificate, certify_field
 from monai_nodeo.metrics.fields import folding_fraction, sd_log_jacobian
 
-__all__ = ["affine_figures", "displacement_figures", "transform_figures"]
+__all__ = ["affine_figures", "certificates", "displacement_figures", "transform_figures"]
 
 
 def transform_figures(transform: Transform) -> list[dict[str, Any]]:
@@ -24,6 +25,18 @@ def transform_figures(transform: Transform) -> list[dict[str, Any]]:
     return [
         affine_figures(step) if isinstance(step, Affine) else {**_grid_figures(step), **displacement_figures(step)}
         for step in transform.steps
+    ]
+
+
+def certificates(transform: Transform) -> list[Certificate]:
+    """The certificate of each displacement, in the order in which points go through them."""
+    return [
+        certify_field(
+            torch.tensor(step.ddf, dtype=torch.float32),
+            torch.tensor(step.grid.affine[:3, : step.grid.spatial_dims], dtype=torch.float32),
+        )
+        for step in transform.steps
+        if isinstance(step, Displacement)
     ]
 
 

@@ -20,11 +20,14 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+# The first step has no gradient and the second one makes the optimiser's state, which must not be made at each replay.
+_WARM_UPS = 2
+
 _recording = Lock()  # a stream records one thing at a time
 
 
 class RecordedStep(Generic[Result]):
-    """Does a step again and again: the first time as it is, then it is recorded and replayed.
+    """Does a step again and again: the first times as it is, then it is recorded and replayed.
 
     A step is some hundred kernels, most of which take the device less time than the host needs to start them. It has
     to do the same with the same tensors each time; its result is the same tensors each time, with new values. It is
@@ -43,6 +46,7 @@ class RecordedStep(Generic[Result]):
         self._step = step
         self._optimizer = optimizer
         self._options: list[Any] = []
+        self._warm_ups = _WARM_UPS
         self._recorded: tuple[torch.cuda.CUDAGraph, Result] | None = None
         self.recordable = all("capturable" in group for group in optimizer.param_groups)
         if self.recordable:
@@ -51,9 +55,10 @@ class RecordedStep(Generic[Result]):
 
     def __call__(self) -> Result:
         options = _options(self._optimizer)
-        if not self.recordable or options != self._options:
+        if not self.recordable or self._warm_ups or options != self._options:
             self._recorded = None
             self._options = options
+            self._warm_ups = max(0, self._warm_ups - 1)
             return self._step()
         self._recorded = self._recorded or self._record()
         if self._recorded is None:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from monai_nodeo.metrics.fields import folding_fraction
 
-__all__ = ["BestField", "EarlyStop", "OnInterrupt", "ProgressBar", "TensorBoardCurves"]
+__all__ = ["BestFit", "EarlyStop", "OnInterrupt", "ProgressBar", "TensorBoardCurves"]
 
 # tqdm's own time left is that of one level.
 _BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
@@ -35,8 +35,8 @@ def _total_loss(terms: Mapping[str, Tensor]) -> Tensor:
     return terms["loss"]
 
 
-class BestField:
-    """Keeps the displacement with the lowest score, in ``engine.state.best_ddf``, without waiting for the device.
+class BestFit:
+    """Keeps the weights with the lowest score, without waiting for the device; the level ends with them.
 
     Each pair of a batch has its own best iteration.
 
@@ -51,22 +51,34 @@ class BestField:
         self.score = score
 
     def attach(self, engine: Engine) -> None:
-        engine.state.best_ddf = None
         engine.state.best_score = None
+        engine.state.best_weights = None
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self._take)
 
     def __call__(self, engine: Engine) -> None:
         state = engine.state
         if self.window is not None and state.iteration <= state.epoch_length - self.window:
             return
-        score, ddf = self.score(state.output), state.output["ddf"]
-        if state.best_ddf is None:
-            state.best_score, state.best_ddf = score, ddf.clone()
+        score = self.score(state.output)
+        weights = [[x.detach() for x in model.parameters()] for model in engine.network.models]
+        if state.best_weights is None:
+            state.best_score = score
+            state.best_weights = [[x.clone() for x in of_model] for of_model in weights]
             return
         better = ~(score >= state.best_score)  # so that a loss that is no number is replaced
         better &= ~score.isnan()
         state.best_score = torch.where(better, score, state.best_score)
-        torch.where(better.view(-1, *[1] * (ddf.ndim - 1)), ddf, state.best_ddf, out=state.best_ddf)
+        for wins, best, current in zip(better, state.best_weights, weights, strict=True):
+            for kept, x in zip(best, current, strict=True):
+                torch.where(wins, x, kept, out=kept)
+
+    @staticmethod
+    @torch.no_grad()
+    def _take(engine: Engine) -> None:
+        for model, best in zip(engine.network.models, engine.state.best_weights or (), strict=False):
+            for x, kept in zip(model.parameters(), best, strict=True):
+                x.copy_(kept)
 
 
 class EarlyStop:

@@ -16,7 +16,7 @@ from monai_nodeo.geometry.cropping import Box, cropped
 from monai_nodeo.geometry.resizing import resize
 from monai_nodeo.geometry.sampling import weighted_mean
 
-__all__ = ["ImagePair", "Level", "make_levels"]
+__all__ = ["PairBatch", "Level", "make_levels"]
 
 _FEWEST = 8  # voxels along an axis that a level keeps
 
@@ -90,8 +90,8 @@ def _grid(size: Sequence[int], spacing: Sequence[float], side: float) -> tuple[t
 
 
 @dataclass(frozen=True, eq=False)
-class ImagePair:
-    """Two images on one grid, with what else is known about them; or a batch of such pairs, all of one shape.
+class PairBatch:
+    """Pairs of images of one shape, each on one grid, with what else is known about them: what a level works on.
 
     Attributes:
         fixed: (B, C, *spatial).
@@ -111,16 +111,16 @@ class ImagePair:
     landmarks: Tensor | None = None
 
     @classmethod
-    def batch_of(cls, pairs: Sequence[ImagePair]) -> ImagePair:
-        """Several pairs as one batch; they have the same shapes, and masks and landmarks or none."""
+    def of(cls, pairs: Sequence[PairBatch]) -> PairBatch:
+        """Several batches as one; they have the same shapes, and masks and landmarks or none."""
         if len(pairs) == 1:
             return pairs[0]
         parts = {field.name: [getattr(pair, field.name) for pair in pairs] for field in fields(cls)}
         joined: dict[str, Any] = {name: None if items[0] is None else torch.cat(items) for name, items in parts.items()}
         return cls(**joined)
 
-    def cropped(self, box: Box) -> ImagePair:
-        """The pair in a box of voxels."""
+    def cropped(self, box: Box) -> PairBatch:
+        """The pairs in a box of voxels."""
         landmarks = self.landmarks
         if landmarks is not None:
             landmarks = landmarks - landmarks.new_tensor([part.start or 0 for part in box])
@@ -128,12 +128,12 @@ class ImagePair:
             None if weight is None else cropped(weight, box)
             for weight in (self.fixed_mask, self.moving_mask, self.fixed_certainty)
         )
-        return ImagePair(
+        return PairBatch(
             cropped(self.fixed, box), cropped(self.moving, box), fixed_mask, moving_mask, certainty, landmarks
         )
 
-    def at(self, level: Level) -> ImagePair:
-        """The pair on the grid of a level."""
+    def at(self, level: Level) -> PairBatch:
+        """The pairs on the grid of a level."""
         size = level.image_size
         landmarks = self.landmarks
         if landmarks is not None:
@@ -143,7 +143,7 @@ class ImagePair:
             for image, mask in ((self.fixed, self.fixed_mask), (self.moving, self.moving_mask))
         )
         certainty = None if self.fixed_certainty is None else resize(self.fixed_certainty, size)
-        return ImagePair(fixed, moving, fixed_mask, moving_mask, certainty, landmarks)
+        return PairBatch(fixed, moving, fixed_mask, moving_mask, certainty, landmarks)
 
 
 def _resized(image: Tensor, mask: Tensor | None, size: Sequence[int]) -> tuple[Tensor, Tensor | None]:

@@ -5,22 +5,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from typing import Any
 
 import torch
-from monai.data import MetaTensor
 from torch import Tensor
 
-from monai_nodeo.flows import EulerianVelocity
+from monai_nodeo.flows import VelocityBatch
+from monai_nodeo.geometry.coordinates import identity_grid, phi_to_ddf
+from monai_nodeo.geometry.resizing import resize_ddf
 from monai_nodeo.geometry.sampling import warp
-from monai_nodeo.registration.inferer import PairInferer
+from monai_nodeo.registration.components import make_loss, make_optimizer, make_solver, make_velocity
+from monai_nodeo.registration.fitting import Components, fit
+from monai_nodeo.registration.levels import PairBatch
+from monai_nodeo.registration.settings import Settings
 
 __all__ = ["between_slices"]
 
 _BATCH = 16  # pairs of slices that are registered together
+# Half the resolution and a few steps: finer ones follow the noise and make no better slices.
+_COARSE: dict[str, Any] = {"iterations": [20], "shrink_factors": [2], "learning_rate": 0.6}
 _FEWEST = 8  # voxels along the sides of a slice, with fewer there is nothing to register
 
 
+@torch.no_grad()
 def between_slices(slices: Tensor, spacing: Sequence[float], fractions: Sequence[float]) -> Tensor:
     """Images between each slice and the next: both, deformed towards each other along the way and averaged.
 
@@ -40,17 +47,14 @@ def between_slices(slices: Tensor, spacing: Sequence[float], fractions: Sequence
     seen = (high > low) & (min(slices.shape[2:]) >= _FEWEST)
     together = (seen[:-1] & seen[1:]).nonzero().flatten()
     scaled = (slices - low.min()) / (high.max() - low.min()).clamp(min=torch.finfo(slices.dtype).tiny)
-    # Half the resolution and a few steps: finer ones follow the noise and make no better slices.
-    inferer = PairInferer(
-        2,
-        optimizer=partial(torch.optim.Adam, lr=0.6),
-        iterations=(20,),
-        shrink_factors=(2,),
-        handlers=(),
-        crop_air=False,
-    )
-    affine = torch.diag(torch.tensor([*spacing, 1.0, 1.0], dtype=torch.float64))
+    settings = Settings.preset(spatial_dims=2, **_COARSE)
+    velocity, solver = make_velocity(settings), make_solver(settings)
+    components = Components(velocity, solver, make_loss(settings), make_optimizer(settings), ())
     for pairs in together.split(_BATCH) if len(together) else ():
-        way[pairs] = inferer(MetaTensor(scaled[pairs], affine=affine), EulerianVelocity(2), scaled[pairs + 1])
+        with torch.enable_grad():
+            fitted = fit(PairBatch(scaled[pairs], scaled[pairs + 1]), spacing, settings, components)
+        nodes = identity_grid(fitted.level.cloud_size).expand(len(pairs), -1, -1, -1)
+        found = solver(VelocityBatch(fitted.models).velocity(), nodes)[-1]
+        way[pairs] = resize_ddf(phi_to_ddf(found, nodes), slices.shape[2:])
     images = [(1 - t) * warp(before, -t * way) + t * warp(after, (1 - t) * way) for t in fractions]
     return torch.stack(images, dim=1)

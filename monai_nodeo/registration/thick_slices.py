@@ -10,35 +10,22 @@ What lies between the slices is guessed, so that it counts less where it is the 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Transform
 from monai.utils import MetaKeys
 from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
-from monai_nodeo.data.pair import IMAGE_KEYS, INPUT_KEYS, MASK_KEYS
+from monai_nodeo.data.pair import Pair
 from monai_nodeo.data.placement import voxel_sides
 from monai_nodeo.geometry.axes import apply_along_axes
-from monai_nodeo.geometry.folding import unfold
-from monai_nodeo.geometry.resizing import coarsen_ddf
 from monai_nodeo.registration.slice_interpolation import between_slices
 
-__all__ = [
-    "DDFOnFixedGridD",
-    "DDFOnFixedGridDict",
-    "DDFOnFixedGridd",
-    "RefineThickSlicesD",
-    "RefineThickSlicesDict",
-    "RefineThickSlicesd",
-    "parts_of",
-    "refined",
-]
+__all__ = ["parts_of", "refine", "refined"]
 
 _MOST_VOXELS = 2**24  # of a refined image: 256^3
 # Of the slices that a registration puts between those of the image; the rest is a spline. More is better where slices
@@ -92,63 +79,26 @@ def refined(image: MetaTensor, parts: tuple[int, ...], mode: str = "spline") -> 
     return MetaTensor(values, affine=affine, meta=meta)
 
 
-class RefineThickSlicesd(Transform):
-    """Add "fixed_input" and "moving_input": the images of a pair, those in thick slices with their voxels cut.
+def refine(pair: Pair) -> tuple[Pair, Tensor | None]:
+    """The pair with the voxels of images in thick slices cut into parts, masks too.
 
     The parts of a volume that is thick along one axis are those of a spline, a quarter of the way to the slices that a
-    registration puts there, see `slice_interpolation`. "fixed_certainty" is added for a fixed image
-    whose voxels were cut: 1 in the middle of a slice, falling towards 0 halfway to the next. "fixed_mask" and
-    "moving_mask" are cut as their image is. The images themselves stay as they are.
+    registration puts there, see `slice_interpolation`.
+
+    Returns:
+        the pair, and how sure its fixed image is where its voxels were cut, (1, *spatial), else None: 1 in the middle
+        of a slice, falling towards 0 halfway to the next.
     """
-
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Cut the voxels of one pair.
-
-        Args:
-            data: MetaTensors "fixed" and "moving", (C, *its spatial), perhaps "fixed_mask" and "moving_mask",
-                (1, *spatial of its image).
-
-        Returns:
-            A new dict; "fixed_certainty" is (1, *spatial of "fixed_input").
-        """
-        pair = dict(data)
-        for key, input_key, mask_key in zip(IMAGE_KEYS, INPUT_KEYS, MASK_KEYS, strict=True):
-            parts = parts_of(pair[key])
-            pair[input_key] = refined(pair[key], parts)
-            _mix_in_slices_between(pair[input_key], pair[key], parts)
-            if mask_key in pair:
-                pair[mask_key] = refined(pair[mask_key], parts, mode="nearest")
-        parts = parts_of(pair["fixed"])
-        if max(parts) > 1:
-            pair["fixed_certainty"] = _certainty(pair["fixed_input"], parts)
-        return pair
-
-
-class DDFOnFixedGridd(Transform):
-    """Bring the displacement of a pair whose voxels were cut to the voxels of "fixed": the mean of their parts.
-
-    Args:
-        ddf_key: key of the displacement in voxels of "fixed_input", (D, *spatial); it is replaced.
-        unfold: take out what folds between the larger voxels, see :py:func:`monai_nodeo.geometry.folding.unfold`.
-    """
-
-    def __init__(self, ddf_key: Hashable = "ddf", unfold: bool = True) -> None:
-        self.ddf_key = ddf_key
-        self.unfold = unfold
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Coarsen the displacement of one pair, see the class."""
-        ddf, shape = data[self.ddf_key], tuple(data["fixed"].shape[1:])
-        if tuple(ddf.shape[1:]) == shape:
-            return dict(data)
-        coarse = coarsen_ddf(torch.as_tensor(ddf)[None], shape)
-        if self.unfold:
-            coarse = unfold(coarse, voxel_sides(data["fixed"].affine, len(shape)))
-        return {**data, self.ddf_key: coarse[0]}
-
-
-RefineThickSlicesD = RefineThickSlicesDict = RefineThickSlicesd
-DDFOnFixedGridD = DDFOnFixedGridDict = DDFOnFixedGridd
+    scans = []
+    for scan in (pair.fixed, pair.moving):
+        parts = parts_of(scan.image)
+        image = refined(scan.image, parts)
+        _mix_in_slices_between(image, scan.image, parts)
+        mask = None if scan.mask is None else refined(scan.mask, parts, mode="nearest")
+        scans.append(replace(scan, image=image, mask=mask))
+    parts = parts_of(pair.fixed.image)
+    certainty = _certainty(scans[0].image, parts) if max(parts) > 1 else None
+    return replace(pair, fixed=scans[0], moving=scans[1]), certainty
 
 
 def _along(values: Tensor, axis: int, count: int, mode: str) -> Tensor:
@@ -180,7 +130,7 @@ def _mix_in_slices_between(fine: MetaTensor, image: MetaTensor, parts: tuple[int
         channel.movedim(axis, 0)[count // 2 :][: len(found)].lerp_(found.to(channel), _SHARE_OF_SLICES)
 
 
-def _certainty(fine: MetaTensor, parts: tuple[int, ...]) -> MetaTensor:
+def _certainty(fine: MetaTensor, parts: tuple[int, ...]) -> Tensor:
     """How sure the parts are, (1, *spatial): 1 in the middle of a voxel of the file, towards 0 at its ends."""
     values = torch.ones_like(fine.as_tensor()[:1])
     for axis, count in enumerate(parts):
@@ -188,7 +138,7 @@ def _certainty(fine: MetaTensor, parts: tuple[int, ...]) -> MetaTensor:
             hat = 1 - (2 * (torch.arange(count) + 0.5) / count - 1).abs()
             line = hat.repeat(values.shape[1 + axis] // count).to(values)
             values *= line.view(-1, *[1] * (len(parts) - 1 - axis))
-    return MetaTensor(values, affine=fine.affine)
+    return values
 
 
 @lru_cache(maxsize=16)

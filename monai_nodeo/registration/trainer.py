@@ -13,12 +13,11 @@ from monai.engines import Trainer
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
-from monai_nodeo.flows import VelocityModel
-from monai_nodeo.flows.solver import ODESolver
+from monai_nodeo.flows import Solver, VelocityBatch
 from monai_nodeo.geometry.coordinates import identity_grid, phi_to_ddf, rescale_points, voxels_per_unit
 from monai_nodeo.geometry.sampling import sample_resized, weighted_mean
 from monai_nodeo.registration._cuda_graphs import RecordedStep
-from monai_nodeo.registration.levels import ImagePair, Level, make_levels
+from monai_nodeo.registration.levels import Level, PairBatch, make_levels
 
 __all__ = ["DivergedError", "PairTrainer"]
 
@@ -35,31 +34,31 @@ class DivergedError(ValueError):
 
 
 class PairTrainer(Trainer):
-    """Optimises a velocity model for one pair of images at one level: one iteration is one step of the optimiser.
+    """Optimises velocity models for pairs of images at one level: one iteration is one look at the loss.
 
-    ``engine.state.output`` holds the loss terms of the iteration, each (B,), and the ``"ddf"`` of the cloud, in voxels
-    of its grid, until the next iteration; ``engine.state.history`` for each term a tensor (iterations, B); all are on
-    the device, so that the loop never waits for it. ``engine.state.level`` is the
-    :py:class:`monai_nodeo.registration.levels.Level`.
-    A trainer is for one pair: make a new one, with a new network and optimiser, for the next. Or it is for a batch of B
-    pairs, none of which has an influence on another: what is minimised is the sum of their losses, and each has weights
-    of its own.
+    An iteration takes the step of the optimiser that the last one's gradient asks for, then evaluates: at its end
+    weights, ``engine.state.output`` and history are of one state, and the gradient of the next step is there.
+    ``engine.state.output`` holds the loss terms, each (B,), and until the next iteration the ``"ddf"`` of the cloud, in
+    voxels of its grid; ``engine.state.history`` for each term a tensor (iterations, B); all are on the device, so that
+    the loop never waits for it. ``engine.state.level`` is the :py:class:`Level`. No pair of a batch has an influence on
+    another: what is minimised is the sum of their losses, and each has weights of its own.
+
+    A trainer is for these pairs: make a new one, with a new network and optimiser, for the next.
 
     Args:
-        pair: images of one shape, and masks, on the device to compute on.
-        network: velocity model for clouds of ``level.cloud_size``; of several pairs a
-            :py:class:`monai_nodeo.flows.VelocityBatch`.
+        pairs: images of one shape, and masks, on the device to compute on.
+        network: velocity models for clouds of ``level.cloud_size``, one a pair.
         optimizer: optimiser of the network's parameters, which treats each parameter by itself, as all in torch do but
             LBFGS.
         loss_function: gives the dict of loss terms, see :py:class:`monai_nodeo.losses.RegistrationLoss`.
         solver: integrates the velocity.
-        iterations: optimiser steps.
+        iterations: evaluations of the loss.
         handlers: objects with ``attach(engine)``, for this trainer only.
         level: grids of the images and of the cloud; by default a point in every voxel, and cubes.
-        cuda_graph: on CUDA, record an iteration and replay it, see `RecordedStep`.
-            What handlers change between iterations then does not count, but for options of the optimiser: leave it off
-            with handlers that change the loss or the images. With handlers of events inside an iteration, with an
-            adaptive or adjoint solver and with optimisers that have no ``capturable`` nothing is recorded.
+        cuda_graph: on CUDA, record an iteration and replay it, see `RecordedStep`. What handlers change between
+            iterations then does not count, but for options of the optimiser: leave it off with handlers that change the
+            loss or the images. With handlers of events inside an iteration, with a solver that waits for the device and
+            with optimisers that have no ``capturable`` nothing is recorded.
 
     Attributes:
         cuda_graph: whether iterations are recorded; after a run, whether they could be.
@@ -70,17 +69,17 @@ class PairTrainer(Trainer):
 
     def __init__(
         self,
-        pair: ImagePair,
-        network: VelocityModel,
+        pairs: PairBatch,
+        network: VelocityBatch,
         optimizer: torch.optim.Optimizer,
         loss_function: nn.Module,
-        solver: ODESolver,
+        solver: Solver,
         iterations: int,
         handlers: Sequence[Any] = (),
         level: Level | None = None,
         cuda_graph: bool = False,
     ) -> None:
-        fixed, moving = pair.fixed, pair.moving
+        fixed, moving = pairs.fixed, pairs.moving
         level = level or make_levels(fixed.shape[2:], (1.0,) * (fixed.ndim - 2))[0]
         if not fixed.shape[2:] == moving.shape[2:] == level.image_size:
             raise ValueError(
@@ -90,7 +89,7 @@ class PairTrainer(Trainer):
         super().__init__(
             device=fixed.device,
             max_epochs=1,
-            data_loader=[pair],
+            data_loader=[pairs],
             epoch_length=iterations,
             decollate=False,
             handlers=handlers,
@@ -102,34 +101,14 @@ class PairTrainer(Trainer):
         self.identity = identity_grid(level.cloud_size, fixed.device, fixed.dtype).expand(
             len(fixed), *[-1] * (fixed.ndim - 1)
         )
-        self.landmarks = pair.landmarks
-        if pair.landmarks is not None:
-            self.landmarks = rescale_points(pair.landmarks, level.image_size, level.cloud_size)
+        self.landmarks = pairs.landmarks
+        if pairs.landmarks is not None:
+            self.landmarks = rescale_points(pairs.landmarks, level.image_size, level.cloud_size)
         self.state.history = {}
         self.state.level = level
-        self.cuda_graph = cuda_graph and fixed.is_cuda and not solver.waits_for_device
+        waits = getattr(solver, "waits_for_device", True)
+        self.cuda_graph = cuda_graph and fixed.is_cuda and not waits
         self._recorded: RecordedStep | None = None
-
-    def _flow(self) -> tuple[Tensor, list[Tensor]]:
-        """Where the cloud arrives, and velocities in its voxels; the trajectory is not needed once they are there."""
-        velocity, images = self.network.flow(self.identity)
-        # the adjoint method differentiates by the parameters of the model itself
-        # unbind() makes one gradient buffer for all times, where indexing would make one for each use
-        states = self.solver(self.network if self.solver.adjoint else velocity, self.identity).unbind()
-        # Free on the CPU, whose 2D sampler reads anywhere in memory on its way back through NaN.
-        if states[-1].device.type == "cpu" and not states[-1].detach().sum().isfinite():
-            raise DivergedError(self.state.iteration)
-        return states[-1], [image * self._voxels for image in images]
-
-    @torch.no_grad()
-    def displacement(self) -> Tensor:
-        """Displacement of the cloud by the network as it is, in voxels of its grid, (B, D, *spatial)."""
-        return phi_to_ddf(self._flow()[0], self.identity)
-
-    @property
-    def _voxels(self) -> Tensor:
-        identity = self.identity
-        return voxels_per_unit(tuple(identity.shape[2:]), identity.dtype, identity.device)
 
     def run(self) -> None:
         """See MONAI's ``Trainer``."""
@@ -140,7 +119,7 @@ class PairTrainer(Trainer):
                 self.cuda_graph = self._recorded.recordable
                 self._recorded = None  # not at some time later: a trainer and its handlers refer to each other
 
-    def _iteration(self, engine: Any, batchdata: ImagePair) -> dict[str, Tensor]:
+    def _iteration(self, engine: Any, batchdata: PairBatch) -> dict[str, Tensor]:
         self.state.output = None  # a field less in memory at the peak
         step: Callable[[], tuple[list[str], Tensor, Tensor]] = partial(self._step, batchdata)
         if self.cuda_graph and not any(self._event_handlers[event] for event in IterationEvents):
@@ -150,18 +129,23 @@ class PairTrainer(Trainer):
         names, values, ddf = step()
         return {**self._noted(names, values), "ddf": ddf}
 
-    def _step(self, pair: ImagePair) -> tuple[list[str], Tensor, Tensor]:
-        """Names of the loss terms, their values (terms, B), and the displacement; a step of the optimiser is done."""
+    def _step(self, pairs: PairBatch) -> tuple[list[str], Tensor, Tensor]:
+        """Names of the loss terms, their values (terms, B), and the displacement, after a step of the optimiser."""
         level = self.state.level
+        self.optimizer.step()  # none in the first iteration, where there is no gradient yet
         self.optimizer.zero_grad(set_to_none=True)
-        phi, velocities = self._flow()
-        ddf = phi_to_ddf(phi, self.identity)
-        warped, weight = _warped(pair, phi, level.image_size)
-        del phi
+        self.fire_event(IterationEvents.MODEL_COMPLETED)
+        states, velocities = self._cloud()
+        ddf = phi_to_ddf(states[-1], self.identity)
+        warped, weight = _warped(pairs, states[-1], level.image_size)
+        trajectory = None
+        if len(states) > 2:
+            trajectory = torch.stack([phi_to_ddf(phi, self.identity) for phi in states])
+        del states
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         terms = self.loss_function(
             warped,
-            pair.fixed,
+            pairs.fixed,
             ddf,
             velocities or [ddf],
             weight=weight,
@@ -169,15 +153,28 @@ class PairTrainer(Trainer):
             ddf_spacing=level.cloud_spacing,
             coarseness=level.coarseness,
             landmarks=self.landmarks,
-            certainty=pair.fixed_certainty,
+            certainty=pairs.fixed_certainty,
+            trajectory=trajectory,
         )
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         del warped, velocities  # the backward pass frees what it has used
         terms["loss"].sum().backward()
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        self.optimizer.step()
-        self.fire_event(IterationEvents.MODEL_COMPLETED)
         return list(terms), torch.stack([value.detach() for value in terms.values()]), ddf.detach()
+
+    def _cloud(self) -> tuple[Sequence[Tensor] | Tensor, list[Tensor]]:
+        """Where the cloud is at the times that the loss looks at, and velocities in its voxels."""
+        velocity = self.network.velocity()
+        # the adjoint method differentiates by the parameters of the module itself
+        integrated = self.network if getattr(self.solver, "adjoint", False) else velocity
+        states = self.solver(integrated, self.identity, getattr(self.loss_function, "times", (0.0, 1.0)))
+        phi = states[-1]
+        # Free on the CPU, whose 2D sampler reads anywhere in memory on its way back through NaN.
+        if phi.device.type == "cpu" and not phi.detach().sum().isfinite():
+            raise DivergedError(self.state.iteration)
+        size = tuple(self.identity.shape[2:])
+        voxels = voxels_per_unit(size, self.identity.dtype, self.identity.device)
+        return states, [image * voxels for image in getattr(velocity, "keyframes", ())]
 
     def _noted(self, names: Sequence[str], values: Tensor) -> dict[str, Tensor]:
         """The terms of this iteration (terms, B), as they are kept in the history."""
@@ -190,15 +187,15 @@ class PairTrainer(Trainer):
         return dict(zip(names, self._curves[self.state.iteration - 1], strict=True))
 
 
-def _warped(pair: ImagePair, phi: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+def _warped(pairs: PairBatch, phi: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     """The moving image, and how much each voxel of the fixed grid counts: the masks, the moving one where it is taken.
 
     No gradient goes to the weights.
     """
-    if pair.moving_mask is None:
-        return sample_resized(pair.moving, phi, size), pair.fixed_mask
+    if pairs.moving_mask is None:
+        return sample_resized(pairs.moving, phi, size), pairs.fixed_mask
     # A voxel that is masked out must not leak into the linear interpolation: its value would pull at its neighbours.
-    count = sample_resized(pair.moving_mask, phi, size)
-    warped = weighted_mean(sample_resized(pair.moving * pair.moving_mask, phi, size), count)
+    count = sample_resized(pairs.moving_mask, phi, size)
+    warped = weighted_mean(sample_resized(pairs.moving * pairs.moving_mask, phi, size), count)
     weight = count.detach()
-    return warped, weight if pair.fixed_mask is None else weight * pair.fixed_mask
+    return warped, weight if pairs.fixed_mask is None else weight * pairs.fixed_mask

@@ -4,26 +4,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
-from os import PathLike
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Transform
-from monai.utils import ensure_tuple_rep
+from monai.transforms import InvertibleTransform, MapTransform, Transform
+from monai.utils import MetaKeys, TraceKeys, ensure_tuple_rep, look_up_option
 from torch import Tensor
 
-from monai_nodeo.data.align import AlignPaird
-from monai_nodeo.data.match import MatchGridd
-from monai_nodeo.data.pair import LANDMARK_KEYS, MASK_KEYS
+from monai_nodeo.data.load import as_image
+from monai_nodeo.data.pair import Pair
 from monai_nodeo.data.placement import on_grid_of
-from monai_nodeo.flows import EulerianVelocity, VelocityModel
-from monai_nodeo.registration.checks import CheckMasksd
-from monai_nodeo.registration.inferer import PAIR_EXTRAS, PairInferer, Registration
-from monai_nodeo.registration.thick_slices import DDFOnFixedGridd, RefineThickSlicesd
+from monai_nodeo.registration.inferer import PairInferer, pair_of_tensors
+from monai_nodeo.registration.result import Registration
+from monai_nodeo.registration.settings import Settings
 
 __all__ = [
     "RegisterPair",
@@ -36,16 +32,226 @@ __all__ = [
     "WarpWithDDFd",
 ]
 
+_MODES = ("bilinear", "nearest")
+_OF_ITS_GRID = (MetaKeys.AFFINE, MetaKeys.ORIGINAL_AFFINE, MetaKeys.SPATIAL_SHAPE, MetaKeys.SPACE)
+
+
+class RegisterPair(Transform):
+    """Find the flow that takes a fixed image to a moving one, by optimisation for this pair.
+
+    Args:
+        settings: or the name of a preset; by default the best balance that was measured, for slices and for volumes.
+        components: ``velocity``, ``solver``, ``loss``, ``optimizer`` or ``handlers`` of your own, see
+            :py:class:`PairInferer`.
+
+    Example:
+        >>> registration = RegisterPair()(fixed, moving)
+        >>> warped = registration.warp(moving)
+    """
+
+    def __init__(self, settings: Settings | str | None = None, **components: Any) -> None:
+        self.settings = settings
+        self.components = components
+        given = [settings] if isinstance(settings, Settings) else [Settings.preset(settings, d) for d in (2, 3)]
+        self._inferers = {s.spatial_dims: PairInferer(s, **components) for s in given}
+
+    def __call__(
+        self, fixed: Tensor, moving: Tensor, fixed_mask: Tensor | None = None, moving_mask: Tensor | None = None
+    ) -> Registration:
+        """Register two images, (C, *spatial), each with its affine; a plain tensor is on the fixed grid.
+
+        Args:
+            fixed: image whose grid stays.
+            moving: image that is warped.
+            fixed_mask: greater than 0 where the fixed image counts, (1, *spatial).
+            moving_mask: the same of the moving image.
+
+        Raises:
+            PairError: when something is wrong with an image; the message names it.
+        """
+        pair = pair_of_tensors(fixed, moving, fixed_mask, moving_mask)
+        device = fixed.device if isinstance(fixed, Tensor) else None
+        return self._of(pair).register([pair], device)[0]
+
+    def _of(self, pair: Pair) -> PairInferer:
+        """The inferer for slices or for volumes; one of other settings says what is wrong."""
+        return self._inferers.get(pair.spatial_dims) or next(iter(self._inferers.values()))
+
+
+class RegisterPaird(MapTransform, InvertibleTransform):
+    """Dictionary version of :py:class:`RegisterPair`, for images on any two grids.
+
+    Puts the :py:class:`Registration` under a key of its own, and the warped moving image in place of the moving image,
+    on the fixed grid. Several pairs of one dict get keys of their own. :py:meth:`inverse` brings what is on the fixed
+    grid back to the moving one, by the flow.
+
+    Args:
+        keys: the moving image, (C, *its own spatial), and what else of it is to be warped, such as labels.
+        fixed_key: key of the fixed image, (C, *spatial).
+        mode: ``"bilinear"`` for images (linear in 3D too), ``"nearest"`` for labels; one for all keys or one a key.
+        registration_key: where the registration is put; None: nowhere.
+        ddf_key: where the displacement of the whole way is put, (D, *spatial), voxels of the fixed grid: what MONAI's
+            ``Warp`` takes; None: nowhere.
+        fixed_mask_key: key of a mask of the fixed image, greater than 0 where it counts.
+        moving_mask_key: the same of the moving image.
+        settings: see :py:class:`RegisterPair`.
+        allow_missing_keys: skip keys that are not there, but for the first one.
+        components: see :py:class:`RegisterPair`.
+
+    Raises:
+        PairError: when something is wrong with an image; the message names it.
+    """
+
+    backend = RegisterPair.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection = "moving",
+        fixed_key: Hashable = "fixed",
+        mode: str | Sequence[str] = "bilinear",
+        registration_key: Hashable | None = "registration",
+        ddf_key: Hashable | None = None,
+        fixed_mask_key: Hashable = "fixed_mask",
+        moving_mask_key: Hashable = "moving_mask",
+        settings: Settings | str | None = None,
+        allow_missing_keys: bool = False,
+        **components: Any,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self.fixed_key = fixed_key
+        self.mode = [look_up_option(m, _MODES) for m in ensure_tuple_rep(mode, len(self.keys))]
+        self.registration_key = registration_key
+        self.ddf_key = ddf_key
+        self.mask_keys = (fixed_mask_key, moving_mask_key)
+        self.register = RegisterPair(settings, **components)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        results = dict(data)
+        fixed, moving = data[self.fixed_key], data[self.keys[0]]
+        registration = self.register(fixed, moving, *(data.get(key) for key in self.mask_keys))
+        for key, mode in self.key_iterator(data, self.mode):
+            given = data[key]
+            warped = _warped(registration, given, moving, mode)
+            self.push_transform(warped, extra_info={"registration": registration, "mode": mode})
+            results[key] = warped
+        if self.registration_key is not None:
+            results[self.registration_key] = registration
+        if self.ddf_key is not None:
+            results[self.ddf_key] = _with_affine(registration.ddf, fixed)
+        return results
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Bring what is on the fixed grid back to the grid of the moving image."""
+        results = dict(data)
+        for key in self.key_iterator(data):
+            traced = self.pop_transform(data[key])
+            info = traced[TraceKeys.EXTRA_INFO]
+            back = info["registration"].inverse.warp(data[key], info["mode"])
+            back.applied_operations = data[key].applied_operations
+            results[key] = back
+        return results
+
+
+class WarpWithDDF(Transform):
+    """Sample an image, channel first, where a displacement of the fixed grid points.
+
+    ``out(x) = image(x + ddf(x))``, where ``x + ddf(x)`` is a voxel of the fixed grid, taken to the image's own voxels
+    by the affines of both. The image is interpolated once, whatever its grid. Outside it, each channel of an image is
+    its minimum, and labels are 0.
+
+    Args:
+        mode: ``"bilinear"`` for images (linear in 3D too), ``"nearest"`` for labels.
+
+    Raises:
+        ValueError: for another mode.
+    """
+
+    def __init__(self, mode: str = "bilinear") -> None:
+        self.mode = look_up_option(mode, _MODES)
+
+    def __call__(self, image: Tensor, ddf: Tensor) -> Tensor:
+        """Warp.
+
+        Args:
+            image: (C, *its own spatial), any dtype; a plain tensor is taken to be on the grid of the ddf.
+            ddf: displacement of the whole way in voxels, (D, *spatial), tensor axis order; a plain tensor is taken to
+                be on the grid of the image.
+
+        Returns:
+            (C, *spatial of the ddf), float32 or for ``"nearest"`` the dtype of the image, with the image's name and the
+            affine of the ddf if it has one (the fixed grid), else of the image.
+
+        Raises:
+            ValueError: when a plain tensor has another shape than what it is taken to be on the grid of.
+        """
+        moving, field = _placed(image, ddf), _placed(ddf, image)
+        warped = on_grid_of(field, moving, None, _plain(ddf), self.mode)
+        if self.mode == "nearest":
+            warped = warped.to(moving.dtype)
+        placed = isinstance(image, MetaTensor) or isinstance(ddf, MetaTensor)
+        return _named_like(warped, image) if placed else _plain(warped)
+
+
+class WarpWithDDFd(MapTransform):
+    """Dictionary version of :py:class:`WarpWithDDF`; absent keys are an error unless ``allow_missing_keys``.
+
+    Args:
+        keys: images and labels to warp, each on its own grid.
+        ddf_key: key of the displacement in voxels of the fixed grid, (D, *spatial).
+        mode: one for all keys or one a key.
+        output_keys: where the results are put; in place of the inputs by default.
+        allow_missing_keys: skip keys that are not there.
+    """
+
+    backend = WarpWithDDF.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        ddf_key: Hashable = "ddf",
+        mode: str | Sequence[str] = "bilinear",
+        output_keys: KeysCollection | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.ddf_key = ddf_key
+        self.warps: list[Callable[..., Tensor]] = [WarpWithDDF(mode) for mode in ensure_tuple_rep(mode, len(self.keys))]
+        self.output_keys = self.keys if output_keys is None else ensure_tuple_rep(output_keys, len(self.keys))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        results = dict(data)
+        for key, warper, output_key in self.key_iterator(data, self.warps, self.output_keys):
+            results[output_key] = warper(data[key], data[self.ddf_key])
+        return results
+
+
+RegisterPairD = RegisterPairDict = RegisterPaird
+WarpWithDDFD = WarpWithDDFDict = WarpWithDDFd
+
 
 def _plain(x: Any) -> Tensor:
     return x.as_tensor() if isinstance(x, MetaTensor) else torch.as_tensor(x)
 
 
-def _on_grid_of(values: Tensor, reference: Any) -> Tensor:
+def _warped(registration: Registration, given: Tensor, moving: Tensor, mode: str) -> MetaTensor:
+    """What belongs to the moving image, on the fixed grid, with its own name."""
+    placed = given if isinstance(given, MetaTensor) else _placed(given, moving)
+    if not isinstance(moving, MetaTensor):  # it was taken to be on the fixed grid
+        placed = MetaTensor(_plain(given), affine=torch.from_numpy(registration.flow.grid.affine.copy()))
+    values = as_image(placed, "image") if placed.is_floating_point() else placed
+    warped = registration.warp(values, mode)
+    return _named_like(warped if mode == "bilinear" else warped.to(placed.dtype), given)
+
+
+def _named_like(values: MetaTensor, source: Any) -> MetaTensor:
+    """The values with their affine, and the meta of the source but for its grid."""
+    meta = {name: value for name, value in getattr(source, "meta", {}).items() if name not in _OF_ITS_GRID}
+    return MetaTensor(values.as_tensor(), affine=values.affine.clone(), meta=meta)
+
+
+def _with_affine(values: Tensor, reference: Any) -> Tensor:
     """The values with the affine of the reference, if it has one."""
-    if isinstance(reference, MetaTensor):
-        return MetaTensor(values, affine=reference.affine.clone())
-    return values
+    return MetaTensor(values, affine=reference.affine.clone()) if isinstance(reference, MetaTensor) else values
 
 
 def _placed(values: Any, reference: Any) -> MetaTensor:
@@ -59,182 +265,3 @@ def _placed(values: Any, reference: Any) -> MetaTensor:
         )
     affine = reference.affine.clone() if isinstance(reference, MetaTensor) else torch.eye(4, dtype=torch.float64)
     return MetaTensor(_plain(values), affine=affine)
-
-
-class RegisterPair(Transform):
-    """Find the displacement that takes a moving image to a fixed one, by optimisation for this pair.
-
-    Args:
-        spatial_dims: 2 or 3.
-        inferer: does the registration; by default :py:class:`monai_nodeo.registration.inferer.PairInferer` as it is.
-        network: velocity model whose options are used; by default
-            :py:class:`monai_nodeo.flows.EulerianVelocity` as it is.
-
-    Example:
-        >>> registration = RegisterPair(spatial_dims=3)(fixed, moving)
-        >>> warped = WarpWithDDF()(moving, registration.ddf)
-    """
-
-    def __init__(
-        self, spatial_dims: int = 3, inferer: PairInferer | None = None, network: VelocityModel | None = None
-    ) -> None:
-        self.inferer = PairInferer(spatial_dims) if inferer is None else inferer
-        self.network = EulerianVelocity(spatial_dims) if network is None else network
-
-    def __call__(self, fixed: Tensor, moving: Tensor, **extras: Tensor) -> Registration:
-        """Register two images of similar intensity range, for instance [0, 1].
-
-        Args:
-            fixed: (C, *spatial); the voxel sizes of a MetaTensor are used, else they count as cubes.
-            moving: (C, *spatial), on the fixed grid.
-            extras: perhaps ``fixed_mask`` and ``moving_mask`` (1, *spatial), and ``landmarks`` (N, 2, D), see
-                :py:class:`monai_nodeo.registration.inferer.PairInferer`.
-
-        Returns:
-            the displacement in voxels (D, *spatial), with the fixed affine if there is one, and the loss curves.
-        """
-        fixed = fixed if isinstance(fixed, MetaTensor) else torch.as_tensor(fixed)
-        more = {key: _plain(value)[None] for key, value in extras.items()}
-        self.inferer(fixed[None], self.network, _plain(moving)[None], **more)
-        registration = self.inferer.registrations[0]
-        return replace(registration, ddf=_on_grid_of(registration.ddf, fixed))
-
-
-class RegisterPaird(Transform):
-    """Dictionary version of :py:class:`RegisterPair`, for images on any two grids: adds the displacement.
-
-    The moving image is aligned by the affines of both images and, if asked for, an affine start, which is added as
-    "initial_affine" (4, 4), RAS mm. It stays as it is: :py:class:`WarpWithDDFd` samples it once through all of that.
-    Masks and landmarks under the keys of `data.keys` are used. Thick slices are cut into parts for the
-    optimisation, see :py:mod:`monai_nodeo.registration.thick_slices`.
-
-    Args:
-        spatial_dims: 2 or 3.
-        fixed_key: key of the fixed image, (C, *spatial).
-        moving_key: key of the moving image, (C, *its own spatial); a plain tensor is taken to be on the fixed grid.
-        ddf_key: where the displacement in voxels of the fixed grid, (D, *spatial), is put.
-        initial_transform: see :py:class:`monai_nodeo.data.align.AlignPaird`.
-        inferer: see :py:class:`RegisterPair`.
-        network: see :py:class:`RegisterPair`.
-
-    Raises:
-        PairError: when the images cannot be aligned or do not overlap, or the loss cannot take masks that are given.
-    """
-
-    def __init__(
-        self,
-        spatial_dims: int = 3,
-        fixed_key: Hashable = "fixed",
-        moving_key: Hashable = "moving",
-        ddf_key: Hashable = "ddf",
-        initial_transform: str | PathLike[str] | None = None,
-        inferer: PairInferer | None = None,
-        network: VelocityModel | None = None,
-    ) -> None:
-        self.fixed_key = fixed_key
-        self.moving_key = moving_key
-        self.ddf_key = ddf_key
-        self.register = RegisterPair(spatial_dims, inferer, network)
-        self.prepare = (
-            CheckMasksd(self.register.inferer.loss_function),
-            AlignPaird(initial_transform),
-            RefineThickSlicesd(),
-            MatchGridd(),
-        )
-        self.finish = DDFOnFixedGridd(unfold=self.register.inferer.unfold)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        fixed, moving = data[self.fixed_key], data[self.moving_key]
-        placed = {"fixed": _placed(fixed, fixed), "moving": _placed(moving, fixed)}
-        placed |= {key: _placed(data[key], fixed) for key in MASK_KEYS if key in data}
-        placed |= {key: data[key] for key in LANDMARK_KEYS if key in data}
-        pair: dict[Any, Any] = placed
-        for step in self.prepare:  # no Compose, which would wrap a PairError
-            pair = step(pair)
-        extras = {key: pair[key] for key in PAIR_EXTRAS if key in pair}
-        pair["ddf"] = _plain(self.register(pair["fixed_input"], pair["moving_input"], **extras).ddf)
-        results = {**data, self.ddf_key: _on_grid_of(self.finish(pair)["ddf"], fixed)}
-        if "initial_affine" in pair:
-            results["initial_affine"] = pair["initial_affine"]
-        return results
-
-
-class WarpWithDDF(Transform):
-    """Sample a moving image, channel first, where a displacement of the fixed grid points.
-
-    ``out(x) = image(x + ddf(x))``, where ``x + ddf(x)`` is a voxel of the fixed grid, taken to the image's own voxels
-    by the affines of both and the affine start. The image is interpolated once, whatever its grid. Outside it, images
-    are their minimum and labels 0.
-
-    Args:
-        mode: ``"bilinear"`` for images (linear in 3D too), ``"nearest"`` for labels.
-    """
-
-    def __init__(self, mode: str = "bilinear") -> None:
-        self.mode = mode
-
-    def __call__(self, image: Tensor, ddf: Tensor, initial_affine: Tensor | None = None) -> Tensor:
-        """Warp.
-
-        Args:
-            image: (C, *its own spatial), any dtype; a plain tensor is taken to be on the grid of the ddf.
-            ddf: displacement in voxels, (D, *spatial), tensor axis order; a plain tensor is taken to be on the grid of
-                the image.
-            initial_affine: (4, 4), RAS mm, fixed physical point -> moving physical point.
-
-        Returns:
-            (C, *spatial of the ddf), float32 or for ``"nearest"`` the dtype of the image, with the affine of the ddf if
-            it has one (the fixed grid), else of the image.
-        """
-        grid = ddf if isinstance(ddf, MetaTensor) else image
-        moving = _placed(image, grid)
-        fixed = MetaTensor(_plain(ddf), affine=_placed(ddf, grid).affine)
-        warped = on_grid_of(fixed, moving, initial_affine, _plain(ddf), self.mode).as_tensor()
-        if self.mode == "nearest":
-            warped = warped.to(moving.dtype)
-        return _on_grid_of(warped, grid)
-
-
-class WarpWithDDFd(MapTransform):
-    """Dictionary version of :py:class:`WarpWithDDF`; absent keys are an error unless ``allow_missing_keys``.
-
-    Args:
-        keys: images and labels to warp, each on its own grid.
-        ddf_key: key of the displacement in voxels of the fixed grid, (D, *spatial).
-        mode: one for all keys or one a key.
-        reference_key: key of the fixed image, whose grid the ddf and the results have; without it, see
-            :py:class:`WarpWithDDF`.
-        output_keys: where the results are put; in place of the inputs by default.
-        allow_missing_keys: skip keys that are not there.
-
-    A "initial_affine" in the data, from :py:class:`monai_nodeo.data.align.AlignPaird` or :py:class:`RegisterPaird`, is
-    gone through too.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        ddf_key: Hashable = "ddf",
-        mode: str | Sequence[str] = "bilinear",
-        reference_key: Hashable = "fixed",
-        output_keys: KeysCollection | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.ddf_key = ddf_key
-        self.reference_key = reference_key
-        self.warps = [WarpWithDDF(mode) for mode in ensure_tuple_rep(mode, len(self.keys))]
-        self.output_keys = self.keys if output_keys is None else ensure_tuple_rep(output_keys, len(self.keys))
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        results = dict(data)
-        ddf, reference = data[self.ddf_key], data.get(self.reference_key)
-        if isinstance(reference, MetaTensor):
-            ddf = _on_grid_of(_plain(ddf), reference)
-        for key, warper, output_key in self.key_iterator(data, self.warps, self.output_keys):
-            results[output_key] = warper(data[key], ddf, data.get("initial_affine"))
-        return results
-
-
-RegisterPairD = RegisterPairDict = RegisterPaird
-WarpWithDDFD = WarpWithDDFDict = WarpWithDDFd

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from monai_nodeo.report.cohort import write_index
-from monai_nodeo.report.handler import ReportPair
-from monai_nodeo.report.page import write_report
+from monai_nodeo.report.page import remake_report, write_report
 
-__all__ = ["ReportPair", "write_index", "write_report"]
+__all__ = ["remake_report", "write_index", "write_report"]

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,14 +16,14 @@ from markupsafe import Markup
 from monai.config import PathLike
 
 from monai_nodeo.files import atomic_path
+from monai_nodeo.registration.table import read_table
 from monai_nodeo.report.layers import inline_svg
 from monai_nodeo.report.page import PAGE, SUMMARY, render
 from monai_nodeo.report.plots import plot_distribution
 
-__all__ = ["INDEX", "TABLE", "read_table", "write_index"]
+__all__ = ["INDEX", "write_index"]
 
 INDEX = "index.html"
-TABLE = "metrics.csv"
 
 _GRADES = {"failed": "failed", "bad": "bad", "check": "to look at", "good": "good", "unknown": "without a report"}
 
@@ -43,7 +42,7 @@ _COLUMNS = (
     _Column("dice_mean_after", "Dice", 3, low_is_bad=True, before="dice_mean_before"),
     _Column("similarity_after", "Similarity", 3, before="similarity_before"),
     _Column("hd95_mm_mean_after", "HD95, mm", 2, before="hd95_mm_mean_before"),
-    _Column("folding_percent", "Folds, %", 3),
+    _Column("folded_cells", "Folded cells", 0),
     _Column("sd_log_jacobian", "SD log J", 3),
     _Column("displacement_mm_mean", "Moved, mm", 2),
     _Column("seconds_optimisation", "Seconds", 1),
@@ -60,7 +59,7 @@ def write_index(output_dir: PathLike) -> Path:
         The page.
 
     Raises:
-        ValueError: when there is no table.
+        FileNotFoundError: when there is no table.
     """
     folder = Path(str(output_dir)).absolute()
     table = read_table(folder)
@@ -81,19 +80,6 @@ def write_index(output_dir: PathLike) -> Path:
     with atomic_path(folder / INDEX) as partial_page:
         partial_page.write_text(page, encoding="utf-8")
     return folder / INDEX
-
-
-def read_table(folder: Path) -> list[dict[str, str]]:
-    """The rows of a result folder's metrics.csv.
-
-    Raises:
-        ValueError: when there is none.
-    """
-    try:
-        with (folder / TABLE).open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} holds no {TABLE}; give the output_dir of a run.") from error
 
 
 def _row(row: Mapping[str, str], summary: Mapping[str, Any] | None, columns: Sequence[_Column]) -> dict[str, Any]:

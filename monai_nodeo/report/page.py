@@ -15,9 +15,11 @@ from monai.config import PathLike
 from numpy.typing import NDArray
 
 from monai_nodeo.files import atomic_path
+from monai_nodeo.registration.folder import FIGURES, read_figures
+from monai_nodeo.registration.result import Registration
 from monai_nodeo.report.evidence import Evidence, gather
 from monai_nodeo.report.layers import css_gradient, inline_svg, make_layers, thumbnail
-from monai_nodeo.report.pair import FIGURES, FinishedPair, read_pair
+from monai_nodeo.report.pair import ShownPair, shown
 from monai_nodeo.report.plots import plot_dice, plot_history
 from monai_nodeo.report.plots.panels import (
     DIFFERENCE_COLOURS,
@@ -30,7 +32,7 @@ from monai_nodeo.report.plots.panels import (
 from monai_nodeo.report.plots.planes import cut
 from monai_nodeo.report.verdict import Verdict, judge
 
-__all__ = ["PAGE", "SUMMARY", "render", "write_report"]
+__all__ = ["PAGE", "SUMMARY", "remake_report", "render", "write_report"]
 
 PAGE = "report.html"
 SUMMARY = "report.json"
@@ -43,22 +45,24 @@ _NAMES = {
 _HIGHER_IS_BETTER = {"dice_mean"}
 
 
-def write_report(folder: PathLike) -> Path:
-    """Make the page of a finished pair from the files in its folder and the images they name.
+def write_report(registration: Registration, figures: dict[str, Any], folder: PathLike) -> Path:
+    """Make the page of a registered pair.
 
     Writes ``report.html``, and ``report.json`` with verdict, evidence and thumbnail for a page of many pairs.
 
     Args:
-        folder: of the pair, ``output_dir/<id>``.
+        registration: with its pair.
+        figures: content of its metrics.json.
+        folder: of the pair.
 
     Returns:
         The page.
 
     Raises:
-        ValueError: when the folder holds no finished pair, or an image that was registered is gone.
+        ValueError: when the images that were registered are not there.
     """
     path = Path(str(folder))
-    pair = read_pair(path)
+    pair = shown(registration, figures)
     evidence = gather(pair.images, pair.ddf, pair.affine, pair.masks)
     verdict = judge(pair.figures, pair.history, evidence)
     planes = cut(pair.images, pair.ddf, pair.affine, pair.labels)
@@ -69,6 +73,7 @@ def write_report(folder: PathLike) -> Path:
         pair=pair,
         verdict=verdict,
         evidence=evidence,
+        certificate=figures["certificate"],
         comparisons=_comparisons(pair.figures, evidence),
         planes=[(plane, make_layers(plane, largest)) for plane in planes],
         gradients={
@@ -94,6 +99,17 @@ def write_report(folder: PathLike) -> Path:
     return path / PAGE
 
 
+def remake_report(folder: PathLike) -> Path:
+    """Make the page of a finished pair again, from its folder and the images that it names.
+
+    Raises:
+        FileNotFoundError: when the folder holds no finished pair.
+        ValueError: when an image that was registered is gone.
+    """
+    path = Path(str(folder))
+    return write_report(Registration.load(path), read_figures(path), path)
+
+
 def render(template: str, **values: Any) -> str:
     """Fill a template of this package; everything that is not marked as safe is escaped."""
     return _templates().get_template(template).render(**values)
@@ -110,7 +126,7 @@ def _templates() -> jinja2.Environment:
     )
 
 
-def _summary(pair: FinishedPair, verdict: Verdict, evidence: Evidence, picture: str) -> dict[str, Any]:
+def _summary(pair: ShownPair, verdict: Verdict, evidence: Evidence, picture: str) -> dict[str, Any]:
     return {
         "id": pair.figures["id"],
         "grade": verdict.grade.name.lower(),
@@ -154,12 +170,12 @@ def _history_words(history: Mapping[str, NDArray]) -> str:
 
 def _tiles(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
-        ("Folds", f"{figures['folding_percent']:.4g} %"),
+        ("Folded cells", str(figures["folded_cells"])),
         ("SD of log Jacobian", f"{figures['sd_log_jacobian']:.3f}"),
         ("Mean displacement", f"{figures['displacement_mm_mean']:.2f} mm"),
         ("Iterations", str(figures["iterations"])),
         ("Time of the optimisation", f"{figures['seconds_optimisation']:.1f} s"),
-        ("Time in all", f"{figures['seconds_total']:.1f} s"),
+        ("Inverse, 99.9 % within", f"{figures['certificate']['inverse']['voxels_quantile']:.2g} voxels"),
         ("Peak memory", f"{figures['peak_memory_mb'] / 1000:.2f} GB"),
         ("Device", figures["device"]),
     ]

@@ -156,15 +156,18 @@ def _labels(figures: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _folds(figures: Mapping[str, Any]) -> Finding:
-    share = figures["folding_percent"]
-    if share == 0:
-        return Finding("folds", Grade.GOOD, "The deformation folds nowhere: it has an inverse.")
-    text = f"The deformation folds in {share:.3g} % of the voxels (Jacobian determinant 0 or less)"
+    proof = figures["certificate"]
+    text = proof["verdict"]
+    if proof["invertible"]:
+        return Finding("folds", Grade.GOOD, text)
+    if not proof["folded_cells"]:
+        return Finding("folds", Grade.CHECK, f"{text} The way back is not accurate.")
+    share = 100 * proof["folded_cells"] / max(proof["cells"], 1)
     if share <= _FOLDS_FEW:
-        return Finding("folds", Grade.GOOD, f"{text}: next to nowhere.")
+        return Finding("folds", Grade.GOOD, f"{text} That is next to nowhere.")
     if share <= _FOLDS_MANY:
-        return Finding("folds", Grade.CHECK, f"{text}: there it has no inverse, and volumes mean nothing.")
-    return Finding("folds", Grade.BAD, f"{text}: it has no inverse. More weight on folding, or more time steps, help.")
+        return Finding("folds", Grade.CHECK, f"{text} Where it folds, volumes mean nothing.")
+    return Finding("folds", Grade.BAD, f"{text} More weight on folding, or more smoothness, helps.")
 
 
 def _size(figures: Mapping[str, Any], evidence: Evidence) -> Finding:

@@ -138,48 +138,55 @@ def _place(position, half, size):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _cell(volume, i, j, k):  # type: ignore[no-untyped-def]
-    """Values at the corners of a cell; along an axis of one voxel both are the same."""
-    i1, j1, k1 = min(i + 1, volume.shape[0] - 1), min(j + 1, volume.shape[1] - 1), min(k + 1, volume.shape[2] - 1)
-    low = volume[i, j, k], volume[i, j, k1], volume[i, j1, k], volume[i, j1, k1]
-    return low, (volume[i1, j, k], volume[i1, j, k1], volume[i1, j1, k], volume[i1, j1, k1])
+def _steps(size):  # type: ignore[no-untyped-def]
+    """Of an index along each axis, none along an axis of one voxel; without a sign, as Numba likes indices."""
+    x = size[1] * size[2] if size[0] > 1 else 0
+    return np.uint64(x), np.uint64(size[2] if size[1] > 1 else 0), np.uint64(1 if size[2] > 1 else 0)
 
 
 @compiled
-def _value_and_slopes(low, high, f, g, h):  # type: ignore[no-untyped-def]
-    """Linear interpolation in a cell, and its derivatives along the axes in voxels."""
-    a, b = low[0] + (low[1] - low[0]) * h, low[2] + (low[3] - low[2]) * h
-    c, d = high[0] + (high[1] - high[0]) * h, high[2] + (high[3] - high[2]) * h
-    below, above = a + (b - a) * g, c + (d - c) * g
-    by_y = (b - a) + ((d - c) - (b - a)) * f
-    e = (low[1] - low[0]) + ((low[3] - low[2]) - (low[1] - low[0])) * g
-    i = (high[1] - high[0]) + ((high[3] - high[2]) - (high[1] - high[0])) * g
-    return below + (above - below) * f, above - below, by_y, e + (i - e) * f
+def _value_and_slopes(voxels, a, steps, f, g, h):  # type: ignore[no-untyped-def]
+    """Linear interpolation in the cell that begins at index a, and its derivatives along the axes in voxels."""
+    x, y, z = steps
+    b, c = a + y, a + x
+    d = c + y
+    low_0, low_1, low_2, low_3 = voxels[a], voxels[b], voxels[c], voxels[d]
+    by_0, by_1 = voxels[a + z] - low_0, voxels[b + z] - low_1
+    by_2, by_3 = voxels[c + z] - low_2, voxels[d + z] - low_3
+    low_0, low_1, low_2, low_3 = low_0 + by_0 * h, low_1 + by_1 * h, low_2 + by_2 * h, low_3 + by_3 * h
+    by_y_0, by_y_1 = low_1 - low_0, low_3 - low_2
+    below, above = low_0 + by_y_0 * g, low_2 + by_y_1 * g
+    by_0, by_2 = by_0 + (by_1 - by_0) * g, by_2 + (by_3 - by_2) * g
+    return below + (above - below) * f, above - below, by_y_0 + (by_y_1 - by_y_0) * f, by_0 + (by_2 - by_0) * f
 
 
 @compiled
 def _sample(image, points, values, halves, start, stop):  # type: ignore[no-untyped-def]
-    _, planes, rows, columns = image.shape
+    size = image.shape[1:]
+    steps = _steps(size)
+    flat = image.reshape(len(image), -1)
     for n in range(start * _PART, min(stop * _PART, points.shape[1])):
-        i, f, _ = _place(points[0, n], halves[0], planes)
-        j, g, _ = _place(points[1, n], halves[1], rows)
-        k, h, _ = _place(points[2, n], halves[2], columns)
-        for channel in range(image.shape[0]):
-            low, high = _cell(image[channel], i, j, k)
-            values[channel, n], _, _, _ = _value_and_slopes(low, high, f, g, h)
+        i, f, _ = _place(points[0, n], halves[0], size[0])
+        j, g, _ = _place(points[1, n], halves[1], size[1])
+        k, h, _ = _place(points[2, n], halves[2], size[2])
+        at = np.uint64((i * size[1] + j) * size[2] + k)
+        for channel in range(len(flat)):
+            values[channel, n], _, _, _ = _value_and_slopes(flat[channel], at, steps, f, g, h)
 
 
 @compiled
 def _slopes(image, points, grad, by_points, halves, start, stop):  # type: ignore[no-untyped-def]
-    _, planes, rows, columns = image.shape
+    size = image.shape[1:]
+    steps = _steps(size)
+    flat = image.reshape(len(image), -1)
     for n in range(start * _PART, min(stop * _PART, points.shape[1])):
-        i, f, in_x = _place(points[0, n], halves[0], planes)
-        j, g, in_y = _place(points[1, n], halves[1], rows)
-        k, h, in_z = _place(points[2, n], halves[2], columns)
+        i, f, in_x = _place(points[0, n], halves[0], size[0])
+        j, g, in_y = _place(points[1, n], halves[1], size[1])
+        k, h, in_z = _place(points[2, n], halves[2], size[2])
+        at = np.uint64((i * size[1] + j) * size[2] + k)
         by_x = by_y = by_z = halves[0] * 0
-        for channel in range(image.shape[0]):
-            low, high = _cell(image[channel], i, j, k)
-            _, x, y, z = _value_and_slopes(low, high, f, g, h)
+        for channel in range(len(flat)):
+            _, x, y, z = _value_and_slopes(flat[channel], at, steps, f, g, h)
             by_x += x * grad[channel, n]
             by_y += y * grad[channel, n]
             by_z += z * grad[channel, n]
@@ -233,9 +240,12 @@ def _between(place, size, coarse):  # type: ignore[no-untyped-def]
 
 @compiled
 def _sample_resized(image, cloud, values, slopes, halves, start, stop):  # type: ignore[no-untyped-def]
-    size = values.shape[1:]
+    size, within = values.shape[1:], image.shape[1:]
+    steps = _steps(within)
+    flat = image.reshape(len(image), -1)
     plane = np.empty((3, *cloud.shape[2:]), cloud.dtype)
     row = np.empty((3, cloud.shape[3]), cloud.dtype)
+    fine = np.empty((3, size[2]), cloud.dtype)
     zero = halves[0] * 0
     for x in range(start, stop):
         first, way = _between(x, size[0], cloud.shape[1])
@@ -252,21 +262,19 @@ def _sample_resized(image, cloud, values, slopes, halves, start, stop):  # type:
                 first, way = _between(z, size[2], cloud.shape[3])
                 way = zero + way
                 last = min(first + 1, cloud.shape[3] - 1)
-                i, f, in_x = _place(_on_the_way(row[0], first, last, way), halves[0], image.shape[1])
-                j, g, in_y = _place(_on_the_way(row[1], first, last, way), halves[1], image.shape[2])
-                k, h, in_z = _place(_on_the_way(row[2], first, last, way), halves[2], image.shape[3])
-                for channel in range(image.shape[0]):
-                    low, high = _cell(image[channel], i, j, k)
-                    value, by_x, by_y, by_z = _value_and_slopes(low, high, f, g, h)
+                for axis in range(3):
+                    fine[axis, z] = row[axis, first] + (row[axis, last] - row[axis, first]) * way
+            for z in range(size[2]):
+                i, f, in_x = _place(fine[0, z], halves[0], within[0])
+                j, g, in_y = _place(fine[1, z], halves[1], within[1])
+                k, h, in_z = _place(fine[2, z], halves[2], within[2])
+                at = np.uint64((i * within[1] + j) * within[2] + k)
+                for channel in range(len(flat)):
+                    value, by_x, by_y, by_z = _value_and_slopes(flat[channel], at, steps, f, g, h)
                     values[channel, x, y, z] = value
                     slopes[channel, 0, x, y, z] = by_x * halves[0] if in_x else zero
                     slopes[channel, 1, x, y, z] = by_y * halves[1] if in_y else zero
                     slopes[channel, 2, x, y, z] = by_z * halves[2] if in_z else zero
-
-
-@compiled
-def _on_the_way(values, first, last, way):  # type: ignore[no-untyped-def]
-    return values[first] + (values[last] - values[first]) * way
 
 
 @compiled

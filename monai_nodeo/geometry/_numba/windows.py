@@ -38,47 +38,50 @@ def window_sum(x: Tensor, sides: Sequence[int]) -> Tensor:
 
 def squared_correlation(
     pred: Tensor,
-    mean: Tensor,
-    floor: Tensor,
-    floor_slope: Tensor,
     target: tuple[Tensor, Tensor, Tensor],
     windows: Windows,
+    eps: float,
+    tiny: float,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The sum of ``cov^2 / (var var)`` over the voxels, (B, C), and its gradient by ``pred``.
 
     Args:
         pred: (B, C, *spatial).
-        mean: of each image, (B, C, 1, ...).
-        floor: added to the variances of its windows, the same shape.
-        floor_slope: derivative of the floor by the square of a voxel's value less the mean, the same shape.
         target: values less their mean, means and raised variances in the windows, each (B, C, *spatial).
         windows: their sides and weights.
+        eps: share of an image's variance that is added to those of its windows.
+        tiny: added to them in any case.
         with_gradient: None instead of the gradient otherwise.
     """
     shape = _three(pred.shape[2:])
     reach = tuple(side // 2 for side in _three(windows.sides))
     weighted = windows.weight is not None
     images = [as_array(x).reshape(-1, *shape) for x in (pred, *target)]
-    nothing = np.empty((1, 1, 1, 1), images[0].dtype)
+    kind = images[0].dtype.type
+    nothing = np.empty((1, 1, 1, 1), kind)
     weights = as_array(windows.weight).reshape(-1, *shape) if windows.weight is not None else nothing
     shares = as_array(windows.share()).reshape(-1, *shape) if weighted else nothing
-    constants = [as_array(x).reshape(-1) for x in (mean, floor, floor_slope)]
+    means, counts = (
+        as_array(x.expand(*pred.shape[:2], *[1] * len(pred.shape[2:]))).reshape(-1)
+        for x in (windows.image_mean(pred), windows.count(pred))
+    )
     gradient = np.empty_like(images[0]) if with_gradient else None
-    total = np.empty(len(images[0]), images[0].dtype)
-    rows = np.empty((3, *shape), images[0].dtype)
+    total = np.empty(len(images[0]), kind)
+    rows = np.empty((3, *shape), kind)
     for number, (p, t, t_mean, t_variance) in enumerate(zip(*images, strict=True)):
-        middle, raised, slope = (values[number] for values in constants)
-        item = number // pred.shape[1]
-        weight, share = weights[item if weighted else 0], shares[item if weighted else 0]
-        in_threads(_product_sums, shape[0], p, t, weight, weighted, middle, rows, reach)
+        item = number // pred.shape[1] if weighted else 0
+        weight, share, mean = weights[item], shares[item], means[number]
+        power = np.zeros(shape[0])
+        in_threads(_product_sums, shape[0], p, t, weight, weighted, mean, rows, power, reach)
+        raised = kind(eps * power.sum() / counts[number] + tiny)
         sums = np.zeros((2, shape[1]))
         arguments = (rows, t_mean, t_variance, weight, share, weighted, raised, with_gradient, sums, reach)
         in_threads(_correlations, shape[1], *arguments)
         total[number] = sums[0].sum()
         if gradient is not None:
-            by_floor = pred.new_tensor(sums[1].sum() * slope).numpy()[()]
-            in_threads(_gradients, shape[0], rows, p, t, weight, weighted, middle, by_floor, gradient[number], reach)
+            by_floor = kind(sums[1].sum() * eps / counts[number])
+            in_threads(_gradients, shape[0], rows, p, t, weight, weighted, mean, by_floor, gradient[number], reach)
     found = None if gradient is None else torch.from_numpy(gradient.reshape(pred.shape))
     return torch.from_numpy(total).view(pred.shape[:2]), found
 
@@ -187,17 +190,21 @@ def _sum_across(volume, reach, start, stop):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _product_sums(p, t, weight, weighted, middle, rows, reach, start, stop):  # type: ignore[no-untyped-def]
-    """Values, their squares and their products with the target, summed within planes."""
+def _product_sums(p, t, weight, weighted, middle, rows, power, reach, start, stop):  # type: ignore[no-untyped-def]
+    """Values, their squares and their products with the target, summed within planes; and the sums of the squares."""
     between = _room(p)
     for x in range(start, stop):
         for y in range(p.shape[1]):
+            of_row = middle * 0
             for z in range(p.shape[2]):
                 value = p[x, y, z] - middle
                 counted = value * weight[x, y, z] if weighted else value
+                square = value * counted
+                of_row += square
                 rows[0, x, y, z] = counted
-                rows[1, x, y, z] = value * counted
+                rows[1, x, y, z] = square
                 rows[2, x, y, z] = t[x, y, z] * counted
+            power[x] += of_row
         for row in range(3):
             _sum_plane(rows[row, x], between, reach[1], reach[2])
 

@@ -60,11 +60,10 @@ def _window_sums(x, y, voxels, size, stride, REACH: tl.constexpr, BLOCK: tl.cons
 
 def squared_correlation(
     pred: Tensor,
-    mean: Tensor,
-    floor: Tensor,
-    floor_slope: Tensor,
     target: tuple[Tensor, Tensor, Tensor],
     windows: Windows,
+    eps: float,
+    tiny: float,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The sum of ``cov^2 / (var var)`` over the voxels, (B, C), and its gradient by ``pred``.
@@ -73,13 +72,15 @@ def squared_correlation(
 
     Args:
         pred: (B, C, *spatial).
-        mean: of each image, (B, C, 1, ...).
-        floor: added to the variances of its windows, the same shape.
-        floor_slope: derivative of the floor by the square of a voxel's value less the mean, the same shape.
         target: values less their mean, means and raised variances in the windows, each (B, C, *spatial).
         windows: their sides and weights.
+        eps: share of an image's variance that is added to those of its windows.
+        tiny: added to them in any case.
         with_gradient: None instead of the gradient otherwise.
     """
+    mean = windows.image_mean(pred)
+    floor = eps * windows.image_mean((pred - mean).square()) + tiny
+    floor_slope = (eps / windows.count(pred)).expand_as(mean).contiguous()
     sides, weight, share = windows.sides, windows.weight, windows.share()
     with torch.cuda.device_of(pred):
         shape = pred.shape[2:]

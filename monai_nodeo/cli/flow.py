@@ -1,0 +1,66 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""``monai-nodeo flow``: a registration on its way, as images, points and a film."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+__all__ = ["command"]
+
+
+class _Times(click.ParamType):
+    """Numbers from 0 to 1 with commas between them."""
+
+    name = "t,t,..."
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        try:
+            times = [float(part) for part in value.split(",")]
+        except ValueError:
+            times = []
+        if not times or not all(0 <= t <= 1 for t in times):
+            self.fail(f"{value!r} is no list of times from 0 to 1, such as 0,0.5,1.", param, ctx)
+        return times
+
+
+@click.command()
+@click.argument("registration", metavar="OUT", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--times", type=_Times(), default="0,0.25,0.5,0.75,1", show_default=True, help="From 0 to 1.")
+@click.option("--points", help="CSV of points of the fixed image, LPS mm, that are taken along.")
+@click.option("--animate", metavar="FILE", help="Film of the middle plane: .gif, or a folder for PNG files.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the results; by default OUT/flow.")
+def command(
+    registration: Path, times: list[float], points: str | None, animate: str | None, output: Path | None
+) -> None:
+    """Show how the moving image comes on to the fixed one in the registration of OUT.
+
+    At time 0 it lies on the fixed image, at time 1 where it was before the deformation. Writes an image for each time,
+    labels and points too if there are some.
+    """
+    from monai_nodeo.files import check_output_dir, read_points, write_image, write_labels, write_points
+    from monai_nodeo.registration import Registration
+    from monai_nodeo.registration.applied import moved_points
+
+    found = Registration.load(registration)
+    if found.pair is None:
+        raise ValueError(f"{registration}: the images that were registered are not where they were.")
+    folder = check_output_dir(output or registration / "flow")
+    grid, moving = found.flow.grid, found.pair.moving
+    dtype = moving.image.meta.get("original_dtype", "float32")
+    table = read_points(points) if points else None
+    for time in times:
+        name = f"time_{time:.3f}"
+        write_image(folder / f"{name}.nii.gz", found.at(time)[0].as_tensor(), grid, dtype)
+        if moving.label is not None:
+            label = found.at(time, moving.label, mode="nearest")
+            write_labels(folder / f"{name}_label.nii.gz", label[0].as_tensor(), grid)
+        if table is not None:
+            write_points(folder / f"{name}_points.csv", moved_points(found.map, table, 0.0, time))
+        click.echo(folder / f"{name}.nii.gz")
+    if animate:
+        from monai_nodeo.report.film import write_film
+
+        click.echo(write_film(found, Path(animate)))

@@ -1,0 +1,22 @@
+from .align import find_start as find_start
+from .dataset import FailedRow as FailedRow
+from .dataset import PairDataset as PairDataset
+from .lists import (
+    DataListError as DataListError,
+)
+from .lists import (
+    RowError as RowError,
+)
+from .lists import (
+    load_datalist as load_datalist,
+)
+from .lists import (
+    single_pair as single_pair,
+)
+from .load import as_image as as_image
+from .load import load_pair as load_pair
+from .match import MatchedPair as MatchedPair
+from .match import match as match
+from .pair import Pair as Pair
+from .pair import PairError as PairError
+from .pair import Scan as Scan

@@ -1,0 +1,318 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The flow of a fitted velocity: a map of space that can be evaluated, inverted, composed, saved and loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from monai_nodeo.files import ImageGrid, atomic_path
+from monai_nodeo.flows.runge_kutta import RungeKutta
+from monai_nodeo.flows.solver import ODESolver
+from monai_nodeo.flows.velocity import Solver, VelocityModel
+
+__all__ = ["Flow", "FlowFileError"]
+
+_FORMAT = "monai_nodeo.flow.1"
+_SOLVERS: dict[str, Any] = {"RungeKutta": RungeKutta, "ODESolver": ODESolver}
+_AT_A_TIME = 2**20  # voxels, whose positions are held
+_MOST_POINTS_A_NUMBER = 256  # of a model: a damaged or made-up header must not ask for all memory
+
+
+class FlowFileError(ValueError):
+    """A file that holds no flow. The message names the file, what was found and what to do."""
+
+
+class Flow(nn.Module):
+    """A velocity, integrated: where points of the fixed image are at any time on their way to the moving image.
+
+    At time 0 they are in the fixed image, at time 1 in the moving image. The flow is a diffeomorphism as far as its
+    velocity is smooth, and goes both ways. Points are RAS mm, so that they belong to no grid. Outside the grid of the
+    velocity, its border goes on.
+
+    Args:
+        velocity: d phi / dt, phi in [-1, 1] over the nodes of ``domain``.
+        solver: integrates it.
+        domain: grid of the nodes of the velocity, whose outermost centres are -1 and 1.
+        grid: of the fixed image.
+        backward: exchange the times 0 and 1.
+
+    Example:
+        >>> registration = register("fixed.nii.gz", "moving.nii.gz")
+        >>> there = registration.flow(points)
+        >>> back = registration.flow.inverse(there)
+        >>> half_way = registration.flow(points, 0, 0.5)
+    """
+
+    def __init__(
+        self, velocity: VelocityModel, solver: Solver, domain: ImageGrid, grid: ImageGrid, backward: bool = False
+    ) -> None:
+        super().__init__()
+        self.velocity = velocity
+        self.solver = solver
+        self.domain = domain
+        self.grid = grid
+        self.backward = backward
+
+    def forward(self, points: Tensor, t0: float = 0.0, t1: float = 1.0) -> Tensor:
+        """Where points are at another time.
+
+        Args:
+            points: places at time ``t0``, (..., 3) RAS mm, (..., 2) for a true 2D grid. Points beside a slice keep
+                their distance from it.
+            t0: in [0, 1].
+            t1: in [0, 1], before or after ``t0``.
+
+        Returns:
+            places at time ``t1``, the same shape and type.
+
+        Raises:
+            ValueError: when the points have another number of coordinates, or a time is not in [0, 1].
+        """
+        world = len(self.domain.shape) if points.shape[-1] == 2 else 3
+        if points.shape[-1] != world:
+            raise ValueError(f"points have shape {tuple(points.shape)}, expected (..., {world}).")
+        if t0 == t1:
+            return points
+        flat = points.reshape(-1, world).double()
+        place = _Place.of(self.domain, np.eye(4), axes=world)
+        phi = place.phi(flat.T).to(self.dtype)
+        way = place.way((self.carried(phi, [t0, t1])[-1] - phi).double())
+        return (flat + way.T).to(points).view_as(points)
+
+    def displacement(
+        self, grid: ImageGrid | None = None, t0: float = 0.0, t1: float = 1.0, affine: np.ndarray | None = None
+    ) -> Tensor:
+        """How far the voxel centres of a grid are taken.
+
+        Args:
+            grid: by default that of the fixed image.
+            t0: time at which they are there.
+            t1: time of the arrival.
+            affine: (4, 4), voxel -> RAS mm, instead of the grid's own; it may be sheared.
+
+        Returns:
+            ddf, (D, *spatial), voxels of the grid, tensor axis order.
+
+        Raises:
+            ValueError: when the grid is of another dimension, or a time is not in [0, 1].
+        """
+        on = self.grid if grid is None else grid
+        if on.spatial_dims != self.domain.spatial_dims:
+            raise ValueError(f"the flow is {self.domain.spatial_dims}D and the grid {on.spatial_dims}D.")
+        shape = on.spatial_shape
+        place = _Place.of(self.domain, on.affine if affine is None else affine)
+        ddf = torch.zeros((len(shape), *shape), dtype=self.dtype, device=self.device)
+        if t0 == t1:
+            return ddf
+        for start, stop in _slabs(shape):
+            ends = [(start, stop), *[(0, n) for n in shape[1:]]]
+            axes = [torch.arange(*e, device=ddf.device, dtype=ddf.dtype) for e in ends]
+            phi = place.phi(torch.stack(torch.meshgrid(*axes, indexing="ij")))
+            ddf[:, start:stop] = place.way(self._carried(phi[None], [t0, t1])[-1][0] - phi)
+        return ddf
+
+    def displacement_of(self, voxels: Tensor) -> Tensor:
+        """How far some voxels (N, D) of the fixed image are taken, (D, N), in voxels."""
+        place = _Place.of(self.domain, self.grid.affine)
+        phi = self.to_phi(voxels)
+        return place.way(self.carried(phi, [0.0, 1.0])[-1] - phi)
+
+    def to_phi(self, voxels: Tensor) -> Tensor:
+        """Voxels (N, D) of the fixed image as positions (D, N) in [-1, 1] over the nodes of the velocity."""
+        return _Place.of(self.domain, self.grid.affine).phi(voxels.T.to(self.device, self.dtype))
+
+    def to_voxels(self, phi: Tensor) -> Tensor:
+        """The inverse of `to_phi`: positions (D, N) as voxels (D, N)."""
+        return _Place.of(self.domain, self.grid.affine).voxels(phi)
+
+    def carried(self, phi: Tensor, times: Sequence[float]) -> list[Tensor]:
+        """Where positions (D, N) in [-1, 1] are at each of the times, at the first of which they are there."""
+        dims = len(phi)
+        states = self._carried(phi.reshape(1, dims, -1, *[1] * (dims - 1)), times)
+        return [state.reshape(phi.shape) for state in states]
+
+    def trajectory(self, times: Sequence[float], grid: ImageGrid | None = None) -> Tensor:
+        """The displacement of a grid from time 0 to each of several times.
+
+        Args:
+            times: in [0, 1].
+            grid: by default that of the fixed image.
+
+        Returns:
+            (T, D, *spatial), voxels of the grid, tensor axis order.
+        """
+        return torch.stack([self.displacement(grid, 0.0, t) for t in times])
+
+    @property
+    def inverse(self) -> Flow:
+        """The way back, by the same velocity: its time 0 is the moving image."""
+        return Flow(self.velocity, self.solver, self.domain, self.grid, not self.backward)
+
+    def with_solver(self, solver: Solver) -> Flow:
+        """The same velocity, integrated otherwise."""
+        return Flow(self.velocity, solver, self.domain, self.grid, self.backward)
+
+    def _carried(self, phi: Tensor, times: Sequence[float]) -> Sequence[Tensor] | Tensor:
+        for t in times:
+            if not 0 <= t <= 1:
+                raise ValueError(f"the flow goes from time 0 to 1, got {t}.")
+        return self.velocity.carry(phi, [1 - t for t in times] if self.backward else list(times), self.solver)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its numbers."""
+        return next(self.velocity.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return next(self.velocity.parameters()).device
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the flow to a file of safetensors: numbers and a header of JSON, nothing that could be run.
+
+        Args:
+            path: target, by custom ``*.safetensors``; appears whole or not at all.
+
+        Raises:
+            TypeError: when the velocity or the solver does not say its ``options()``.
+        """
+        if not hasattr(self.solver, "options"):
+            raise TypeError(f"{type(self.solver).__name__} cannot be saved: give it a method options().")
+        header = {
+            "format": _FORMAT,
+            "velocity": {"name": type(self.velocity).__name__, "options": self.velocity.options()},
+            "solver": {"name": type(self.solver).__name__, "options": self.solver.options()},
+            "domain": _grid_to_json(self.domain),
+            "grid": _grid_to_json(self.grid),
+            "backward": self.backward,
+        }
+        state = {name: x.detach().cpu().contiguous() for name, x in self.velocity.state_dict().items()}
+        data = save(state, {"flow": json.dumps(header)})
+        with atomic_path(path) as partial:
+            partial.write_bytes(data)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], solver: Solver | None = None) -> Flow:
+        """Read a flow.
+
+        Args:
+            path: a file that :py:meth:`save` wrote.
+            solver: instead of the one in the file; needed for one that is not of this package. A velocity model that is
+                not of this package has to be imported before.
+
+        Raises:
+            FileNotFoundError: when there is none.
+            FlowFileError: when it is no flow, or of a model or solver that is not known here.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: there is no such file, expected a flow.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                text = (file.metadata() or {}).get("flow", "{}")
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            header = json.loads(text)
+        except (SafetensorError, ValueError, OSError) as error:
+            raise FlowFileError(f"{path}: no file of safetensors, or a damaged one ({error}).") from error
+        if header.get("format") != _FORMAT:
+            raise FlowFileError(f"{path}: no flow of this package (format {header.get('format')!r}).")
+        try:
+            points = math.prod(header["velocity"]["options"].get("image_size", ()))
+            if points > _MOST_POINTS_A_NUMBER * sum(x.numel() for x in state.values()):
+                raise ValueError(f"too few numbers for {points} points")
+            velocity = _made(path, "velocity model", VelocityModel.known, header["velocity"])
+            velocity.to(next(iter(state.values())).dtype).load_state_dict(state)
+            solver = solver or _made(path, "solver", _SOLVERS, header["solver"])
+            domain, grid = (_grid_of_json(header[name]) for name in ("domain", "grid"))
+            return cls(velocity, solver, domain, grid, bool(header["backward"]))
+        except FlowFileError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError, StopIteration) as error:
+            raise FlowFileError(f"{path}: a damaged flow ({type(error).__name__}: {error}).") from error
+
+
+def _made(
+    path: Any, what: str, known: dict[str, Any], described: dict[str, Any], state: dict[str, Tensor] | None = None
+) -> Any:
+    name, options = str(described["name"]), dict(described["options"])
+    if name not in known:
+        raise FlowFileError(f"{path}: holds a {what} {name!r}; known are {', '.join(sorted(known))}. Import it first.")
+    size = math.prod(options.get("image_size", ()))
+    if state is not None and size > sum(x.numel() for x in state.values()) * 256:
+        raise FlowFileError(f"{path}: a damaged flow: far fewer numbers than its {size} points need.")
+    return known[name](**options)
+
+
+class _Place(NamedTuple):
+    """From coordinates, along some axes, to positions over the nodes of a velocity and back.
+
+    Attributes:
+        matrix: (D, axes), a step of the coordinates -> of phi.
+        offset: (D,), phi of the coordinates 0.
+        back: (axes, D), a step of phi -> of the coordinates.
+    """
+
+    matrix: np.ndarray
+    offset: np.ndarray
+    back: np.ndarray
+
+    @classmethod
+    def of(cls, domain: ImageGrid, affine: np.ndarray, axes: int | None = None) -> _Place:
+        """For the first axes, as many as the domain has by default, of an affine to RAS mm."""
+        dims = domain.spatial_dims
+        ways = affine[:3, : axes or dims]
+        # an axis of one node has no extent: nothing moves along it
+        halves = np.array([(n - 1) / 2 for n in domain.spatial_shape])
+        nodes = domain.affine[:3, :dims]
+        into = np.divide(1, halves, out=np.zeros(dims), where=halves > 0)[:, None] * np.linalg.pinv(nodes)
+        offset = into @ (affine[:3, 3] - domain.affine[:3, 3]) - 1
+        return cls(into @ ways, offset, np.linalg.pinv(ways) @ (nodes * halves))
+
+    def phi(self, coordinates: Tensor) -> Tensor:
+        """(axes, *any) -> (D, *any)."""
+        matrix, offset = (torch.from_numpy(x).to(coordinates) for x in (self.matrix, self.offset))
+        return torch.einsum("ij,j...->i...", matrix, coordinates) + offset.view(-1, *[1] * (coordinates.ndim - 1))
+
+    def way(self, step: Tensor) -> Tensor:
+        """A step of phi (D, *any) -> of the coordinates (axes, *any)."""
+        return torch.einsum("ij,j...->i...", torch.from_numpy(self.back).to(step), step)
+
+    def voxels(self, phi: Tensor) -> Tensor:
+        """(D, *any) -> (axes, *any)."""
+        return self.way(phi - torch.from_numpy(self.offset).to(phi).view(-1, *[1] * (phi.ndim - 1)))
+
+
+def _slabs(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+    rows = max(1, _AT_A_TIME // math.prod(shape[1:]))
+    for start in range(0, shape[0], rows):
+        yield start, min(start + rows, shape[0])
+
+
+def _grid_to_json(grid: ImageGrid) -> dict[str, Any]:
+    return {
+        "affine": grid.affine.tolist(),
+        "shape": list(grid.shape),
+        "sform_code": grid.sform_code,
+        "qform_code": grid.qform_code,
+    }
+
+
+def _grid_of_json(described: dict[str, Any]) -> ImageGrid:
+    return ImageGrid(
+        np.array(described["affine"], float),
+        tuple(described["shape"]),
+        described["sform_code"],
+        described["qform_code"],
+    )

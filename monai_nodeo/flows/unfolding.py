@@ -1,0 +1,98 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A flow that does not fold between the voxels of its grid either.
+
+The flow of a smooth velocity folds nowhere, but its places at voxels may be so unevenly spaced that finite differences
+between them fold. Where they do, the velocity is smoothed along the way of these voxels: what is left is a flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from monai_nodeo.flows.flow import Flow
+from monai_nodeo.flows.velocity import VelocityField
+from monai_nodeo.geometry.folding import Places, average_at, folded_cells, smallest_volumes
+
+__all__ = ["unfolded"]
+
+_SMALLEST_VOLUME = 1e-3  # of an unfolded simplex, 1 is that of an undeformed one
+_LOOKS = 8  # at the whole displacement
+_ROUNDS = 100
+_GROW_EVERY = 8  # rounds
+_TIMES = 8  # on the way, at which voxels and nodes are looked for
+
+
+@torch.no_grad()
+def unfolded(flow: Flow) -> tuple[Flow, Tensor]:
+    """The flow with a velocity that is smoothed where it folds, and its displacement.
+
+    Args:
+        flow: that of a :py:class:`VelocityField`; another is left as it is.
+
+    Returns:
+        the flow, and its displacement of its grid, (D, *spatial), voxels. It may still fold where smoothing did not
+        help: the certificate of a registration tells.
+    """
+    ddf = flow.displacement()
+    field = flow.velocity
+    if not isinstance(field, VelocityField) or min(ddf.shape[1:]) < 2:
+        return flow, ddf
+    field = VelocityField.of(field.images)
+    flow = Flow(field, flow.solver, flow.domain, flow.grid, flow.backward)
+    voxels, nodes = Places(tuple(ddf.shape[1:])), Places(field.image_size)
+    round_ = 0
+    for _ in range(_LOOKS):
+        found = folded_cells(ddf[None], _SMALLEST_VOLUME)[0].nonzero()
+        if not len(found):
+            break
+        cells = voxels.at(found)
+        # Folds are few: what works on their places alone takes a fraction of the time of the whole grid.
+        while len(cells) and round_ < _ROUNDS:
+            reach = round_ // _GROW_EVERY
+            region = nodes.spread(_nodes_on_the_way(flow, voxels, nodes, cells), -reach, reach, 1)
+            _smooth(field, flow.domain.spacing, region)
+            moved = _voxels_on_the_way(flow, voxels, nodes, nodes.spread(region, -1, 1, 1))
+            flat = ddf.flatten(1)
+            flat[:, moved] = flow.displacement_of(voxels.voxels(moved))
+            touched = voxels.spread(moved, -1, 0, 2)
+            cells = touched[~(smallest_volumes(flat, voxels, touched) > _SMALLEST_VOLUME)]
+            round_ += 1
+        ddf = flow.displacement()  # what was missed at the edges of these places
+    return flow, ddf
+
+
+def _smooth(field: VelocityField, sides: Sequence[float], region: Tensor) -> None:
+    """One average of neighbours at some nodes; those farther away in mm count less, as in the heat equation."""
+    weights = [(min(sides) / side) ** 2 for side in sides]
+    for image in field.images.data:
+        average_at(image.flatten(1), Places(field.image_size), region, weights)
+
+
+def _nodes_on_the_way(flow: Flow, voxels: Places, nodes: Places, cells: Tensor) -> Tensor:
+    """Nodes of the velocity that the middles of cells come by."""
+    start = flow.to_phi(voxels.voxels(cells) + 0.5)
+    times = [number / _TIMES for number in range(_TIMES + 1)]
+    states = torch.cat([start, *flow.carried(start, times)[1:]], 1)
+    return _nearest(nodes, (states + 1) / 2 * states.new_tensor(nodes.shape).sub(1).view(-1, 1)).unique()
+
+
+def _voxels_on_the_way(flow: Flow, voxels: Places, nodes: Places, region: Tensor) -> Tensor:
+    """Voxels that come by some nodes: taken back from there, from several times, with their surroundings."""
+    size = torch.tensor(nodes.shape, device=region.device)
+    phi = (nodes.voxels(region) * (2 / (size - 1))).T.to(flow.dtype) - 1
+    found = [_nearest(voxels, flow.to_voxels(phi))]
+    for number in range(1, _TIMES + 1):
+        back = flow.carried(phi, [number / _TIMES, 0.0])[-1]
+        found.append(_nearest(voxels, flow.to_voxels(back)))
+    reach = 1 + round(max(flow.domain.spacing) / min(flow.grid.spacing))
+    return voxels.spread(torch.cat(found).unique(), -reach, reach, 1)
+
+
+def _nearest(grid: Places, positions: Tensor) -> Tensor:
+    """Indices (N,) of positions (D, N), clamped to the grid."""
+    last = torch.tensor(grid.shape, device=positions.device).sub(1)
+    return grid.at(positions.T.round().long().clamp(torch.zeros_like(last), last))

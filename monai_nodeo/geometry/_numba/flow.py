@@ -1,0 +1,198 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The flow of a velocity at the nodes of a grid, point by point: nothing but the arrivals goes through memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from monai_nodeo.geometry._numba._threads import as_array, compiled, in_threads
+
+__all__ = ["integrate"]
+
+_TOGETHER = 256  # points that are worked on at a time
+# Steps of an index: without a sign, so that Numba does not look whether it counts from the end.
+_1, _2, _3, _4, _5 = (np.uint64(n) for n in range(1, 6))
+
+
+def integrate(
+    keyframes: Sequence[Tensor], phi: Tensor, start: float, end: float, longest: float, stretch: float
+) -> Tensor:
+    """Positions after steps of the classical Runge-Kutta method, for each point of a length of its own.
+
+    Args:
+        keyframes: d phi / dt at equally spaced times from 0 to 1, each (B, D, *nodes), linear in between.
+        phi: positions in [-1, 1], (B, D, *cloud).
+        start: time of phi.
+        end: time of the result.
+        longest: time of a step.
+        stretch: most that the difference of velocities of neighbouring nodes moves them apart in a step, in their
+            distance.
+    """
+    dims = phi.shape[1]
+    arrivals = np.empty((len(phi), dims, phi[0, 0].numel()), as_array(phi[:0]).dtype)
+    for item, (points, found) in enumerate(zip(as_array(phi.flatten(2)), arrivals, strict=True)):
+        # A slice is a volume whose first axis has one voxel. Vectors lie together, as they are used.
+        images = [as_array(image[min(item, len(image) - 1)]) for image in keyframes]
+        shape = (*[1] * (3 - dims), *images[0].shape[1:])
+        field = np.zeros((len(images), *shape, 3), found.dtype)
+        for target, image in zip(field, images, strict=True):
+            target[..., 3 - dims :] = np.moveaxis(image, 0, -1).reshape(*shape, dims)
+        changes = np.zeros(shape, found.dtype)
+        in_threads(_largest_changes, shape[0], field, changes)
+        in_threads(
+            _integrate, -(-points.shape[1] // _TOGETHER), field, changes, points, found, start, end, longest, stretch
+        )
+    return torch.from_numpy(arrivals).view(phi.shape)
+
+
+@compiled
+def _in_cell(image, a, to_x, to_y, f, g, h):  # type: ignore[no-untyped-def]
+    """Linear interpolation between the corners of a cell, the first one at ``a``: along z, then y, then x."""
+    b, c = a + to_y, a + to_x
+    d = c + to_y
+    u0, v0, w0 = _along(image, a, h)
+    u1, v1, w1 = _along(image, b, h)
+    u2, v2, w2 = _along(image, c, h)
+    u3, v3, w3 = _along(image, d, h)
+    u0, v0, w0 = u0 + (u1 - u0) * g, v0 + (v1 - v0) * g, w0 + (w1 - w0) * g
+    u2, v2, w2 = u2 + (u3 - u2) * g, v2 + (v3 - v2) * g, w2 + (w3 - w2) * g
+    return u0 + (u2 - u0) * f, v0 + (v2 - v0) * f, w0 + (w2 - w0) * f
+
+
+@compiled
+def _along(image, at, h):  # type: ignore[no-untyped-def]
+    u, v, w = image[at], image[at + _1], image[at + _2]
+    return u + (image[at + _3] - u) * h, v + (image[at + _4] - v) * h, w + (image[at + _5] - w) * h
+
+
+@compiled
+def _velocities(field, size, positions, times, way, count, found):  # type: ignore[no-untyped-def]
+    """Linear in space and time, clamped to the grid, at ``positions + way * found``, which is replaced."""
+    frames = len(field)
+    n_x, n_y, n_z = size
+    zero = positions[0, 0] * 0
+    half_x, half_y, half_z = zero + (n_x - 1) / 2, zero + (n_y - 1) / 2, zero + (n_z - 1) / 2
+    to_y = np.uint64(3 * n_z)
+    to_x = np.uint64(3 * n_z * n_y if n_x > 1 else 0)
+    for n in range(count):
+        x = (positions[0, n] + way[n] * found[0, n] + 1) * half_x
+        y = (positions[1, n] + way[n] * found[1, n] + 1) * half_y
+        z = (positions[2, n] + way[n] * found[2, n] + 1) * half_z
+        x = min(max(x, zero), half_x + half_x)
+        y = min(max(y, zero), half_y + half_y)
+        z = min(max(z, zero), half_z + half_z)
+        i, j, k = min(int(x), max(n_x - 2, 0)), min(int(y), n_y - 2), min(int(z), n_z - 2)
+        f, g, h = x - i, y - j, z - k
+        at = np.uint64(3 * ((i * n_y + j) * n_z + k))
+        frame, share = 0, zero
+        if frames > 1:
+            position = times[n] * (frames - 1)
+            frame = min(max(int(position), 0), frames - 2)
+            share = zero + (position - frame)
+        u, v, w = _in_cell(field[frame], at, to_x, to_y, f, g, h)
+        if frames > 1:
+            p, q, r = _in_cell(field[frame + 1], at, to_x, to_y, f, g, h)
+            u, v, w = u + (p - u) * share, v + (q - v) * share, w + (r - w) * share
+        found[0, n], found[1, n], found[2, n] = u, v, w
+
+
+@compiled
+def _largest_changes(field, changes, start, stop):  # type: ignore[no-untyped-def]
+    """The largest difference to a neighbour's velocity around each node, in nodes per unit of time."""
+    frames, n_x, n_y, n_z, _ = field.shape
+    for i in range(start, stop):
+        for j in range(n_y):
+            for k in range(n_z):
+                largest = 0.0
+                for frame in range(frames):
+                    for a, b, c in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (-1, 0, 0), (0, -1, 0), (0, 0, -1)):
+                        p, q, r = i + a, j + b, k + c
+                        if 0 <= p < n_x and 0 <= q < n_y and 0 <= r < n_z:
+                            u = (field[frame, p, q, r, 0] - field[frame, i, j, k, 0]) * (n_x - 1)
+                            v = (field[frame, p, q, r, 1] - field[frame, i, j, k, 1]) * (n_y - 1)
+                            w = (field[frame, p, q, r, 2] - field[frame, i, j, k, 2]) * (n_z - 1)
+                            largest = max(largest, u * u + v * v + w * w)
+                changes[i, j, k] = np.sqrt(largest)
+
+
+@compiled
+def _change_at(changes, x, y, z):  # type: ignore[no-untyped-def]
+    """At the node nearest to a position."""
+    n_x, n_y, n_z = changes.shape
+    i = min(max(int((x + 1) * (n_x - 1) * 0.5 + 0.5), 0), n_x - 1)
+    j = min(max(int((y + 1) * (n_y - 1) * 0.5 + 0.5), 0), n_y - 1)
+    return changes[i, j, min(max(int((z + 1) * (n_z - 1) * 0.5 + 0.5), 0), n_z - 1)]
+
+
+@compiled
+def _integrate(field, changes, points, arrivals, begin, end, longest, stretch, start, stop):  # type: ignore[no-untyped-def]
+    """Some points at a time, step by step, so that the processor has independent ones to work on."""
+    dims, kind = len(points), points.dtype
+    direction = 1.0 if end > begin else -1.0
+    numbers = np.empty(_TOGETHER, np.int64)
+    places, slope, total = (
+        np.empty((3, _TOGETHER), kind),
+        np.empty((3, _TOGETHER), kind),
+        np.empty((3, _TOGETHER), kind),
+    )
+    left, times, between, length = np.empty(_TOGETHER), np.empty(_TOGETHER), np.empty(_TOGETHER), np.empty(_TOGETHER)
+    way = np.empty(_TOGETHER, kind)
+    nothing = points[0, 0] * 0
+    size = field.shape[1:4]
+    flat = field.reshape(len(field), -1)
+    for first in range(start * _TOGETHER, min(stop * _TOGETHER, points.shape[1]), _TOGETHER):
+        count = 0
+        for n in range(first, min(first + _TOGETHER, points.shape[1])):
+            there = nothing
+            for axis in range(dims):
+                there += points[axis, n]
+                arrivals[axis, n] = points[axis, n]
+            if there == there:  # what is no number stays none, and must not become an index
+                numbers[count] = n
+                places[0, count] = 0
+                for axis in range(dims):
+                    places[3 - dims + axis, count] = points[axis, n]
+                left[count] = abs(end - begin)
+                count += 1
+        while count:
+            for n in range(count):
+                change = _change_at(changes, places[0, n], places[1, n], places[2, n])
+                step = min(longest, stretch / max(change, 1e-6))
+                length[n] = direction * left[n] / np.ceil(left[n] / step - 1e-6)  # equal steps, should nothing change
+                times[n] = end - direction * left[n]
+                way[n] = 0
+                slope[0, n] = slope[1, n] = slope[2, n] = 0
+            _velocities(flat, size, places, times, way, count, slope)
+            for n in range(count):
+                between[n] = times[n] + length[n] / 2
+                way[n] = length[n] / 2
+                for axis in range(3):
+                    total[axis, n] = slope[axis, n]
+            for _ in range(2):
+                _velocities(flat, size, places, between, way, count, slope)
+                for axis in range(3):
+                    for n in range(count):
+                        total[axis, n] += slope[axis, n] + slope[axis, n]
+            for n in range(count):
+                between[n] = times[n] + length[n]
+                way[n] = length[n]
+            _velocities(flat, size, places, between, way, count, slope)
+            going = 0
+            for n in range(count):
+                left[n] -= abs(length[n])
+                for axis in range(3):
+                    places[axis, n] += way[n] / 6 * (total[axis, n] + slope[axis, n])
+                if left[n] < 1e-7:
+                    for axis in range(dims):
+                        arrivals[axis, numbers[n]] = places[3 - dims + axis, n]
+                else:
+                    numbers[going], left[going] = numbers[n], left[n]
+                    for axis in range(3):
+                        places[axis, going] = places[axis, n]
+                    going += 1
+            count = going

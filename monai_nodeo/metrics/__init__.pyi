@@ -1,0 +1,38 @@
+from .certificate import (
+    Certificate as Certificate,
+)
+from .certificate import (
+    Residual as Residual,
+)
+from .certificate import (
+    certify_field as certify_field,
+)
+from .certificate import (
+    certify_flow as certify_flow,
+)
+from .fields import (
+    FoldedCellCountMetric as FoldedCellCountMetric,
+)
+from .fields import (
+    FoldingFractionMetric as FoldingFractionMetric,
+)
+from .fields import (
+    MeanDisplacementMetric as MeanDisplacementMetric,
+)
+from .fields import (
+    SDLogJacobianMetric as SDLogJacobianMetric,
+)
+from .fields import (
+    folded_cell_count as folded_cell_count,
+)
+from .fields import (
+    folding_fraction as folding_fraction,
+)
+from .fields import (
+    mean_displacement as mean_displacement,
+)
+from .fields import (
+    sd_log_jacobian as sd_log_jacobian,
+)
+from .labels import label_metrics as label_metrics
+from .labels import landmark_metrics as landmark_metrics

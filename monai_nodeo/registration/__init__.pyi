@@ -1,0 +1,41 @@
+from .fitting import Components as Components
+from .fitting import Fit as Fit
+from .fitting import fit as fit
+from .handlers import (
+    BestFit as BestFit,
+)
+from .handlers import (
+    EarlyStop as EarlyStop,
+)
+from .handlers import (
+    OnInterrupt as OnInterrupt,
+)
+from .handlers import (
+    ProgressBar as ProgressBar,
+)
+from .handlers import (
+    TensorBoardCurves as TensorBoardCurves,
+)
+from .inferer import PairInferer as PairInferer
+from .levels import Level as Level
+from .levels import PairBatch as PairBatch
+from .levels import make_levels as make_levels
+from .pair_map import PairMap as PairMap
+from .register_pair import register as register
+from .result import Registration as Registration
+from .settings import Settings as Settings
+from .settings import SettingsError as SettingsError
+from .trainer import DivergedError as DivergedError
+from .trainer import PairTrainer as PairTrainer
+from .transforms import (
+    RegisterPair as RegisterPair,
+)
+from .transforms import (
+    RegisterPaird as RegisterPaird,
+)
+from .transforms import (
+    WarpWithDDF as WarpWithDDF,
+)
+from .transforms import (
+    WarpWithDDFd as WarpWithDDFd,
+)

@@ -1,0 +1,120 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What settings name, as objects: velocity, solver, loss, optimiser. Each can be replaced by one of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from monai.losses import GlobalMutualInformationLoss
+from monai.utils import look_up_option
+from torch import Tensor, nn
+
+from monai_nodeo.flows import (
+    Coordinates,
+    Decoder,
+    EulerianVelocity,
+    Lattice,
+    NODEONet,
+    ODESolver,
+    Parametrisation,
+    ScalingAndSquaring,
+    Solver,
+    VelocityModel,
+)
+from monai_nodeo.geometry.smoothing import AveragingSmoothing, GaussianSmoothing, SeparableSmoothing
+from monai_nodeo.losses import (
+    FoldingLoss,
+    IntensityLoss,
+    LocalCorrelationRatioLoss,
+    LocalNCCLoss,
+    MappedIntensityLoss,
+    MINDSSCLoss,
+    RegistrationLoss,
+    SmoothnessLoss,
+    VelocityMagnitudeLoss,
+)
+from monai_nodeo.registration.settings import Settings
+
+__all__ = ["make_loss", "make_optimizer", "make_score", "make_solver", "make_velocity"]
+
+_SQUARING = "scaling_and_squaring"
+
+_PARAMETRISATIONS: dict[str, Callable[[Settings], Parametrisation]] = {
+    "lattice": lambda s: Lattice((8,) * s.spatial_dims, s.keyframes),
+    "decoder": lambda s: Decoder((8,) * s.spatial_dims, s.keyframes, s.bottleneck),
+    "coordinates": lambda s: Coordinates((8,) * s.spatial_dims, s.keyframes),
+}
+_KERNELS: dict[str, Callable[[Settings], SeparableSmoothing]] = {
+    "gaussian": lambda s: GaussianSmoothing(s.spatial_dims, s.kernel_size, s.kernel_window, s.kernel_passes),
+    "averaging": lambda s: AveragingSmoothing(s.spatial_dims, int(s.kernel_size), s.kernel_passes),
+}
+_SIMILARITIES: dict[str, Callable[[Settings], nn.Module]] = {
+    "local_ncc": lambda s: LocalNCCLoss(s.spatial_dims, s.similarity_window),
+    "local_correlation_ratio": lambda s: LocalCorrelationRatioLoss(s.spatial_dims, s.similarity_window),
+    "mind_ssc": lambda s: MINDSSCLoss(s.spatial_dims, radius=1, dilation=2),
+    "mutual_information": lambda s: GlobalMutualInformationLoss(num_bins=32),
+}
+_INTENSITIES: dict[str, Callable[[], nn.Module]] = {"linear": IntensityLoss, "mapped": MappedIntensityLoss}
+_SCORES: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
+    "loss": lambda terms: terms["loss"],
+    "similarity_times_folding": lambda terms: terms["similarity"] * terms.get("folding", 1),
+}
+
+
+def make_velocity(settings: Settings) -> VelocityModel:
+    """The velocity model whose options are used at every level."""
+    kernel = look_up_option(settings.kernel, _KERNELS)(settings)
+    if settings.velocity == "nodeo":
+        return NODEONet(settings.spatial_dims, bottleneck=settings.bottleneck, smoothing=kernel)
+    parametrisation = look_up_option(settings.velocity, [*_PARAMETRISATIONS, "nodeo"])
+    return EulerianVelocity(
+        settings.spatial_dims, parametrisation=_PARAMETRISATIONS[parametrisation](settings), smoothing=kernel
+    )
+
+
+def make_solver(settings: Settings) -> Solver:
+    """The solver of the optimisation.
+
+    Raises:
+        ValueError: for an unknown method, or a number of steps that it cannot take.
+    """
+    if settings.solver != _SQUARING:
+        return ODESolver(settings.solver, settings.num_steps, settings.adjoint)
+    squarings = settings.num_steps.bit_length() - 1
+    if settings.num_steps != 2**squarings or settings.adjoint or settings.keyframes > 1:
+        raise ValueError(
+            f"solver {_SQUARING!r} takes num_steps 1, 2, 4, ..., one keyframe and no adjoint, got "
+            f"{settings.num_steps}, {settings.keyframes} and {settings.adjoint}; take midpoint or rk4 for others."
+        )
+    return ScalingAndSquaring(squarings)
+
+
+def make_loss(settings: Settings) -> RegistrationLoss:
+    """The objective: a similarity, and terms by the names of the settings' weights."""
+    return RegistrationLoss(
+        look_up_option(settings.similarity, _SIMILARITIES)(settings),
+        image_terms={"intensity": (settings.intensity_weight, look_up_option(settings.intensity, _INTENSITIES)())},
+        ddf_terms={
+            "folding": (settings.folding_weight, FoldingLoss(settings.folding_margin)),
+            "displacement_smoothness": (settings.displacement_smoothness_weight, SmoothnessLoss()),
+        },
+        velocity_terms={
+            "smoothness": (settings.smoothness_weight, SmoothnessLoss()),
+            "magnitude": (settings.magnitude_weight, VelocityMagnitudeLoss()),
+        },
+        landmark_weight=settings.landmark_weight,
+    )
+
+
+def make_optimizer(settings: Settings) -> Callable[[Any], torch.optim.Optimizer]:
+    """Parameters -> optimiser of a level."""
+    return partial(torch.optim.Adam, lr=settings.learning_rate, amsgrad=settings.amsgrad, fused=True)
+
+
+def make_score(settings: Settings) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """Loss terms -> what the best iteration has least of."""
+    return look_up_option(settings.best_of, _SCORES)

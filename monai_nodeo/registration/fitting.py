@@ -1,0 +1,141 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The optimisation of pairs, level by level."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from torch import Tensor
+
+from monai_nodeo.flows import Solver, VelocityBatch, VelocityModel
+from monai_nodeo.losses import RegistrationLoss
+from monai_nodeo.registration.levels import Level, PairBatch, make_levels
+from monai_nodeo.registration.settings import Settings
+from monai_nodeo.registration.trainer import PairTrainer
+
+__all__ = ["Components", "Fit", "fit"]
+
+_GIVE_BACK_EVERY = 20  # iterations
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """What a level is optimised with.
+
+    Attributes:
+        velocity: model whose options are used.
+        solver: integrates it.
+        loss: what is minimised.
+        optimizer: parameters -> optimiser of a level, which treats each parameter by itself (not LBFGS).
+        handlers: factories of trainer handlers, called once a level.
+    """
+
+    velocity: VelocityModel
+    solver: Solver
+    loss: RegistrationLoss
+    optimizer: Callable[[Any], torch.optim.Optimizer]
+    handlers: Sequence[Callable[[], Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What the levels came to.
+
+    Attributes:
+        models: of the last level, one a pair.
+        level: the last one.
+        history: "level" and loss term -> its value at every iteration, (iterations, B), on the CPU; the levels count
+            from 0, the coarsest.
+        interrupted: the first level that was ended early; None: none.
+    """
+
+    models: list[VelocityModel]
+    level: Level
+    history: dict[str, Tensor]
+    interrupted: int | None
+
+
+def fit(
+    pairs: PairBatch,
+    spacing: Sequence[float],
+    settings: Settings,
+    components: Components,
+    give_back: Callable[[], Any] | None = None,
+) -> Fit:
+    """Optimise a velocity model for each pair of a batch, coarse to fine.
+
+    A level that ends with a higher loss than it began with is undone, so that an image stays where it is when it is
+    registered to itself.
+
+    Args:
+        pairs: on the device to compute on.
+        spacing: voxel size along each axis, mm.
+        settings: levels, iterations, seed.
+        components: what the settings name.
+        give_back: returns free memory to the system, see `keep_freed_memory`.
+    """
+    levels = make_levels(pairs.fixed.shape[2:], spacing, settings.shrink_factors, settings.point_spacing)
+    costs = [n * math.prod(level.image_size) for n, level in zip(settings.iterations, levels, strict=True)]
+    models: list[VelocityModel] = []
+    curves: list[dict[str, Tensor]] = []
+    interrupted: int | None = None
+    cuda_graph = settings.cuda_graph
+    for level in levels:
+        starts = [model.finer for model in models] or [components.velocity.fresh] * len(pairs.fixed)
+        network = _started(starts, level, pairs.fixed.device, settings.seed)
+        trainer = PairTrainer(
+            pairs.at(level),
+            network,
+            components.optimizer(network.parameters()),
+            components.loss,
+            components.solver,
+            settings.iterations[level.index],
+            [_made(factory) for factory in components.handlers],
+            level,
+            cuda_graph,
+        )
+        trainer.state.iterations_ahead = sum(costs[level.index + 1 :]) / math.prod(level.image_size)
+        if give_back is not None:
+            give_back()  # the holes that the coarser level left
+            trainer.add_event_handler(Events.ITERATION_COMPLETED(every=_GIVE_BACK_EVERY), lambda _: give_back())
+        trainer.run()
+        cuda_graph = trainer.cuda_graph
+        if interrupted is None and getattr(trainer.state, "interrupted", False):
+            interrupted = level.index
+        done = trainer.state.iteration
+        curves.append(
+            {"level": torch.full((done, len(pairs.fixed)), float(level.index))}
+            | {name: values[:done].cpu() for name, values in trainer.state.history.items()}
+        )
+        losses = curves[-1]["loss"]
+        worse = (losses[-1] > losses[0]).tolist()  # images that are the same are moved by nothing but rounding
+        models = list(network.models)
+        if any(worse):
+            untouched = _started(starts, level, pairs.fixed.device, settings.seed).models
+            models = [old if undo else new for undo, old, new in zip(worse, untouched, models, strict=True)]
+    history = {name: torch.cat([curve[name] for curve in curves]) for name in curves[0]}
+    return Fit(models, levels[-1], history, interrupted)
+
+
+def _started(starts: Sequence[Callable[..., VelocityModel]], level: Level, device: Any, seed: int) -> VelocityBatch:
+    """Models of a level as they begin, made by ``fresh`` or ``finer`` of others."""
+    models = []
+    for start in starts:
+        with torch.random.fork_rng(devices=[]):  # the weights come from the CPU generator, whatever the device
+            torch.default_generator.manual_seed(seed)
+            models.append(start(level.cloud_size, level.cloud_spacing).to(device))
+    return VelocityBatch(models)
+
+
+def _made(factory: Any) -> Any:
+    if not callable(factory) or (hasattr(factory, "attach") and not isinstance(factory, type)):
+        raise TypeError(
+            f"handlers are factories, called once a level, got {factory!r}; give a class or a function that makes one."
+        )
+    return factory()

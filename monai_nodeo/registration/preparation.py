@@ -1,0 +1,86 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""From a pair as it was loaded to what is optimised: start, parts of thick slices, one grid, one range of values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+
+from monai_nodeo.data.align import find_start
+from monai_nodeo.data.intensity import to_unit_range
+from monai_nodeo.data.match import MatchedPair, match, with_mask_of_air
+from monai_nodeo.data.pair import Pair, PairError, source_name
+from monai_nodeo.data.placement import voxel_sides
+from monai_nodeo.losses import RegistrationLoss
+from monai_nodeo.registration.levels import PairBatch
+from monai_nodeo.registration.settings import Settings
+from monai_nodeo.registration.thick_slices import refine
+
+__all__ = ["Prepared", "prepare"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A pair, ready to be optimised.
+
+    Attributes:
+        start: affine start, (4, 4), RAS mm, fixed point -> moving point; None: the headers.
+        matched: both images on one grid, with values in [0, 1].
+    """
+
+    start: Tensor | None
+    matched: MatchedPair
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Voxel size of the grid along each axis, mm."""
+        return voxel_sides(self.matched.fixed.affine, self.matched.fixed.ndim - 1)
+
+    def batch(self, device: torch.device) -> PairBatch:
+        """The tensors of the pair as a batch of one, float32."""
+        names = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_certainty", "landmarks")
+        tensors = {name: getattr(self.matched, name) for name in names}
+        parts: dict[str, Any] = {name: None if x is None else _trainable(x, device) for name, x in tensors.items()}
+        return PairBatch(**parts)
+
+
+def prepare(pair: Pair, settings: Settings, loss: RegistrationLoss) -> Prepared:
+    """Find the start and bring the pair to one grid.
+
+    Raises:
+        PairError: when the loss cannot take masks that are given, the images cannot be aligned, or do not overlap.
+    """
+    _check_masks(pair, settings, loss)
+    start = find_start(pair, settings.initial_transform)
+    if settings.mask_air:
+        pair = with_mask_of_air(pair)
+    fine, certainty = refine(pair)
+    matched = match(fine, start, certainty)
+    return Prepared(start, replace(matched, fixed=to_unit_range(matched.fixed), moving=to_unit_range(matched.moving)))
+
+
+def _check_masks(pair: Pair, settings: Settings, loss: RegistrationLoss) -> None:
+    """Before a start is searched for and anything is optimised."""
+    scans = (("fixed_mask", pair.fixed), ("moving_mask", pair.moving))
+    masks = [source_name(key, scan.mask) for key, scan in scans if scan.mask is not None]
+    if not masks and settings.mask_air:
+        masks = ["mask_air"]
+    if masks:
+        try:
+            loss.check_masks()
+        except ValueError as error:
+            raise PairError(f"{' and '.join(masks)}: {error}") from error
+
+
+def _trainable(x: Tensor, device: torch.device) -> Tensor:
+    """With a batch axis, fit for autograd.
+
+    Where a tensor begins in memory decides about the last bit of its sums: copies begin alike.
+    """
+    plain = x.as_tensor() if isinstance(x, MetaTensor) else x
+    return plain.detach()[None].to(device, copy=True).float().contiguous()

@@ -1,0 +1,179 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The result of one pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from typing import Any
+
+from monai.data import MetaTensor
+from torch import Tensor
+
+from monai_nodeo.data.load import Image
+from monai_nodeo.data.pair import Pair, stored_grid
+from monai_nodeo.files import Transform
+from monai_nodeo.flows import Flow
+from monai_nodeo.metrics.certificate import Certificate
+from monai_nodeo.metrics.pairs import field_figures, overlap_figures
+from monai_nodeo.registration import folder
+from monai_nodeo.registration.pair_map import PairMap
+from monai_nodeo.registration.settings import Settings
+
+__all__ = ["Registration"]
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """What a registration found: a flow, and the affine start that comes after it.
+
+    Attributes:
+        flow: of points of the fixed image, RAS mm.
+        start: (4, 4), RAS mm, float64, where points go from the end of the flow to the moving image; None: they are
+            there.
+        displacement: of the flow alone, (D, *spatial), voxels of the fixed grid: ``flow.displacement()``.
+        history: "level" and loss term -> its value at every iteration, (iterations,), on the CPU; the levels count
+            from 0, the coarsest.
+        settings: what it was made with.
+        certificate: the proof of the flow.
+        similarity: the similarity loss before and after.
+        seconds: time of the optimisation, from images in memory to the displacement; of a pair in a batch, its share.
+        interrupted: the first level that was ended early; it and the finer ones lack iterations. None: none.
+        pair: the images; None where it was loaded without them.
+
+    Example:
+        >>> registration = register("fixed.nii.gz", "moving.nii.gz")
+        >>> labels = registration.warp("moving_labels.nii.gz", mode="nearest")
+        >>> registration.save("out")
+    """
+
+    flow: Flow
+    start: Tensor | None
+    displacement: Tensor
+    history: dict[str, Tensor]
+    settings: Settings
+    certificate: Certificate
+    similarity: tuple[float, float]
+    seconds: float
+    interrupted: int | None = None
+    pair: Pair | None = None
+
+    @cached_property
+    def map(self) -> PairMap:
+        """The whole way from the fixed to the moving image."""
+        found = PairMap.of(self.flow, self.start)
+        vars(found)["flow_displacement"] = self.displacement  # known already
+        return found
+
+    @property
+    def ddf(self) -> Tensor:
+        """The whole way, start included, in voxels of the fixed grid, (D, *spatial)."""
+        return self.map.ddf
+
+    @property
+    def iterations(self) -> int:
+        """Of all levels."""
+        return len(self.history["level"])
+
+    def warp(self, image: Image | MetaTensor, mode: str = "bilinear") -> MetaTensor:
+        """The moving image, or labels of it, on the fixed grid; see :py:meth:`PairMap.warp`."""
+        return self.map.warp(image, mode)
+
+    def at(self, time: float, image: Image | MetaTensor | None = None, mode: str = "bilinear") -> MetaTensor:
+        """The moving image on its way, on the fixed grid.
+
+        Args:
+            time: 0: on the fixed image, as warped; 1: where the start puts the moving image.
+            image: another one of the moving space, such as labels.
+            mode: ``"bilinear"`` or ``"nearest"``.
+
+        Raises:
+            ValueError: without an image, when the registration was loaded without its pair.
+        """
+        if image is None:
+            if self.pair is None:
+                raise ValueError("the moving image is not there; give one.")
+            image = self.pair.moving.image
+        return self.map.on(self.flow.grid, time, 1.0).warp(image, mode)
+
+    def points(self, points: Tensor) -> Tensor:
+        """Where points of the fixed image, (N, 3) RAS mm, are in the moving image."""
+        return self.map.points(points)
+
+    @property
+    def inverse(self) -> PairMap:
+        """The whole way from the moving to the fixed image: warps the fixed image, takes points of the moving one.
+
+        Raises:
+            ValueError: without the pair, whose moving grid it needs.
+        """
+        if self.pair is None:
+            raise ValueError("the moving image is not there; load the registration with its pair.")
+        return self.map.inverse(stored_grid(self.pair.moving.image))
+
+    @property
+    def transform(self) -> Transform:
+        """The whole way for files, ITK, ANTs and Slicer."""
+        return folder.transform_of(self)
+
+    def figures(self) -> dict[str, Any]:
+        """Figures of the pair before and after, of the field and the certificate, as JSON holds them."""
+        before, after = self.similarity
+        figures: dict[str, Any] = {"before": {"similarity": before}, "after": {"similarity": after}}
+        if self.pair is not None:
+            found = overlap_figures(self.pair, self.start, self.displacement, self.points)
+            figures = {side: figures[side] | found[side] for side in figures}
+        if self.start is not None:
+            figures["initial_affine"] = self.start.tolist()
+        return {
+            **figures,
+            **field_figures(self.displacement, self.flow.grid.spacing),
+            "certificate": self.certificate.to_dict(),
+            "iterations": self.iterations,
+            "interrupted_level": self.interrupted,
+            "seconds_optimisation": round(self.seconds, 3),
+            "settings": self.settings.to_dict(),
+        }
+
+    def save(self, path: str | PathLike[str], id: str = "", seconds_total: float | None = None) -> dict[str, Any]:
+        """Write the result folder; see `registration.folder` for its files.
+
+        Args:
+            path: folder, made if it does not exist.
+            id: name of the pair in the figures; by default that of the pair, or of the folder.
+            seconds_total: time that all took, for the figures.
+
+        Returns:
+            The figures, as they are in ``metrics.json``.
+        """
+        return folder.save(self, path, id, seconds_total)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], with_pair: bool = True) -> Registration:
+        """Read a result folder.
+
+        Args:
+            path: that :py:meth:`save` wrote.
+            with_pair: read the images too, if they are still where they were.
+
+        Raises:
+            FileNotFoundError: when there is no such folder, or a file in it is missing.
+            ValueError: when a file is damaged.
+        """
+        return cls(**folder.load(path, with_pair))
+
+    def __repr__(self) -> str:
+        before, after = self.similarity
+        name = f" of {self.pair.id}" if self.pair is not None and self.pair.id else ""
+        return (
+            f"<Registration{name}: {'x'.join(map(str, self.flow.grid.spatial_shape))}, similarity loss {before:.4f} -> "
+            f"{after:.4f}, {self.seconds:.1f} s. {self.certificate.verdict}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """Before and after, and the certificate, for a notebook."""
+        from monai_nodeo.registration.thumbnail import html
+
+        return html(self)

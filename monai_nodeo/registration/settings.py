@@ -1,0 +1,195 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of a registration: plain values that JSON holds. Needs neither torch nor MONAI."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args, get_type_hints
+
+from monai_nodeo.registration.presets import preset_values
+
+__all__ = ["Settings", "SettingsError"]
+
+
+class SettingsError(ValueError):
+    """A setting that is none, or has a value that cannot be. The message names it and what is expected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a registration depends on, besides its images. :py:meth:`preset` has values for all of it.
+
+    Attributes:
+        spatial_dims: 2 for slices, 3 for volumes.
+        initial_transform: affine start: "moments", "rigid", "affine", the path of a linear transform, or None to start
+            from the headers; see :py:func:`monai_nodeo.data.find_start`.
+        mask_air: count only where the fixed image is above its minimum.
+        shrink_factors: how much coarser the voxels of each level are, coarse to fine, as in ANTs.
+        iterations: of the optimiser, one number a level.
+        point_spacing: smallest distance of the points that are integrated, in (smallest) voxel sides.
+        learning_rate: of Adam, in points of the cloud.
+        amsgrad: variant of Adam.
+        velocity: "lattice", "decoder" or "coordinates", parametrisations of a velocity of places, or "nodeo", the
+            published network.
+        keyframes: velocities at as many equally spaced times; 1: the same at all times.
+        bottleneck: features of "decoder" and "nodeo".
+        kernel: that smooths the velocity: "gaussian" or "averaging".
+        kernel_size: standard deviation of the Gaussian, or side of the average, in points of the cloud.
+        kernel_window: side of the window in which the Gaussian is taken; None: three standard deviations to each side.
+        kernel_passes: how often it is applied; 0: not at all.
+        solver: "scaling_and_squaring", or a method of torchdiffeq.
+        num_steps: of the solver; scaling and squaring takes powers of two.
+        adjoint: solve backwards for the gradient.
+        similarity: "local_ncc", "local_correlation_ratio", "mind_ssc" or "mutual_information".
+        similarity_window: side of local windows, odd, in smallest voxel sides of a level.
+        intensity: how intensities are compared beside it: after a "linear" fit, or as "mapped" by any function.
+        intensity_weight: of that term.
+        folding_weight: of the penalty on determinants below ``folding_margin``.
+        folding_margin: see there.
+        smoothness_weight: of the roughness of the velocity.
+        displacement_smoothness_weight: of the roughness of the displacement.
+        magnitude_weight: of the length of the velocity.
+        landmark_weight: of the squared distance of landmarks.
+        crop_air: leave out what is nothing but the minimum of both images around them.
+        unfold: smooth the velocity where its flow folds between voxels.
+        best_window: end a level with the best of its last iterations; None: with the last one.
+        best_of: what "best" looks at: "loss", or "similarity_times_folding" as the code of NODEO.
+        convergence_threshold: end a level when the slope of the loss promises less than this share of its fall; None:
+            never.
+        cuda_graph: on CUDA, record an iteration and replay it.
+        seed: of the weights.
+
+    Raises:
+        SettingsError: names the setting.
+    """
+
+    spatial_dims: int
+    initial_transform: str | None
+    mask_air: bool
+    shrink_factors: tuple[float, ...]
+    iterations: tuple[int, ...]
+    point_spacing: float
+    learning_rate: float
+    amsgrad: bool
+    velocity: str
+    keyframes: int
+    bottleneck: int
+    kernel: str
+    kernel_size: float
+    kernel_window: int | None
+    kernel_passes: int
+    solver: str
+    num_steps: int
+    adjoint: bool
+    similarity: str
+    similarity_window: int
+    intensity: str
+    intensity_weight: float
+    folding_weight: float
+    folding_margin: float
+    smoothness_weight: float
+    displacement_smoothness_weight: float
+    magnitude_weight: float
+    landmark_weight: float
+    crop_air: bool
+    unfold: bool
+    best_window: int | None
+    best_of: str
+    convergence_threshold: float | None
+    cuda_graph: bool
+    seed: int
+
+    @classmethod
+    def preset(cls, name: str | None = None, spatial_dims: int = 3, **changes: Any) -> Settings:
+        """The settings of a preset.
+
+        Args:
+            name: "fast", "accurate", ...: a file in ``configs/``; None: the best balance that was measured.
+            spatial_dims: 2 for slices, 3 for volumes.
+            changes: settings that are to be others.
+
+        Raises:
+            ValueError: when there is no such preset.
+            SettingsError: for a change that cannot be.
+
+        Example:
+            >>> Settings.preset("fast", spatial_dims=2, smoothness_weight=1.0).smoothness_weight
+            1.0
+        """
+        values = {**preset_values(spatial_dims, name), "spatial_dims": spatial_dims}
+        return cls.from_dict(values | cls._known(changes))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Settings:
+        """The settings in a dict, as :py:meth:`to_dict` made it.
+
+        Raises:
+            SettingsError: when one is missing, or is none.
+        """
+        known = cls._known(values)
+        missing = [field.name for field in dataclasses.fields(cls) if field.name not in known]
+        if missing:
+            raise SettingsError(f"settings lack {', '.join(missing)}; start from Settings.preset().")
+        return cls(**known)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON holds them."""
+        return {
+            field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
+            for field in dataclasses.fields(self)
+        }
+
+    def replace(self, **changes: Any) -> Settings:
+        """The same with some changes.
+
+        Raises:
+            SettingsError: for a change that cannot be.
+        """
+        return dataclasses.replace(self, **self._known(changes))
+
+    @classmethod
+    def _known(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in names:
+                nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+                hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+                raise SettingsError(f"unknown setting {name!r}{hint}; there are {', '.join(names)}.")
+        return dict(values)
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            object.__setattr__(self, name, _checked(name, getattr(self, name), kind))
+        if self.spatial_dims not in (2, 3):
+            raise SettingsError(f"spatial_dims is {self.spatial_dims}, expected 2 for slices or 3 for volumes.")
+        if len(self.iterations) != len(self.shrink_factors) or min(self.iterations, default=0) < 1:
+            raise SettingsError(
+                f"iterations {list(self.iterations)} and shrink_factors {list(self.shrink_factors)} need one number a "
+                "level, iterations at least 1."
+            )
+
+
+def _checked(name: str, value: Any, kind: Any) -> Any:
+    """The value in its type, without loss."""
+    if kind in (tuple[int, ...], tuple[float, ...]):
+        if not isinstance(value, list | tuple) or not value:
+            raise SettingsError(f"{name} is {value!r}, expected a list with a number for each level.")
+        return tuple(_checked(name, item, get_args(kind)[0]) for item in value)
+    options = get_args(kind) or (kind,)
+    if value is None and type(None) in options:
+        return None
+    wanted = options[0]
+    numeric = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if wanted is int and numeric and value == int(value):
+        return int(value)
+    if wanted is float and numeric and value >= 0:
+        return float(value)
+    if wanted in (bool, str) and isinstance(value, wanted):
+        return value
+    words = {int: "a whole number", float: "a number of 0 or more", bool: "true or false", str: "a word"}
+    raise SettingsError(f"{name} is {value!r}, expected {words[wanted]}{' or null' if len(options) > 1 else ''}.")
