@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ __all__ = ["Flow", "FlowFileError"]
 
 _FORMAT = "monai_nodeo.flow.1"
 _SOLVERS: dict[str, Any] = {"RungeKutta": RungeKutta, "ODESolver": ODESolver}
-_AT_A_TIME = 2**20  # voxels, whose positions are held
+_AT_A_TIME = 2**21  # voxels, whose positions are held
 _MOST_POINTS_A_NUMBER = 256  # of a model: a damaged or made-up header must not ask for all memory
 
 
@@ -125,17 +126,16 @@ class Flow(nn.Module):
 
     def displacement_of(self, voxels: Tensor) -> Tensor:
         """How far some voxels (N, D) of the fixed image are taken, (D, N), in voxels."""
-        place = _Place.of(self.domain, self.grid.affine)
         phi = self.to_phi(voxels)
-        return place.way(self.carried(phi, [0.0, 1.0])[-1] - phi)
+        return self._place.way(self.carried(phi, [0.0, 1.0])[-1] - phi)
 
     def to_phi(self, voxels: Tensor) -> Tensor:
         """Voxels (N, D) of the fixed image as positions (D, N) in [-1, 1] over the nodes of the velocity."""
-        return _Place.of(self.domain, self.grid.affine).phi(voxels.T.to(self.device, self.dtype))
+        return self._place.phi(voxels.T.to(self.device, self.dtype))
 
     def to_voxels(self, phi: Tensor) -> Tensor:
         """The inverse of `to_phi`: positions (D, N) as voxels (D, N)."""
-        return _Place.of(self.domain, self.grid.affine).voxels(phi)
+        return self._place.voxels(phi)
 
     def carried(self, phi: Tensor, times: Sequence[float]) -> list[Tensor]:
         """Where positions (D, N) in [-1, 1] are at each of the times, at the first of which they are there."""
@@ -169,6 +169,11 @@ class Flow(nn.Module):
             if not 0 <= t <= 1:
                 raise ValueError(f"the flow goes from time 0 to 1, got {t}.")
         return self.velocity.carry(phi, [1 - t for t in times] if self.backward else list(times), self.solver)
+
+    @cached_property
+    def _place(self) -> _Place:
+        """Of the fixed image."""
+        return _Place.of(self.domain, self.grid.affine)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -55,28 +55,29 @@ class RungeKutta:
     def __call__(self, velocity: Velocity, phi0: Tensor, times: Sequence[float] = (0.0, 1.0)) -> list[Tensor]:
         """See :py:class:`monai_nodeo.flows.Solver`."""
         check_times(times)
-        states = [phi0]
-        for start, end in pairwise(times):
-            states.append(self._integrated(velocity, states[-1], start, end))
-        return states
-
-    def _integrated(self, velocity: Velocity, phi: Tensor, start: float, end: float) -> Tensor:
         steps_a_unit = self.num_steps
         if isinstance(velocity, NodeVelocity):
-            kernels = None if _differentiable(phi, velocity) else kernels_for(phi, "flow")
+            kernels = None if _differentiable(phi0, velocity) else kernels_for(phi0, "flow")
             if kernels:
-                return kernels.integrate(velocity.keyframes, phi, start, end, 1 / self.num_steps, self.stretch)
+                return kernels.integrate(velocity.keyframes, phi0, times, 1 / self.num_steps, self.stretch)
             steps_a_unit = max(steps_a_unit, round(_largest_change(velocity) / self.stretch))
-        steps = steps_between(start, end, steps_a_unit)
-        step = (end - start) / steps
-        for number in range(steps):
-            t, half, whole = (torch.tensor(start + (number + part) * step, dtype=phi.dtype) for part in (0, 0.5, 1))
-            k1 = velocity(phi, t)
-            k2 = velocity(phi + step / 2 * k1, half)
-            k3 = velocity(phi + step / 2 * k2, half)
-            k4 = velocity(phi + step * k3, whole)
-            phi = phi + step / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-        return phi
+        states = [phi0]
+        for start, end in pairwise(times):
+            states.append(_integrated(velocity, states[-1], start, end, steps_between(start, end, steps_a_unit)))
+        return states
+
+
+def _integrated(velocity: Velocity, phi: Tensor, start: float, end: float, steps: int) -> Tensor:
+    """Equal steps of the classical method."""
+    step = (end - start) / steps
+    for number in range(steps):
+        t, half, whole = (torch.tensor(start + (number + part) * step, dtype=phi.dtype) for part in (0, 0.5, 1))
+        k1 = velocity(phi, t)
+        k2 = velocity(phi + step / 2 * k1, half)
+        k3 = velocity(phi + step / 2 * k2, half)
+        k4 = velocity(phi + step * k3, whole)
+        phi = phi + step / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    return phi
 
 
 def _differentiable(phi: Tensor, velocity: NodeVelocity) -> bool:

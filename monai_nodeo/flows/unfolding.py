@@ -22,7 +22,8 @@ __all__ = ["unfolded"]
 _SMALLEST_VOLUME = 1e-3  # of an unfolded simplex, 1 is that of an undeformed one
 _LOOKS = 8  # at the whole displacement
 _ROUNDS = 100
-_GROW_EVERY = 8  # rounds
+_GROW_EVERY = 5  # rounds
+_AVERAGES = 2  # a round
 _TIMES = 8  # on the way, at which voxels and nodes are looked for
 
 
@@ -54,8 +55,9 @@ def unfolded(flow: Flow) -> tuple[Flow, Tensor]:
         while len(cells) and round_ < _ROUNDS:
             reach = round_ // _GROW_EVERY
             region = nodes.spread(_nodes_on_the_way(flow, voxels, nodes, cells), -reach, reach, 1)
-            _smooth(field, flow.domain.spacing, region)
-            moved = _voxels_on_the_way(flow, voxels, nodes, nodes.spread(region, -1, 1, 1))
+            for _ in range(_AVERAGES):
+                _smooth(field, flow.domain.spacing, region)
+            moved = _voxels_on_the_way(flow, len(field.images) == 1, voxels, nodes, nodes.spread(region, -1, 1, 1))
             flat = ddf.flatten(1)
             flat[:, moved] = flow.displacement_of(voxels.voxels(moved))
             touched = voxels.spread(moved, -1, 0, 2)
@@ -80,16 +82,18 @@ def _nodes_on_the_way(flow: Flow, voxels: Places, nodes: Places, cells: Tensor) 
     return _nearest(nodes, (states + 1) / 2 * states.new_tensor(nodes.shape).sub(1).view(-1, 1)).unique()
 
 
-def _voxels_on_the_way(flow: Flow, voxels: Places, nodes: Places, region: Tensor) -> Tensor:
+def _voxels_on_the_way(flow: Flow, stationary: bool, voxels: Places, nodes: Places, region: Tensor) -> Tensor:
     """Voxels that come by some nodes: taken back from there, from several times, with their surroundings."""
     size = torch.tensor(nodes.shape, device=region.device)
     phi = (nodes.voxels(region) * (2 / (size - 1))).T.to(flow.dtype) - 1
-    found = [_nearest(voxels, flow.to_voxels(phi))]
-    for number in range(1, _TIMES + 1):
-        back = flow.carried(phi, [number / _TIMES, 0.0])[-1]
-        found.append(_nearest(voxels, flow.to_voxels(back)))
+    times = [number / _TIMES for number in range(1, _TIMES + 1)]
+    if stationary:  # the same at all times: how long ago counts alone
+        states = flow.carried(phi, [*times[::-1], 0.0])
+    else:
+        states = [phi, *[flow.carried(phi, [time, 0.0])[-1] for time in times]]
+    found = torch.cat([_nearest(voxels, flow.to_voxels(state)) for state in states]).unique()
     reach = 1 + round(max(flow.domain.spacing) / min(flow.grid.spacing))
-    return voxels.spread(torch.cat(found).unique(), -reach, reach, 1)
+    return voxels.spread(found, -reach, reach, 1)
 
 
 def _nearest(grid: Places, positions: Tensor) -> Tensor:

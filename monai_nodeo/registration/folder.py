@@ -17,26 +17,21 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from monai_nodeo.data.keys import PATH_KEYS
-from monai_nodeo.data.load import load_pair
-from monai_nodeo.data.pair import PairError
-from monai_nodeo.data.placement import physical_map
 from monai_nodeo.files import (
-    Affine,
+    ImageGrid,
     Transform,
     atomic_path,
     read_displacement,
@@ -46,62 +41,67 @@ from monai_nodeo.files import (
 )
 from monai_nodeo.flows import Flow
 from monai_nodeo.geometry.jacobian import jacobian_determinant
-from monai_nodeo.metrics.certificate import Certificate
 from monai_nodeo.metrics.pairs import device_name, peak_memory_mb
-from monai_nodeo.registration.settings import Settings
 
-if TYPE_CHECKING:
-    from monai_nodeo.registration.result import Registration
-
-__all__ = ["FIGURES", "FLOW", "HISTORY", "load", "read_figures", "save", "transform_of"]
+__all__ = ["FIGURES", "FLOW", "HISTORY", "Contents", "read_figures", "read_folder", "write_folder"]
 
 FIGURES, FLOW, HISTORY = "metrics.json", "flow.safetensors", "history.csv"
 _PACKAGES = ("monai-nodeo", "monai", "torch", "torchdiffeq", "pytorch-ignite", "nibabel", "numpy")
 
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """What is in a result folder.
+
+    Attributes:
+        flow: the fitted flow.
+        displacement: of the flow alone, (D, *spatial), voxels.
+        transform: the whole way.
+        history: loss term -> its value at every iteration.
+        figures: of ``metrics.json``.
+        warped: the moving image on the fixed grid, (*spatial), and the type of its values; None without the image.
+        label: its labels, (*spatial).
+    """
+
+    flow: Flow
+    displacement: Tensor
+    transform: Transform
+    history: Mapping[str, Tensor]
+    figures: Mapping[str, Any]
+    warped: tuple[Tensor, str] | None = None
+    label: Tensor | None = None
 
 
-def transform_of(registration: Registration) -> Transform:
-    """The whole way from the fixed to the moving image: the field, then the affine start."""
-    grid, pair = registration.flow.grid, registration.pair
-    start = registration.start
-    if pair is not None:  # slices of different planes are put on one another
-        start = physical_map(pair.fixed.image, pair.moving.image, start)
-    return Transform.of_registration(
-        registration.displacement.cpu().numpy(), grid, None if start is None else start.numpy()
-    )
+def write_folder(path: str | PathLike[str], contents: Contents) -> dict[str, Any]:
+    """Write a result folder.
 
+    Args:
+        path: made if it does not exist.
+        contents: what to write.
 
-def save(
-    registration: Registration, path: str | PathLike[str], id: str = "", seconds_total: float | None = None
-) -> dict[str, Any]:
-    """See :py:meth:`Registration.save`."""
+    Returns:
+        The figures as they are in ``metrics.json``.
+    """
     folder = Path(path).expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    pair, grid, ddf = registration.pair, registration.flow.grid, registration.displacement
+    grid, ddf = contents.flow.grid, contents.displacement
     for name in (FIGURES, "warped_label.nii.gz"):  # an earlier run may have had labels
         (folder / name).unlink(missing_ok=True)
-    registration.flow.save(folder / FLOW)
-    if pair is not None:
-        dtype = pair.moving.image.meta.get("original_dtype", "float32")
-        write_image(folder / "warped.nii.gz", registration.warp(pair.moving.image)[0].as_tensor(), grid, dtype)
-        if pair.moving.label is not None:
-            label = registration.warp(pair.moving.label, mode="nearest")
-            write_labels(folder / "warped_label.nii.gz", label[0].as_tensor(), grid)
-    transform = registration.transform
+    contents.flow.save(folder / FLOW)
+    if contents.warped is not None:
+        write_image(folder / "warped.nii.gz", contents.warped[0], grid, contents.warped[1])
+    if contents.label is not None:
+        write_labels(folder / "warped_label.nii.gz", contents.label, grid)
     for name in ("transform.h5", "displacement.nii.gz"):
-        write_transform(folder / name, transform)
+        write_transform(folder / name, contents.transform)
     determinant = jacobian_determinant(ddf[None])[None]
     on_grid = F.pad(determinant, (0, 1) * grid.spatial_dims, mode="replicate")
     write_image(folder / "jacobian.nii.gz", on_grid[0, 0], grid)
-    _write_history(folder / HISTORY, registration.history)
-    proven = replace(registration.certificate, file_error_voxels=_file_error(registration, folder))
+    _write_history(folder / HISTORY, contents.history)
+    proof = {**contents.figures["certificate"], "file_error_voxels": _file_error(folder, contents.transform, grid)}
     figures = {
-        "id": id or (pair.id if pair is not None else "") or folder.name,
-        **dict(pair.sources if pair is not None else ()),
-        **registration.figures(),
-        "certificate": proven.to_dict(),
-        "seconds_total": None if seconds_total is None else round(seconds_total, 3),
+        **contents.figures,
+        "certificate": proof,
         "peak_memory_mb": peak_memory_mb(ddf.device),
         "device": device_name(ddf.device),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
@@ -111,31 +111,16 @@ def save(
     return figures
 
 
-def load(path: str | PathLike[str], with_pair: bool) -> dict[str, Any]:
-    """Arguments of a :py:class:`Registration`, see :py:meth:`Registration.load`."""
+def read_folder(path: str | PathLike[str]) -> tuple[Flow, dict[str, Tensor], dict[str, Any]]:
+    """Flow, history and figures of a result folder.
+
+    Raises:
+        FileNotFoundError: when there is no such folder, or a file in it is missing.
+        ValueError: when a file is damaged.
+    """
     folder = Path(path).expanduser()
     figures = read_figures(folder)
-    flow = Flow.load(folder / FLOW)
-    start = figures.get("initial_affine")
-    pair = None
-    if with_pair:
-        row = {key: figures[key] for key in PATH_KEYS if key in figures}
-        try:
-            pair = load_pair({"id": figures["id"], **row}, flow.grid.spatial_dims, min_size=1)
-        except PairError as error:
-            logger.warning("%s: without its images: %s", folder, error)
-    return {
-        "flow": flow,
-        "start": None if start is None else torch.tensor(start, dtype=torch.float64),
-        "displacement": flow.displacement(),
-        "history": _read_history(folder / HISTORY),
-        "settings": Settings.from_dict(figures["settings"]),
-        "certificate": Certificate.from_dict(figures["certificate"]),
-        "similarity": (figures["before"]["similarity"], figures["after"]["similarity"]),
-        "seconds": figures["seconds_optimisation"],
-        "interrupted": figures["interrupted_level"],
-        "pair": pair,
-    }
+    return Flow.load(folder / FLOW), _read_history(folder / HISTORY), figures
 
 
 def read_figures(folder: Path) -> dict[str, Any]:
@@ -157,14 +142,10 @@ def read_figures(folder: Path) -> dict[str, Any]:
     return figures
 
 
-def _file_error(registration: Registration, folder: Path) -> float:
-    """Largest difference in voxels between the displacement on disk and the way of the flow."""
+def _file_error(folder: Path, transform: Transform, grid: ImageGrid) -> float:
+    """Largest difference in voxels between the displacement on disk and the whole way of the flow."""
     stored, _ = read_displacement(folder / "displacement.nii.gz")
-    transform = registration.transform
-    if all(isinstance(step, Affine) for step in transform.steps[1:]) and len(transform.steps) == 1:
-        return float(np.abs(stored - transform.steps[0].ddf).max())  # type: ignore[union-attr]
-    whole = transform.displacement_on("displacement.nii.gz", registration.flow.grid)
-    return float(np.abs(stored - whole).max())
+    return float(np.abs(stored - transform.displacement_on("displacement.nii.gz", grid)).max())
 
 
 def _write_history(path: Path, history: Mapping[str, Tensor]) -> None:

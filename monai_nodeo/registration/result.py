@@ -4,25 +4,34 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
+import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from monai_nodeo.data.load import Image
-from monai_nodeo.data.pair import Pair, stored_grid
+from monai_nodeo.data.keys import PATH_KEYS
+from monai_nodeo.data.load import Image, load_pair
+from monai_nodeo.data.pair import Pair, PairError, stored_grid
+from monai_nodeo.data.placement import on_grid_of, physical_map
 from monai_nodeo.files import Transform
 from monai_nodeo.flows import Flow
 from monai_nodeo.metrics.certificate import Certificate
 from monai_nodeo.metrics.pairs import field_figures, overlap_figures
-from monai_nodeo.registration import folder
+from monai_nodeo.registration.folder import Contents, read_folder, write_folder
 from monai_nodeo.registration.pair_map import PairMap
 from monai_nodeo.registration.settings import Settings
+from monai_nodeo.registration.thumbnail import strip_of_planes
 
 __all__ = ["Registration"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +124,12 @@ class Registration:
 
     @property
     def transform(self) -> Transform:
-        """The whole way for files, ITK, ANTs and Slicer."""
-        return folder.transform_of(self)
+        """The whole way for files, ITK, ANTs and Slicer: the field, then the affine start."""
+        start = self.start
+        if self.pair is not None:  # slices of different planes are put on one another
+            start = physical_map(self.pair.fixed.image, self.pair.moving.image, start)
+        field = self.displacement.cpu().numpy()
+        return Transform.of_registration(field, self.flow.grid, None if start is None else start.numpy())
 
     def figures(self) -> dict[str, Any]:
         """Figures of the pair before and after, of the field and the certificate, as JSON holds them."""
@@ -148,7 +161,21 @@ class Registration:
         Returns:
             The figures, as they are in ``metrics.json``.
         """
-        return folder.save(self, path, id, seconds_total)
+        pair = self.pair
+        figures = {
+            "id": id or (pair.id if pair is not None else "") or Path(path).name,
+            **dict(pair.sources if pair is not None else ()),
+            **self.figures(),
+            "seconds_total": None if seconds_total is None else round(seconds_total, 3),
+        }
+        warped, label = None, None
+        if pair is not None:
+            kind = pair.moving.image.meta.get("original_dtype", "float32")
+            warped = self.warp(pair.moving.image)[0].as_tensor(), kind
+            if pair.moving.label is not None:
+                label = self.warp(pair.moving.label, mode="nearest")[0].as_tensor()
+        contents = Contents(self.flow, self.displacement, self.transform, self.history, figures, warped, label)
+        return write_folder(path, contents)
 
     @classmethod
     def load(cls, path: str | PathLike[str], with_pair: bool = True) -> Registration:
@@ -162,7 +189,20 @@ class Registration:
             FileNotFoundError: when there is no such folder, or a file in it is missing.
             ValueError: when a file is damaged.
         """
-        return cls(**folder.load(path, with_pair))
+        flow, history, figures = read_folder(path)
+        start = figures.get("initial_affine")
+        return cls(
+            flow=flow,
+            start=None if start is None else torch.tensor(start, dtype=torch.float64),
+            displacement=flow.displacement(),
+            history=history,
+            settings=Settings.from_dict(figures["settings"]),
+            certificate=Certificate.from_dict(figures["certificate"]),
+            similarity=(figures["before"]["similarity"], figures["after"]["similarity"]),
+            seconds=figures["seconds_optimisation"],
+            interrupted=figures["interrupted_level"],
+            pair=_pair_again(path, figures, flow.grid.spatial_dims) if with_pair else None,
+        )
 
     def __repr__(self) -> str:
         before, after = self.similarity
@@ -174,6 +214,19 @@ class Registration:
 
     def _repr_html_(self) -> str:
         """Before and after, and the certificate, for a notebook."""
-        from monai_nodeo.registration.thumbnail import html
+        text = f"<p>{escape(repr(self)[1:-1])}</p>"
+        if self.pair is None:
+            return text
+        fixed, moving = self.pair.fixed.image, self.pair.moving.image
+        images = {"fixed": fixed, "moving": on_grid_of(fixed, moving, self.start), "warped": self.warp(moving)}
+        return strip_of_planes(images) + text
 
-        return html(self)
+
+def _pair_again(path: str | PathLike[str], figures: dict[str, Any], spatial_dims: int) -> Pair | None:
+    """The images that were registered, None if they are not where they were."""
+    row = {key: figures[key] for key in PATH_KEYS if key in figures}
+    try:
+        return load_pair({"id": figures["id"], **row}, spatial_dims, min_size=1)
+    except PairError as error:
+        logger.warning("%s: without its images: %s", path, error)
+        return None

@@ -1,46 +1,35 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How a registration shows itself in a notebook."""
+"""Small pictures of a registration, for a notebook."""
 
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Mapping
 from html import escape
 from io import BytesIO
-from typing import TYPE_CHECKING
 
 import numpy as np
+from monai.data import MetaTensor
 from PIL import Image
-from torch import Tensor
 
-from monai_nodeo.data.placement import on_grid_of
-
-if TYPE_CHECKING:
-    from monai_nodeo.registration.result import Registration
-
-__all__ = ["html"]
+__all__ = ["strip_of_planes"]
 
 _HEIGHT = 180  # pixels
 
 
-def html(registration: Registration) -> str:
-    """The middle plane of fixed, moving and warped image, their differences, and the certificate."""
-    pair = registration.pair
-    text = f"<p>{escape(repr(registration)[1:-1])}</p>"
-    if pair is None:
-        return text
-    before = on_grid_of(pair.fixed.image, pair.moving.image, registration.start)
-    after = registration.warp(pair.moving.image)
-    planes = {"fixed": pair.fixed.image, "moving": before, "warped": after}
-    grey = {name: _plane(image.as_tensor()) for name, image in planes.items()}
-    grey |= {f"|{name} - fixed|": np.abs(grey[name] - grey["fixed"]) for name in ("moving", "warped")}
+def strip_of_planes(images: Mapping[str, MetaTensor]) -> str:
+    """The middle planes of images on one grid, and what the others differ from the first by, as HTML."""
+    grey = {name: _plane(image) for name, image in images.items()}
+    first, *others = grey
+    grey |= {f"|{name} - {first}|": np.abs(grey[name] - grey[first]) for name in others}
     cells = "".join(f"<td><img src='{_png(values)}'><br>{escape(name)}</td>" for name, values in grey.items())
-    return f"<table style='text-align: center'><tr>{cells}</tr></table>{text}"
+    return f"<table style='text-align: center'><tr>{cells}</tr></table>"
 
 
-def _plane(image: Tensor) -> np.ndarray:
+def _plane(image: MetaTensor) -> np.ndarray:
     """The middle plane of the first channel, in [0, 1], up is the end of its second axis."""
-    values = image[0].cpu().numpy()
+    values = image[0].as_tensor().cpu().numpy()
     if values.ndim == 3:
         values = values[:, :, values.shape[2] // 2]
     low, high = np.percentile(values, (0.5, 99.5))

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -20,34 +21,39 @@ _1, _2, _3, _4, _5 = (np.uint64(n) for n in range(1, 6))
 
 
 def integrate(
-    keyframes: Sequence[Tensor], phi: Tensor, start: float, end: float, longest: float, stretch: float
-) -> Tensor:
-    """Positions after steps of the classical Runge-Kutta method, for each point of a length of its own.
+    keyframes: Sequence[Tensor], phi: Tensor, times: Sequence[float], longest: float, stretch: float
+) -> list[Tensor]:
+    """Positions at several times, by the classical Runge-Kutta method, each point in steps of its own.
 
     Args:
         keyframes: d phi / dt at equally spaced times from 0 to 1, each (B, D, *nodes), linear in between.
-        phi: positions in [-1, 1], (B, D, *cloud).
-        start: time of phi.
-        end: time of the result.
+        phi: positions in [-1, 1] at the first time, (B, D, *cloud).
+        times: growing or falling.
         longest: time of a step.
         stretch: most that the difference of velocities of neighbouring nodes moves them apart in a step, in their
             distance.
+
+    Returns:
+        as many as there are times.
     """
     dims = phi.shape[1]
-    arrivals = np.empty((len(phi), dims, phi[0, 0].numel()), as_array(phi[:0]).dtype)
-    for item, (points, found) in enumerate(zip(as_array(phi.flatten(2)), arrivals, strict=True)):
+    kind = as_array(phi[:0]).dtype
+    states = np.empty((len(times), len(phi), dims, phi[0, 0].numel()), kind)
+    states[0] = as_array(phi.flatten(2))
+    for item in range(len(phi)):
         # A slice is a volume whose first axis has one voxel. Vectors lie together, as they are used.
         images = [as_array(image[min(item, len(image) - 1)]) for image in keyframes]
         shape = (*[1] * (3 - dims), *images[0].shape[1:])
-        field = np.zeros((len(images), *shape, 3), found.dtype)
+        field = np.zeros((len(images), *shape, 3), kind)
         for target, image in zip(field, images, strict=True):
             target[..., 3 - dims :] = np.moveaxis(image, 0, -1).reshape(*shape, dims)
-        changes = np.zeros(shape, found.dtype)
+        changes = np.zeros(shape, kind)
         in_threads(_largest_changes, shape[0], field, changes)
-        in_threads(
-            _integrate, -(-points.shape[1] // _TOGETHER), field, changes, points, found, start, end, longest, stretch
-        )
-    return torch.from_numpy(arrivals).view(phi.shape)
+        parts = -(-states.shape[-1] // _TOGETHER)
+        for number, (start, end) in enumerate(pairwise(times)):
+            points, found = states[number, item], states[number + 1, item]
+            in_threads(_integrate, parts, field, changes, points, found, start, end, longest, stretch)
+    return list(torch.from_numpy(states).view(len(times), *phi.shape).unbind())
 
 
 @compiled
