@@ -50,8 +50,7 @@ def main(datalist: Path, presets: str) -> None:
         for preset in presets.split(","):
             runs |= {f"inverted, {preset}": (preset, everywhere), f"inverted head, {preset}": (preset, head)}
         for name, (preset, which) in runs.items():
-            fields, _ = ours(preset, which)
-            dice = [judged(field, pair)["dice"] for field, pair in zip(fields, which, strict=True)]
+            dice = [judged(field, pair)["dice"] for (field, _), pair in zip(ours(preset, which), which, strict=True)]
             found[name] = round(statistics.fmean(dice), 4)
             print(f"{name:36} {found[name]:.4f}", flush=True)
     Path(__file__).with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

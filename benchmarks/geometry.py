@@ -5,8 +5,7 @@
 DATA holds ``oasis3d/{0001,0002}`` with ``norm``, ``seg35`` (scanner space, 256^3, not aligned) and the same as
 ``aligned_*``. Dice is the mean over 35 labels of the fixed image; the labels keep their own voxels in every variant and
 are brought together by the transform as it would be written, through ITK, so that only the transform is judged. Without
-``--register`` the affine start alone is judged, which takes a minute; with it, it is followed by the registration as
-`RegisterPaird` does it. Kept in geometry.json beside this file.
+``--register`` the affine start alone is judged, which takes a minute; with it, it is followed by the registration. Kept in geometry.json beside this file.
 """
 
 from __future__ import annotations
@@ -21,16 +20,14 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 import torch
-from monai.transforms import ScaleIntensityRangePercentilesd
 from nibabel.processing import resample_from_to
 from scipy.spatial.transform import Rotation
 
-from monai_nodeo.data.align import AlignPaird
-from monai_nodeo.data.load import LoadPaird
+from monai_nodeo.data import find_start, load_pair
 from monai_nodeo.files import Affine, ImageGrid, Transform, open_stored
 from monai_nodeo.files.resampling import resample
 from monai_nodeo.metrics.labels import label_metrics
-from monai_nodeo.registration.transforms import RegisterPaird
+from monai_nodeo.registration import PairInferer, Settings
 
 Image = nib.Nifti1Image
 
@@ -99,19 +96,18 @@ def judged(pair: Pair, start: str | None, register: bool) -> dict[str, float]:
         paths = {key: str(Path(folder) / f"{key}.nii.gz") for key in pair._fields}
         for key, path in paths.items():
             nib.save(getattr(pair, key), path)
-        scale = ScaleIntensityRangePercentilesd(["fixed", "moving"], 0.5, 99.5, 0, 1, clip=True)
-        row = scale(LoadPaird(3)({key: paths[key] for key in ("fixed", "moving")}))
+        loaded = load_pair({key: paths[key] for key in ("fixed", "moving")})
         began = time.perf_counter()
-        row = AlignPaird(start)(row)
+        affine = find_start(loaded, start)
         seconds = {"seconds_start": time.perf_counter() - began}
-        affine = row.get("initial_affine", torch.eye(4, dtype=torch.float64)).numpy()
-        dice = {"dice_start": dice_of(pair, paths, Transform((Affine(affine),)))}
+        affine = torch.eye(4, dtype=torch.float64) if affine is None else affine
+        dice = {"dice_start": dice_of(pair, paths, Transform((Affine(affine.numpy()),)))}
         if register:
+            inferer = PairInferer(Settings.preset(initial_transform=start), handlers=())
             began = time.perf_counter()
-            ddf = RegisterPaird(3, initial_transform=start)(row)["ddf"]
+            (registration,) = inferer.register([loaded])
             seconds["seconds"] = time.perf_counter() - began
-            found = Transform.of_registration(ddf.numpy(), ImageGrid.from_file(paths["fixed"]), affine)
-            dice["dice"] = dice_of(pair, paths, found)
+            dice["dice"] = dice_of(pair, paths, registration.transform)
     return {name: round(value, 4) for name, value in {**dice, **seconds}.items()}
 
 

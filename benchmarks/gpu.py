@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our presets on a GPU: ``python benchmarks/gpu.py pairs.json``, with what CUDA graphs and Triton kernels bring.
 
-The first pair of a data list with labels, from images on the device to the displacement field there. Times are between
-CUDA events, the median of five after a first run, which is told apart: it builds what is built once. ``gpu_2d.json``
+The first pair of a data list with labels, from images on the device to the displacement field there: the median of five
+runs after a first one, which is told apart: it builds what is built once. ``gpu_2d.json``
 and ``gpu_3d.json`` beside this file are of the OASIS pairs (the latter without the published settings).
 """
 
@@ -13,65 +13,41 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
-import nibabel as nib
-import numpy as np
 import torch
 from compare import OURS, stored_pairs
-from monai.bundle import ConfigParser
 from monai.metrics import compute_dice
 
-from monai_nodeo.data.pair import INPUT_KEYS
-from monai_nodeo.files import ImageGrid
-from monai_nodeo.geometry import windows
+from monai_nodeo.data import Pair, load_pair
+from monai_nodeo.geometry import _kernels as kernels
 from monai_nodeo.geometry.sampling import warp
-from monai_nodeo.losses import local_correlation, regularity
-from monai_nodeo.metrics.fields import folded_cell_count
-from monai_nodeo.registration.inferer import PAIR_EXTRAS, prepare_pair
-from monai_nodeo.resources import config_files
+from monai_nodeo.registration import PairInferer, Settings
 
+DEVICE = "cuda"
 REPEATS = 5
 
 
 @contextmanager
 def plain_operations() -> Iterator[None]:
     """No Triton kernels."""
-    modules = (windows, local_correlation, regularity)
-    used = [module.kernels_for for module in modules]
-    for module in modules:
-        module.kernels_for = lambda *_: None
+    usable = kernels._usable
+    kernels._usable = lambda *_: False
+    kernels._kernels.cache_clear()
     try:
         yield
     finally:
-        for module, kernels_for in zip(modules, used, strict=True):
-            module.kernels_for = kernels_for
+        kernels._usable = usable
+        kernels._kernels.cache_clear()
 
 
-def parsed(preset: str | None, dims: int) -> ConfigParser:
-    """The bundle's config with a preset."""
-    parser = ConfigParser()
-    parser.read_config([str(file) for file in config_files(dims, preset)])
-    parser["quiet"] = True
-    return parser
-
-
-def milliseconds(run: Any) -> list[float]:
-    """Times of several runs."""
-    times = []
-    for _ in range(REPEATS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return times
+def seconds(inferer: PairInferer, pair: Pair) -> list[float]:
+    """Times of several runs after one that is not counted; each ends when the displacement is known to be finite."""
+    return [inferer.register([pair], DEVICE)[0].seconds for _ in range(REPEATS + 1)][1:]
 
 
 def mean_dice(ddf: torch.Tensor, fixed: torch.Tensor, moving: torch.Tensor) -> float:
@@ -82,37 +58,26 @@ def mean_dice(ddf: torch.Tensor, fixed: torch.Tensor, moving: torch.Tensor) -> f
     return compute_dice(*masks).nanmean().item()
 
 
-def measured(preset: str | None, batch: dict[str, Any], dims: int, labels: list[torch.Tensor]) -> dict[str, Any]:
+def measured(preset: str | None, pair: Pair, labels: list[torch.Tensor]) -> dict[str, Any]:
     """Figures of a preset."""
-    inputs = {key: batch[key][None] for key in (*INPUT_KEYS, *PAIR_EXTRAS) if key in batch}
-    fixed, _, moving, more = prepare_pair(inputs, torch.device("cuda"))
-    inferer, network = (parsed(preset, dims).get_parsed_content(id) for id in ("inferer", "network_def"))
+    settings = Settings.preset(preset, pair.spatial_dims)
+    inferer = PairInferer(settings, handlers=())
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-
-    def run() -> torch.Tensor:
-        return inferer(fixed, network, *moving, **more)
-
-    started = time.perf_counter()
-    ddf = run()
-    torch.cuda.synchronize()
-    first = time.perf_counter() - started
-    times = milliseconds(run)
+    (first,) = inferer.register([pair], DEVICE)
     figures = {
-        "dice": mean_dice(ddf, *labels),
-        "folded_cells": int(folded_cell_count(ddf).sum()),
-        "seconds": [ms / 1e3 for ms in times],
-        "first_seconds": first,
+        "dice": mean_dice(first.displacement[None], *labels),
+        "folded_cells": first.certificate.folded_cells,
+        "first_seconds": first.seconds,
+        "seconds": seconds(inferer, pair),
         "peak_gb": (torch.cuda.max_memory_allocated() - before) / 1e9,
         "reserved_gb": torch.cuda.max_memory_reserved() / 1e9,
     }
     with plain_operations():
-        run()
-        figures["seconds_without_kernels"] = [ms / 1e3 for ms in milliseconds(run)]
-        inferer.cuda_graph = False
-        run()
-        figures["seconds_without_kernels_and_graphs"] = [ms / 1e3 for ms in milliseconds(run)]
+        figures["seconds_without_kernels"] = seconds(inferer, pair)
+        without_graphs = PairInferer(settings.replace(cuda_graph=False), handlers=())
+        figures["seconds_without_kernels_and_graphs"] = seconds(without_graphs, pair)
     return figures
 
 
@@ -124,13 +89,10 @@ def main(datalist: Path, crop: tuple[int, int] | None, output: Path) -> None:
     """Measure the presets on the first pair of DATALIST."""
     results = {}
     with tempfile.TemporaryDirectory() as temporary:
-        pair = stored_pairs(datalist, slice(*crop) if crop else slice(None), Path(temporary))[0]
-        dims = ImageGrid.from_file(pair["fixed"]).spatial_dims
-        images = [np.asarray(nib.load(pair[key]).dataobj, dtype=np.float32) for key in ("fixed_label", "moving_label")]
-        labels = [torch.from_numpy(image)[None, None].cuda() for image in images]
-        batch = parsed(None, dims).get_parsed_content("preprocessing")({key: str(path) for key, path in pair.items()})
+        pair = load_pair(stored_pairs(datalist, slice(*crop) if crop else slice(None), Path(temporary))[0])
+        labels = [scan.label.as_tensor()[None].to(DEVICE) for scan in (pair.fixed, pair.moving)]
         for name, preset in OURS.items():
-            results[name] = measured(preset, batch, dims, labels)
+            results[name] = measured(preset, pair, labels)
             print(name, results[name], file=sys.stderr, flush=True)
     machine = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     lines = [
@@ -144,7 +106,7 @@ def main(datalist: Path, crop: tuple[int, int] | None, output: Path) -> None:
             f"| {name} | {figures['dice']:.4f} | {figures['folded_cells']} | {warm} | {figures['first_seconds']:.2f} "
             f"| {plain} | {neither} | {figures['peak_gb']:.2f} |"
         )
-    size = "x".join(map(str, images[0].shape))
+    size = "x".join(map(str, pair.fixed.image.shape[1:]))
     shown = f"{size} voxels, {machine}.\n\n" + "\n".join(lines) + "\n"
     output.write_text(
         json.dumps({"machine": machine, "size": size, "results": results}, indent=1) + "\n", encoding="utf-8"

@@ -14,80 +14,82 @@ import platform
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from monai.bundle import ConfigParser
 from torch.profiler import ProfilerActivity, profile
 
+from monai_nodeo.data import Pair, load_pair
 from monai_nodeo.geometry.resizing import resize
-from monai_nodeo.resources import config_files
+from monai_nodeo.registration import PairInferer, Settings
+from monai_nodeo.registration.fitting import fit
+from monai_nodeo.registration.preparation import prepare
 
 SIZES = (64, 96, 128, 160, 192, 256)
 PRESETS = ("fast", "default")
 STEPS = (1, 2, 4, 8)
 STEPS_ON = [128, 128, 128]
+HEAD, CROPPED_HEAD = [160, 192, 224], [160, 192, 144]
+SOLVERS = (("scaling_and_squaring", False), ("euler", False), ("euler", True))  # and whether by the adjoint
+ITERATIONS = 5  # that are profiled
 UNIT = 1 if platform.system() == "Darwin" else 1024  # of ru_maxrss
 
 
-def pair_of(size: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two smooth images (1, 1, *size) that differ a little."""
+def pair_of(size: tuple[int, ...]) -> Pair:
+    """Two smooth images that differ a little."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(2, 1, 1, *[max(4, n // 8) for n in size], generator=generator)
-    return resize(coarse[0], size), resize(0.8 * coarse[0] + 0.2 * coarse[1], size)
+    fixed, moving = (resize(x, size)[0] for x in (coarse[0], 0.8 * coarse[0] + 0.2 * coarse[1]))
+    return load_pair({"fixed": fixed, "moving": moving})
 
 
-def inferer_of(preset: str | None, **settings: Any) -> tuple[Any, Any]:
-    """The inferer and the network of a preset."""
-    parser = ConfigParser()
-    parser.read_config([str(file) for file in config_files(3, preset)])
-    parser["quiet"] = True
-    for id, value in settings.items():
-        parser[id] = value
-    return parser.get_parsed_content("inferer"), parser.get_parsed_content("network_def")
+def inferer_of(preset: str | None, **changes: Any) -> PairInferer:
+    """The inferer of a preset."""
+    return PairInferer(Settings.preset(preset, **changes), handlers=())
 
 
-def measure(preset: str, size: list[int], **settings: Any) -> dict[str, Any]:
+def measure(preset: str, size: list[int], **changes: Any) -> dict[str, Any]:
     """Seconds and memory of one registration in this process."""
-    fixed, moving = pair_of(tuple(size))
-    inferer, network = inferer_of(None if preset == "default" else preset, **settings)
+    pair = pair_of(tuple(size))
+    inferer = inferer_of(None if preset == "default" else preset, **changes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT
-    started = time.perf_counter()
-    inferer(fixed, network, moving)
-    seconds = time.perf_counter() - started
+    (registration,) = inferer.register([pair], "cpu")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT
     return {
         "preset": preset,
         "size": size,
-        "steps": inferer.solver.num_steps,
-        "gradient": "adjoint" if inferer.solver.adjoint else "direct",
-        "seconds": round(seconds, 2),
+        "solver": inferer.settings.solver,
+        "steps": inferer.settings.num_steps,
+        "gradient": "adjoint" if inferer.settings.adjoint else "direct",
+        "seconds": round(registration.seconds, 2),
         "peak_gb": round(peak / 1e9, 3),
-        "bytes_per_voxel": round((peak - before) / fixed.numel()),
+        "bytes_per_voxel": round((peak - before) / registration.displacement[0].numel()),
     }
 
 
 def iteration_profile(size: tuple[int, ...]) -> str:
     """Where the time of an iteration at full resolution goes."""
-    fixed, moving = pair_of(size)
-    settings = {"shrink_factors": [1], "unfold": False}
-    inferer, network = inferer_of(None, iterations=[2], **settings)
-    inferer(fixed, network, moving)
-    inferer, network = inferer_of(None, iterations=[5], **settings)
+    inferer = inferer_of(None, shrink_factors=[1], iterations=[ITERATIONS])
+    settings, components = inferer.settings, inferer.components
+    prepared = prepare(pair_of(size), settings, components.loss)
+    batch = prepared.batch(torch.device("cpu"))
+    fit(batch, prepared.spacing, settings.replace(iterations=[2]), components)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        inferer(fixed, network, moving)
+        fit(batch, prepared.spacing, settings, components)
     rows = sorted(profiler.key_averages(), key=lambda row: -row.self_cpu_time_total)[:12]
     total = sum(row.self_cpu_time_total for row in profiler.key_averages())
     lines = ["| operation | ms an iteration | share |", "|---|---|---|"]
-    lines += [f"| {r.key} | {r.self_cpu_time_total / 5e3:.0f} | {r.self_cpu_time_total / total:.0%} |" for r in rows]
+    lines += [
+        f"| {r.key} | {r.self_cpu_time_total / ITERATIONS / 1e3:.0f} | {r.self_cpu_time_total / total:.0%} |"
+        for r in rows
+    ]
     # What an iteration has to move at least: the images and positions, each read and written once on the way there and
     # once on the way back, in float32.
-    voxels = fixed.numel()
-    least = 2 * 2 * (2 + 3) * 4 * voxels
-    lines.append(f"\nAn iteration takes {total / 5e6:.2f} s of CPU time and has to move at least {least / 1e9:.2f} GB.")
+    least = 2 * 2 * (2 + 3) * 4 * batch.fixed.numel()
+    seconds = total / ITERATIONS / 1e6
+    lines.append(f"\nAn iteration takes {seconds:.2f} s of CPU time and has to move at least {least / 1e9:.2f} GB.")
     return "\n".join(lines)
 
 
@@ -101,11 +103,11 @@ def main(one: str | None, sizes: str, output: Path | None) -> None:
     if one:
         print(json.dumps(measure(**json.loads(one))))
         return
-    shapes = [[int(side)] * 3 for side in sizes.split(",")] + [[160, 192, 224]]
+    shapes = [[int(side)] * 3 for side in sizes.split(",")] + [HEAD]
     wanted: list[dict[str, Any]] = [{"preset": preset, "size": size} for preset in PRESETS for size in shapes]
     wanted += [
-        {"preset": "default", "size": STEPS_ON, "solver::num_steps": steps, "solver::adjoint": adjoint}
-        for adjoint in (False, True)
+        {"preset": "default", "size": STEPS_ON, "solver": solver, "num_steps": steps, "adjoint": adjoint}
+        for solver, adjoint in SOLVERS
         for steps in STEPS
     ]
     rows = []
@@ -114,17 +116,17 @@ def main(one: str | None, sizes: str, output: Path | None) -> None:
         rows.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout))
         print(rows[-1], file=sys.stderr, flush=True)
     lines = [
-        "| preset | size | steps | gradient | seconds | peak GB | bytes per voxel |",
-        "|---|---|---|---|---|---|---|",
+        "| preset | size | solver | steps | gradient | seconds | peak GB | bytes per voxel |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         size = "x".join(map(str, row["size"]))
         lines.append(
-            f"| {row['preset']} | {size} | {row['steps']} | {row['gradient']} | {row['seconds']} | {row['peak_gb']} "
-            f"| {row['bytes_per_voxel']} |"
+            f"| {row['preset']} | {size} | {row['solver']} | {row['steps']} | {row['gradient']} | {row['seconds']} "
+            f"| {row['peak_gb']} | {row['bytes_per_voxel']} |"
         )
     machine = f"{platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} cores, torch {torch.__version__}"
-    shown = f"{machine}\n\n" + "\n".join(lines) + "\n\n" + iteration_profile((160, 192, 144)) + "\n"
+    shown = f"{machine}\n\n" + "\n".join(lines) + "\n\n" + iteration_profile(tuple(CROPPED_HEAD)) + "\n"
     print(shown)
     if output:
         output.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pairs a minute of a cohort: one by one, in batches, and by several workers.
 
-    python benchmarks/throughput.py pairs.json [--pairs 48] [--set id=value]
+    python benchmarks/throughput.py pairs.json [--pairs 48] [--set name=value]
 
 Each way registers a few pairs and then many, in fresh folders, and the difference counts: what it takes to start does
 not. Results are written as usual, without reports. Prints a table and writes throughput.json beside this file.
@@ -45,7 +45,7 @@ def seconds(rows: list[dict[str, str]], words: list[str]) -> float:
 @click.command()
 @click.argument("datalist", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--pairs", "many", default=48, help="Pairs that are counted; the list is repeated if it is shorter.")
-@click.option("--set", "settings", multiple=True, help="Any id of the config, as of the command.")
+@click.option("--set", "settings", multiple=True, help="Any setting, as of the command.")
 def main(datalist: Path, many: int, settings: tuple[str, ...]) -> None:
     """Measure every way on the pairs of DATALIST."""
     listed = [

@@ -25,7 +25,7 @@ def main() -> None:
 @click.option("--results", type=FOLDER, default=RESULTS, help="Folder of the JSON results.")
 @click.option("--quick", is_flag=True, help="Small drawn slices, few iterations: does everything work?")
 def run(groups: tuple[str, ...], data: Path | None, results: Path, quick: bool) -> None:
-    """Run the experiments of GROUPS (all by default) that have no result of the same config yet.
+    """Run the experiments of GROUPS (all by default) that have no result of the same settings yet.
 
     The groups are the headings of docs/reproduction.md: volumes, figure, cohort, steps, solver, gradient, bottleneck,
     smoothing and similarity. OMP_NUM_THREADS says how many threads are used.

@@ -4,19 +4,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from experiments.pairs import PairSet, Shapes, Slices, Volumes
-from monai_nodeo.resources import config_files
+from monai_nodeo.registration.presets import preset_files
+from monai_nodeo.registration.settings import Settings
 
 __all__ = ["COLUMNS", "Run", "experiments"]
 
 PAPER = "paper_lambda2.5"
 
-# The columns of the 2D figure -> the preset that is laid over the published settings.
+# The columns of the 2D figure -> the file of configs/paper_2d/ that is laid over the published settings.
 COLUMNS: dict[str, str | None] = {
     "(a) Gaussian (nsig 0.1), Jacobian loss": "gaussian_nsig0.1",
     "(b) Gaussian (nsig 0.1), no Jacobian loss": "gaussian_nsig0.1_no_jacobian",
@@ -36,31 +37,35 @@ CROP = (40, 184)  # planes of the 160x192x144 volume that the published code was
 
 @dataclass(frozen=True)
 class Run:
-    """One experiment: pairs registered with one config.
+    """One experiment: pairs registered with the same settings.
 
     Attributes:
         name: of its result.
         pairs: what is registered.
         preset: the published settings, one of ``configs/``.
-        difference: file of ``configs/paper_2d/`` laid over it, without the ending.
-        settings: ids of the config laid over both.
+        changes: settings that differ from it.
         keep_fields: keep displacements and warped images, for a figure.
     """
 
     name: str
     pairs: PairSet
     preset: str = PAPER
-    difference: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
     keep_fields: bool = False
 
     @property
-    def config_files(self) -> list[Path]:
-        """The layers of the config."""
-        files = config_files(self.pairs.spatial_dims, self.preset)
-        if self.difference is not None:
-            files.append(files[-1].parent / "paper_2d" / f"{self.difference}.json")
-        return files
+    def settings(self) -> Settings:
+        """All of them."""
+        return Settings.preset(self.preset, self.pairs.spatial_dims, **self.changes)
+
+
+def column_changes(name: str | None) -> dict[str, Any]:
+    """The settings in a file of ``configs/paper_2d/``; none for None."""
+    if name is None:
+        return {}
+    file = preset_files(2, PAPER)[-1].parent / "paper_2d" / f"{name}.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    return {id.removeprefix("settings::"): value for id, value in config.items()}
 
 
 def experiments(quick: bool = False) -> dict[str, dict[str, Run]]:
@@ -74,60 +79,46 @@ def experiments(quick: bool = False) -> dict[str, dict[str, Run]]:
     shapes = Shapes((48, 56)) if quick else Shapes()
     few: dict[str, Any] = {"iterations": [15], "best_window": 10, "learning_rate": 0.01} if quick else {}
 
-    def varied(group: str, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Run]:
+    def varied(group: str, changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Run]:
         return {
-            label: Run(f"{group}_{_slug(label)}", cohort, settings={**few, **changes})
-            for label, changes in settings.items()
+            label: Run(f"{group}_{_slug(label)}", cohort, changes=few | change) for label, change in changes.items()
         }
 
-    columns = {
-        label: Run(f"cohort_{label[1]}", cohort, difference=difference, settings=few)
-        for label, difference in COLUMNS.items()
-    }
+    of_columns = {label: few | column_changes(name) for label, name in COLUMNS.items()}
+    columns = {label: Run(f"cohort_{label[1]}", cohort, changes=changes) for label, changes in of_columns.items()}
     paper = list(columns.values())[2]
-    steps = varied("steps", {str(n): {"solver::num_steps": n} for n in (2, 4, 8)})
+    steps = varied("steps", {str(n): {"num_steps": n} for n in (2, 4, 8)})
     groups = {
         "figure": {
-            f"{label}, {name}": Run(f"figure_{name}_{label[1]}", pairs, PAPER, difference, few, keep_fields=True)
+            f"{label}, {name}": Run(f"figure_{name}_{label[1]}", pairs, PAPER, changes, keep_fields=True)
             for name, pairs in (("slice", slice_), ("shapes", shapes))
-            for label, difference in COLUMNS.items()
+            for label, changes in of_columns.items()
         },
         "cohort": columns,
         "steps": {"1 (published)": paper, **steps},
         "solver": {"Euler (published)": paper}
-        | varied("solver", {name: {"solver::method": name.lower()} for name in ("midpoint", "RK4", "dopri5")}),
+        | varied("solver", {name: {"solver": name.lower()} for name in ("midpoint", "RK4", "dopri5")}),
         "gradient": {"Euler, 4 steps, direct": steps["4"]}
         | varied(
             "gradient",
             {
                 f"{method}, 4 steps, {kind}": {
-                    "solver::method": method.lower(),
-                    "solver::num_steps": 4,
-                    "solver::adjoint": kind == "adjoint",
+                    "solver": method.lower(),
+                    "num_steps": 4,
+                    "adjoint": kind == "adjoint",
                 }
                 for method, kind in (("Euler", "adjoint"), ("RK4", "direct"), ("RK4", "adjoint"))
             },
         ),
         "bottleneck": _sorted_in(
-            {"16 (published)": paper}
-            | varied("bottleneck", {str(n): {"network_def::bottleneck": n} for n in (4, 8, 32, 64, 128)})
+            {"16 (published)": paper} | varied("bottleneck", {str(n): {"bottleneck": n} for n in (4, 8, 32, 64, 128)})
         ),
         "smoothing": _sorted_in(
-            {"15 (published)": paper}
-            | varied("smoothing", {str(n): {"smoothing::window": n} for n in (1, 5, 9, 21, 31)})
+            {"15 (published)": paper} | varied("smoothing", {str(n): {"kernel_size": n} for n in (1, 5, 9, 21, 31)})
         )
         | varied(
             "smoothing",
-            {
-                f"Gaussian, sigma {sigma} voxels": {
-                    "smoothing": {
-                        "_target_": "monai_nodeo.geometry.smoothing.GaussianSmoothing",
-                        "spatial_dims": "@spatial_dims",
-                        "sigma": sigma,
-                    }
-                }
-                for sigma in (2.0, 4.3)
-            },
+            {f"Gaussian, sigma {sigma} voxels": {"kernel": "gaussian", "kernel_size": sigma} for sigma in (2.0, 4.3)},
         ),
         "similarity": _sorted_in(
             {"21 (published)": paper} | varied("similarity", {str(n): {"similarity_window": n} for n in (5, 9, 15, 31)})

@@ -11,7 +11,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments.catalogue import COLUMNS, Run, experiments
-from experiments.running import field_file, read_result
+from experiments.recorded import field_file, read_result
 from experiments.tables import ablation_table, cohort_table, mean, pair_table, volume_table
 from monai_nodeo.files import atomic_path
 from monai_nodeo.report.plots import plot_columns

@@ -12,7 +12,7 @@ from typing import Any
 from scipy.stats import ttest_1samp
 
 from experiments.catalogue import Run
-from experiments.running import read_result
+from experiments.recorded import read_result
 
 __all__ = ["ablation_table", "cohort_table", "mean", "pair_table", "paired_difference", "volume_table"]
 

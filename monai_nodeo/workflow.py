@@ -5,29 +5,39 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import logging
+import pydoc
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
+from fire.parser import DefaultParseValue
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigComponent, ConfigWorkflow
 
 from monai_nodeo.data.dataset import PairDataset
 from monai_nodeo.data.keys import PATH_KEYS
-from monai_nodeo.data.lists import requested_pairs
-from monai_nodeo.data.pair import Pair
-from monai_nodeo.files import check_output_dir
+from monai_nodeo.data.lists import load_datalist, requested_pairs, spatial_dims_of
+from monai_nodeo.data.load import load_pair
+from monai_nodeo.data.pair import Pair, PairError
+from monai_nodeo.files import ImageGrid, check_output_dir
+from monai_nodeo.flows import VelocityModel
 from monai_nodeo.registration.presets import bundle_dir, preset_files
 from monai_nodeo.registration.result import Registration
+from monai_nodeo.registration.settings import Settings
 from monai_nodeo.registration.table import TABLE, failed_row, row_of, summary_of, write_table
 
-__all__ = ["NodeoWorkflow", "PairsFailedError", "SavePairs", "register_pairs", "requested", "run"]
+__all__ = ["NodeoWorkflow", "PairsFailedError", "SavePairs", "reader", "register_pairs", "requested", "run"]
 
 _PATHS = (*PATH_KEYS, "datalist", "dataset_dir", "output_dir")
+_ARGUMENTS = ("meta_file", "logging_file", "init_id", "run_id", "final_id", "tracking", "properties_path")
 _WORDS = {"true": True, "false": False, "null": None}
 
 logger = logging.getLogger(__name__)
@@ -41,20 +51,22 @@ class NodeoWorkflow(ConfigWorkflow):
     """Runs the bundle's config with inputs that are taken as they are.
 
     A path is a path, whatever characters it has: MONAI would evaluate one that begins with ``$``. An override of an id
-    that there is not is an error. With no config file it is that of the bundle, with the differences for slices if the
-    fixed image is one.
+    that there is not is an error. Without a config file it is that of the bundle, for slices or for volumes as the
+    first fixed image is one. Inputs may also be set later, as attributes.
 
     Args:
         config_file: one or several files of a config.
-        preset: settings laid over the bundle's, where no config file is given.
+        preset: settings laid over the bundle's, instead of config files.
+        spatial_dims: 2 for slices, 3 for volumes; by default what the images are, 3 without images.
         workflow_type: as MONAI has it.
-        override: ids and values.
+        override: ids and values; arguments of MONAI's ``ConfigWorkflow``, such as ``logging_file=False``.
 
     Raises:
         ValueError: names an id that there is not, and the nearest one.
 
     Example:
-        >>> workflow = NodeoWorkflow(fixed="a.nii.gz", moving="b.nii.gz", output_dir="out")
+        >>> workflow = NodeoWorkflow(output_dir="out")
+        >>> workflow.fixed, workflow.moving = "a.nii.gz", "b.nii.gz"
         >>> workflow.initialize()
         >>> workflow.run()
     """
@@ -63,51 +75,111 @@ class NodeoWorkflow(ConfigWorkflow):
         self,
         config_file: str | Sequence[str] | None = None,
         preset: str | None = None,
+        spatial_dims: int | None = None,
         workflow_type: str | None = "infer",
         **override: Any,
     ) -> None:
         known = {name: override.pop(name) for name in _ARGUMENTS if name in override}
+        override = {id: _literal(id, value) for id, value in override.items()}
         if config_file is None:
-            dims = _dims_of(override)
-            config_file = [str(file) for file in preset_files(dims, preset)]
+            config_file = [str(file) for file in preset_files(spatial_dims or _dims_of(override), preset)]
             override.setdefault("bundle_root", str(bundle_dir()))
-            known = {"meta_file": str(bundle_dir() / "configs" / "metadata.json"), "logging_file": False} | known
-            # it remarks that the preset lies in another folder than the bundle
-            logging.getLogger(ConfigWorkflow.__module__).addFilter(_no_remark)
-        super().__init__(config_file=config_file, workflow_type=workflow_type, **known)
+        elif preset is not None or spatial_dims is not None:
+            raise ValueError("preset and spatial_dims choose config files; give them or config_file.")
+        with _without_a_remark():
+            super().__init__(config_file=config_file, workflow_type=workflow_type, **known)
+        for id in _PATHS:
+            if id not in (self.properties or {}):
+                self.add_property(name=id, required=False, config_id=id)
         for id in override:
             self._check_id(id)
-        self.parser.update({id: _literal(id, value) for id, value in override.items()})
+        self.parser.update(override)
+
+    def run(self) -> Any:
+        """Register everything.
+
+        Raises:
+            ValueError: when there is nothing to register, or a setting cannot be.
+            PairsFailedError: when a pair failed; the others are finished.
+        """
+        try:
+            return super().run()
+        except RuntimeError as error:  # of each expression that MONAI evaluates, one around the other
+            cause: BaseException = error
+            while isinstance(cause, RuntimeError) and cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise cause from None
+
+    def _set_property(self, name: str, property: dict, value: Any) -> None:
+        super()._set_property(name, property, _literal(name, value))
 
     def _check_id(self, id: str) -> None:
+        """An id is known if it is in the config, or an argument of a component that is."""
         if id in self.parser:
             return
-        ids = list(self.parser.get())
-        nearest = difflib.get_close_matches(id.replace("::", "#").split("#")[0], ids, n=1, cutoff=0.5)
-        hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-        raise ValueError(f"unknown config id {id!r}{hint}; there are {', '.join(ids)}.")
+        parent, _, name = id.replace("::", "#").rpartition("#")
+        if parent and parent not in self.parser:
+            self._check_id(parent)
+        found = self.parser[parent] if parent else self.parser.get()
+        names = [*found, *self._arguments(found)] if isinstance(found, dict) else []
+        if name in names:
+            return
+        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        prefix = f"{parent}#" if parent else ""
+        hint = f" (did you mean {prefix + nearest[0]!r}?)" if nearest else ""
+        raise ValueError(f"unknown config id {id!r}{hint}; there are {', '.join(n for n in names if n[0] != '_')}.")
+
+    def _arguments(self, config: Mapping[str, Any]) -> list[str]:
+        """Of the component that a config describes; none if it is no component."""
+        if not ConfigComponent.is_instantiable(config):
+            return []
+        described = ConfigComponent(config=config, locator=self.parser.locator)
+        target = pydoc.locate(described.resolve_module_name())
+        return list(inspect.signature(target).parameters) if callable(target) else []
 
 
-_ARGUMENTS = ("meta_file", "logging_file", "init_id", "run_id", "final_id", "tracking", "properties_path")
+@contextmanager
+def _without_a_remark() -> Iterator[None]:
+    """MONAI remarks on presets that lie in another folder than the bundle."""
 
+    def is_none(record: logging.LogRecord) -> bool:
+        return "Not all config files are in" not in record.getMessage()
 
-def _no_remark(record: logging.LogRecord) -> bool:
-    return "Not all config files are in" not in record.getMessage()
+    monai_logger = logging.getLogger(ConfigWorkflow.__module__)
+    monai_logger.addFilter(is_none)
+    try:
+        yield
+    finally:
+        monai_logger.removeFilter(is_none)
 
 
 def _literal(id: str, value: Any) -> Any:
     """Paths as objects that MONAI does not look into, and the words of JSON for what they say."""
-    if id in _PATHS and isinstance(value, str):
-        return Path(value)
+    if value is not None and id.replace("::", "#") in (*_PATHS, "settings#initial_transform"):
+        return Path(_as_typed(id, value))
     return _WORDS.get(value, value) if isinstance(value, str) else value
 
 
-def _dims_of(override: Mapping[str, Any]) -> int:
-    from monai_nodeo.files import ImageGrid
+def _as_typed(id: str, value: Any) -> str | PathLike[str]:
+    """A path as it was typed: MONAI's command line takes ``a#1`` for ``a``, and ``7`` for a number."""
+    words = sys.argv[1:]
+    for number, word in enumerate(words):
+        name, equals, rest = word.lstrip("-").partition("=")
+        if word.startswith("-") and name.replace("-", "_") == id:
+            typed = rest if equals else "".join(words[number + 1 : number + 2])
+            if DefaultParseValue(typed) == value:
+                return typed
+    if not isinstance(value, str | PathLike):
+        raise ValueError(f"{id} is {value!r}, expected a path.")
+    return value
 
-    if override.get("fixed") is None:
-        return 3
-    return ImageGrid.from_file(override["fixed"]).spatial_dims
+
+def _dims_of(override: Mapping[str, Any]) -> int:
+    """Of the first fixed image that can be read, 3 without one."""
+    fixed, datalist = override.get("fixed"), override.get("datalist")
+    if datalist is not None:
+        return spatial_dims_of(load_datalist(datalist, override.get("dataset_dir")))
+    return 3 if fixed is None else ImageGrid.from_file(fixed).spatial_dims
 
 
 def requested(
@@ -126,32 +198,48 @@ def requested(
     return requested_pairs(datalist, dataset_dir, **pair)
 
 
+def reader(settings: Settings, network: VelocityModel) -> Callable[[dict[str, Any]], Pair]:
+    """Reads the pair of a row, of the dimension of the settings and not too small for the network."""
+    return partial(load_pair, spatial_dims=settings.spatial_dims, min_size=network.min_size)
+
+
 def register_pairs(engine: Engine, pairs: Sequence[Pair]) -> list[Registration]:
-    """An iteration of a MONAI evaluator whose inferer is a :py:class:`monai_nodeo.registration.PairInferer`."""
-    return engine.inferer.register(pairs, engine.state.device, engine.network)
+    """An iteration of a MONAI evaluator whose inferer is a :py:class:`monai_nodeo.registration.PairInferer`.
+
+    A pair that cannot be registered is a failure of the dataset, and the others go on.
+    """
+    try:
+        found: list[Registration] = engine.inferer.register(pairs, engine.state.device, engine.network)
+        return found
+    except PairError as error:
+        if len(pairs) > 1:  # whose fault it is shows when each is alone
+            return [registration for pair in pairs for registration in register_pairs(engine, [pair])]
+        engine.data_loader.dataset.fail(pairs[0].id, error)
+        return []
 
 
-def run(evaluator: Engine) -> None:
+def run(evaluator: Engine, dataset: PairDataset, output_dir: str | PathLike[str]) -> None:
     """Register everything.
 
     Args:
         evaluator: of the config.
+        dataset: what it registers.
+        output_dir: folder of the results.
 
     Raises:
         ValueError: when there is nothing to register.
         PairsFailedError: when a pair failed; the others are finished.
     """
-    saving = next((handler for handler in _handlers(evaluator) if isinstance(handler, SavePairs)), None)
-    if saving is not None and not saving.dataset.data:
+    if not dataset.data:
         raise ValueError("no fixed and no moving image was given; give both, or a datalist.")
     evaluator.run()
-    if saving is not None:
-        saving.conclude()
-
-
-def _handlers(evaluator: Engine) -> list[Any]:
-    found = (handler for handlers in evaluator._event_handlers.values() for handler, *_ in handlers)
-    return list({id(owner): owner for f in found if (owner := getattr(f, "__self__", f)) is not None}.values())
+    folder = Path(output_dir).expanduser().absolute()
+    failures = [f"row {failure.row} ({failure.id}): {failure.reason}" for failure in dataset.failures]
+    if failures:
+        raise PairsFailedError(
+            "\n".join([f"{len(failures)} of {len(dataset.data)} pairs failed, see {folder / TABLE}:", *failures])
+        )
+    logger.info("results are in %s", folder)
 
 
 class SavePairs:
@@ -164,6 +252,8 @@ class SavePairs:
     """
 
     def __init__(self, output_dir: str | PathLike[str], dataset: PairDataset, report: bool = True) -> None:
+        if not isinstance(report, bool):
+            raise ValueError(f"report is {report!r}, expected True or False.")
         self.output_dir = Path(output_dir).expanduser().absolute()
         self.dataset = dataset
         self.report = report
@@ -188,18 +278,17 @@ class SavePairs:
 
     def __call__(self, engine: Engine) -> None:
         registrations: list[Registration] = engine.state.output
-        share = (time.perf_counter() - self._started) / len(registrations)
+        seconds = time.perf_counter() - self._started
         for registration in registrations:
-            self._save(registration, share)
+            self._save(registration, seconds / len(registrations))
+        self._write_table()
 
     def _save(self, registration: Registration, share: float) -> None:
-        started = time.perf_counter()
         pair = registration.pair
         assert pair is not None
         folder = self.output_dir / pair.id
-        figures = registration.save(folder, seconds_total=share + time.perf_counter() - started)
+        figures = registration.save(folder, seconds_total=share)
         self._rows[pair.id] = row_of(figures)
-        self._write_table()
         logger.info("%s: %s", pair.id, summary_of(figures))
         if self.report:
             from monai_nodeo.report import write_report
@@ -226,19 +315,3 @@ class SavePairs:
             from monai_nodeo.report import write_index
 
             write_index(self.output_dir)
-
-    def conclude(self) -> None:
-        """Say where the results are.
-
-        Raises:
-            PairsFailedError: when a pair failed; the others are finished.
-        """
-        failures = self.dataset.failures
-        if self._rows:
-            logger.info("results are in %s", self.output_dir)
-        if failures:
-            lines = [f"row {failure.row} ({failure.id}): {failure.reason}" for failure in failures]
-            raise PairsFailedError(
-                f"{len(lines)} of {len(self.dataset.data)} pairs failed, see {self.output_dir / TABLE}:\n"
-                + "\n".join(lines)
-            )

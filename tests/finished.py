@@ -1,77 +1,74 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Result folders of a displacement that is given instead of found."""
+"""Result folders of a flow that is given instead of found."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import torch
-from monai.transforms import Compose, ScaleIntensityd
 from torch import Tensor
 
-from monai_nodeo.data.dataset import PairDataset
-from monai_nodeo.data.load import LoadPaird
-from monai_nodeo.data.match import MatchGridd
-from monai_nodeo.losses import LocalNCCLoss
-from monai_nodeo.registration.inferer import Registration
-from monai_nodeo.registration.outputs import SavePair
-from monai_nodeo.registration.transforms import WarpWithDDFd
+from monai_nodeo.data import load_pair
+from monai_nodeo.data.pair import stored_grid
+from monai_nodeo.flows import Flow, RungeKutta, VelocityField
+from monai_nodeo.metrics import certify_flow
+from monai_nodeo.registration import Registration, Settings
 
 FALLING = torch.linspace(0, 1, 60).neg().mul(12).exp()
+
+
+def save_images(folder: Path, images: Mapping[str, np.ndarray], affine: np.ndarray) -> dict[str, str]:
+    """Write "fixed", "moving" and what else there is, (*spatial), as a row of a data list; a 2D image is a slice."""
+    folder.mkdir(parents=True)
+    for key, values in images.items():
+        stored = values.astype(np.float32).reshape((*values.shape, 1)[:3])
+        nib.save(nib.Nifti1Image(stored, affine), folder / f"{key}.nii.gz")
+    return {key: str(folder / f"{key}.nii.gz") for key in images}
 
 
 def save_result(
     output_dir: Path,
     images: Mapping[str, np.ndarray],
-    ddf: Tensor,
+    velocity: Tensor,
     affine: np.ndarray,
     id: str = "pair",
     history: Mapping[str, Tensor] | None = None,
     start: np.ndarray | None = None,
 ) -> Path:
-    """Write what the bundle writes for a pair.
+    """Write the folder of a pair.
 
     Args:
         output_dir: gets the folder of the pair; the images go to "<id>_images" in it.
-        images: "fixed", "moving" and perhaps "fixed_label", "moving_label", (*spatial).
-        ddf: (D, *spatial).
+        images: see `save_images`.
+        velocity: the same at all times, (D, *spatial), voxels; of a small one the displacement is nearly the same.
         affine: voxel -> RAS mm.
         id: of the pair.
-        start: affine start, RAS mm, fixed point -> moving point.
         history: loss terms; by default a loss that has levelled off.
+        start: affine start, RAS mm, fixed point -> moving point.
 
     Returns:
         The folder of the pair.
     """
-    dims = len(ddf)
-    files = output_dir / f"{id}_images"
-    files.mkdir(parents=True)
-    row = {key: str(files / f"{key}.nii.gz") for key in images}
-    for key, values in images.items():
-        stored = values.astype(np.float32).reshape((*values.shape, 1)[: 3 if dims == 2 else dims])
-        nib.save(nib.Nifti1Image(stored, affine), row[key])
-    inputs = ["fixed_input", "moving_input"]
-    steps = [LoadPaird(dims), MatchGridd(), ScaleIntensityd(inputs)]
-    given = {} if start is None else {"initial_affine": torch.from_numpy(start)}
-    item = {**Compose(steps)({**row, **given}), "id": id}
-    keys = ["moving", "moving_label"]
-    warp = WarpWithDDFd(
-        keys,
-        ddf_key="pred",
-        mode=["bilinear", "nearest"],
-        output_keys=["warped", "warped_label"],
-        allow_missing_keys=True,
-    )
-    output = warp({**item, "pred": ddf})
+    pair = load_pair({**save_images(output_dir / f"{id}_images", images, affine), "id": id}, min_size=1)
+    grid = stored_grid(pair.fixed.image)
+    to_phi = torch.tensor([2 / (n - 1) for n in velocity.shape[1:]]).view(-1, *[1] * len(velocity))
+    flow = Flow(VelocityField.of((velocity * to_phi)[None]), RungeKutta(), grid, grid)
+    ddf = flow.displacement()
     terms = dict(history or {"loss": FALLING, "similarity": FALLING})
-    found = Registration(ddf, terms, len(terms["loss"]), 1.5)
-    loss = SimpleNamespace(similarity=LocalNCCLoss(dims, 9))
-    inferer = SimpleNamespace(registrations=[found], loss_function=loss, seed=0)
-    saver = SavePair(output_dir, inferer, PairDataset([{**row, "id": id}], dict))
-    saver(SimpleNamespace(state=SimpleNamespace(batch=[item], output=[output])))
+    registration = Registration(
+        flow=flow,
+        start=None if start is None else torch.from_numpy(start),
+        displacement=ddf,
+        history={"level": torch.zeros(len(terms["loss"])), **terms},
+        settings=Settings.preset(spatial_dims=len(velocity)),
+        certificate=certify_flow(flow, ddf),
+        similarity=(0.8, 0.4),
+        seconds=1.5,
+        pair=pair,
+    )
+    registration.save(output_dir / id)
     return output_dir / id

@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Images with a place in space, and what `LoadPaird` makes of their files."""
+"""Images with a place in space, and pairs of them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from monai_nodeo.data.load import LoadPaird
-from monai_nodeo.data.pair import PairError
+from monai_nodeo.data import Pair, PairError, load_pair
 
 VOLUME, SLICE, FLAT = (9, 11, 13), (9, 11, 1), (9, 11)
 
@@ -51,11 +50,13 @@ def centred(affine: np.ndarray, shape: tuple[int, ...], centre: tuple[float, ...
     return affine
 
 
-def load(spatial_dims: int, fixed: Any, moving: Any, **labels: Any) -> dict[str, Any]:
-    return LoadPaird(spatial_dims)({"fixed": fixed, "moving": moving, "id": "pair", **labels})
+def load(fixed: Any, moving: Any, spatial_dims: int | None = None, **others: Any) -> Pair:
+    return load_pair({"fixed": fixed, "moving": moving, "id": "pair", **others}, spatial_dims)
 
 
-def refuse(spatial_dims: int, fixed: Any, moving: Any, **labels: Any) -> str:
+def refuse(fixed: Any, moving: Any, spatial_dims: int | None = None, **others: Any) -> str:
+    """What a user is told, in one line."""
     with pytest.raises(PairError) as info:
-        load(spatial_dims, fixed, moving, **labels)
-    return str(info.value)
+        load(fixed, moving, spatial_dims, **others)
+    (line,) = str(info.value).splitlines()
+    return line

@@ -1,15 +1,18 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Small image pairs with a known deformation, channel first."""
+"""Small image pairs with a known deformation, channel first, and settings that take no time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
+
+from monai_nodeo.registration import RegisterPair, Registration, Settings
 
 
 def smooth_image(shape: Sequence[int], seed: int = 0, sigma: float = 2.0) -> Tensor:
@@ -32,3 +35,14 @@ def deformed_pair(shape: Sequence[int], seed: int = 0, largest: float = 2.0) -> 
     # cubic, by scipy: independent of the samplers under test
     fixed = ndimage.map_coordinates(moving[0].numpy(), np.indices(shape) + ddf.numpy(), order=3, mode="nearest")
     return torch.from_numpy(fixed)[None], moving, ddf
+
+
+def quick_settings(spatial_dims: int, **changes: Any) -> Settings:
+    """The default ones with two short levels."""
+    return Settings.preset(spatial_dims=spatial_dims, **{"shrink_factors": (2, 1), "iterations": (3, 2), **changes})
+
+
+def quickly(fixed: Tensor, moving: Tensor, components: dict[str, Any] | None = None, **changes: Any) -> Registration:
+    """The registration of two images, (C, *spatial), with `quick_settings`."""
+    settings = quick_settings(fixed.ndim - 1, **changes)
+    return RegisterPair(settings, **{"handlers": (), **(components or {})})(fixed, moving)

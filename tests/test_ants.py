@@ -97,7 +97,8 @@ def test_ants_gets_our_image_and_our_points(kind: str, chain: str, tmp_path: Pat
     # and our own command line, with the same words in the same order
     names = [name.replace("[", f"[{tmp_path}/") if "[" in name else str(tmp_path / name) for name in CHAINS[chain]]
     ours = tmp_path / "ours.nii.gz"
-    apply_to_image(*(str(tmp_path / f"{side}.nii.gz") for side in ("moving", "fixed")), read_chain(names), str(ours))
+    images = [str(tmp_path / f"{side}.nii.gz") for side in ("moving", "fixed")]
+    apply_to_image(*images, read_chain(names), str(ours), outside=0)  # as ANTs has it
     difference = interior((nib.Nifti1Image.from_filename(ours).get_fdata() - image).reshape(grid.spatial_shape))
     assert np.abs(difference).max() < 1e-3 * np.ptp(moving)
     (tmp_path / "points.csv").write_text("x,y,z\n" + "\n".join(",".join(map(str, point)) for point in points))
@@ -134,6 +135,7 @@ def test_we_apply_what_ants_registered(kind: str, tmp_path: Path) -> None:
         (inverse, "invtransforms", ("fixed", "moving")),
     ):
         ours = tmp_path / "ours.nii.gz"
-        apply_to_image(*(str(tmp_path / f"{side}.nii.gz") for side in sides), read_chain(names), str(ours))
+        sources = [str(tmp_path / f"{side}.nii.gz") for side in sides]
+        apply_to_image(*sources, read_chain(names), str(ours), outside=0)  # as ANTs has it
         images = [nib.Nifti1Image.from_filename(path).get_fdata() for path in (ours, tmp_path / f"{theirs}.nii.gz")]
         assert np.abs(interior(images[0] - images[1])).max() < 1e-3 * np.ptp(images[1])

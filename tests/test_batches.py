@@ -13,34 +13,31 @@ import numpy as np
 import pytest
 import torch
 from cohorts import PLANE, QUICK, as_it_was, here, make_rows, results, save_slice, stamps, table, write_list
-from synthetic import deformed_pair, smooth_image
+from ignite.engine import Events
+from synthetic import deformed_pair, quick_settings, smooth_image
 from torch import Tensor, nn
 
-from monai_nodeo.cohort import pair_run
+from monai_nodeo.cohort import task
 from monai_nodeo.cohort.task import Job, register_pairs
-from monai_nodeo.data.dataset import PairBatches
-from monai_nodeo.flows import Coordinates, EulerianVelocity, Lattice, NODEONet, VelocityModel
-from monai_nodeo.flows.solver import ODESolver
+from monai_nodeo.data import Pair
+from monai_nodeo.flows import ODESolver
 from monai_nodeo.geometry.folding import folded_cells
 from monai_nodeo.losses import (
     FoldingLoss,
     IntensityLoss,
+    LocalCorrelationRatioLoss,
     LocalNCCLoss,
+    MappedIntensityLoss,
+    MINDSSCLoss,
     RegistrationLoss,
     SmoothnessLoss,
     VelocityMagnitudeLoss,
 )
-from monai_nodeo.losses.correlation_ratio import LocalCorrelationRatioLoss, MappedIntensityLoss
-from monai_nodeo.losses.mind import MINDSSCLoss
-from monai_nodeo.registration.handlers import BestField
-from monai_nodeo.registration.inferer import PairInferer
-from monai_nodeo.registration.trainer import DivergedError
-
-# MONAI says of every config file, whoever wrote it, that parsing it runs code.
-pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+from monai_nodeo.registration import DivergedError, PairInferer
+from monai_nodeo.registration.inferer import pair_of_tensors
 
 SHAPES = [(25, 21), (13, 17, 11)]
-FEW: dict[str, Any] = {"iterations": (4, 3), "shrink_factors": (2, 1), "handlers": (BestField,)}
+FEW: dict[str, Any] = {"iterations": (4, 3), "best_window": 50}
 
 
 # Losses
@@ -94,20 +91,24 @@ def check_values_and_gradients(together: Tensor, alone: Tensor, x: Tensor) -> No
 # Registrations
 
 
-def pairs_of(shape: tuple[int, ...], count: int = 3) -> tuple[Tensor, Tensor]:
-    """(count, 1, *shape) each."""
-    images = [deformed_pair(shape, seed)[:2] for seed in range(count)]
-    fixed, moving = (torch.stack(list(side)) for side in zip(*images, strict=True))
-    return fixed, moving
+def pairs_of(shape: tuple[int, ...], count: int = 3) -> list[Pair]:
+    return [pair_of_tensors(*deformed_pair(shape, seed)[:2]) for seed in range(count)]
 
 
-def compare(inferer: PairInferer, network: VelocityModel, fixed: Tensor, moving: Tensor, **more: Tensor) -> None:
-    inferer(fixed, network, moving, **more)
-    together = inferer.registrations
-    for number, found in enumerate(together):
-        one = slice(number, number + 1)
-        inferer(fixed[one], network, moving[one], **{key: value[one] for key, value in more.items()})
-        (alone,) = inferer.registrations
+def compare(pairs: list[Pair], settings: Any, groups: list[int] | None = None, **components: Any) -> None:
+    """Each pair of a batch is what it is alone.
+
+    Args:
+        groups: numbers of pairs that are to be optimised together; by default all of them.
+    """
+    inferer = PairInferer(settings, handlers=(), **components)
+    sizes: list[int] = []
+    counting = PairInferer(settings, handlers=(lambda: _Counts(sizes),), **components)
+    together = counting.register(pairs)
+    assert sizes[:: len(settings.iterations)] == (groups or [len(pairs)])
+    for pair, found in zip(pairs, together, strict=True):
+        (alone,) = inferer.register([pair])
+        assert found.pair is pair
         torch.testing.assert_close(found.ddf, alone.ddf, rtol=0, atol=2e-3)
         torch.testing.assert_close(found.history, alone.history, rtol=1e-3, atol=1e-5)
         assert found.iterations == alone.iterations
@@ -115,30 +116,32 @@ def compare(inferer: PairInferer, network: VelocityModel, fixed: Tensor, moving:
         assert not folded_cells(found.ddf[None]).any()
 
 
-def eulerian(dims: int, **options: Any) -> EulerianVelocity:
-    return EulerianVelocity(dims, 8, **options)
+class _Counts:
+    """Notes how many pairs a trainer has."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        self.sizes = sizes
+
+    def attach(self, engine: Any) -> None:
+        engine.add_event_handler(Events.STARTED, lambda e: self.sizes.append(len(e.network.models)))
 
 
 @pytest.mark.parametrize(
-    ("network", "options"),
+    ("changes", "components"),
     [
-        (eulerian, {}),
-        (lambda dims: eulerian(dims, parametrisation=Lattice((8,) * dims, keyframes=2)), {}),
-        (lambda dims: eulerian(dims, parametrisation=Coordinates((8,) * dims, channels=8)), {}),
-        (
-            lambda dims: NODEONet(dims, scale=0.1),
-            {"iterations": (5,), "shrink_factors": (1,), "solver": ODESolver("euler", 2)},
-        ),
-        (eulerian, {"solver": ODESolver("midpoint", 2, adjoint=True)}),
+        ({}, {}),
+        ({"solver": "midpoint", "keyframes": 2}, {}),
+        ({"velocity": "coordinates"}, {}),
+        ({"velocity": "nodeo", "bottleneck": 8, "iterations": (5,), "shrink_factors": (1,), "learning_rate": 0.02}, {}),
+        ({}, {"solver": ODESolver("midpoint", 2, adjoint=True)}),
     ],
     ids=["lattice", "keyframes", "coordinates", "NODEO", "adjoint"],
 )
 @pytest.mark.parametrize("shape", SHAPES)
-def test_pair_of_a_batch_is_what_it_is_alone(shape, network, options) -> None:
-    dims = len(shape)
-    if isinstance(network(dims), NODEONet):
-        options = options | {"optimizer": lambda p: torch.optim.Adam(p, lr=0.02)}
-    compare(PairInferer(dims, **{**FEW, **options}), network(dims), *pairs_of(shape))
+def test_pair_of_a_batch_is_what_it_is_alone(shape, changes, components) -> None:
+    if changes.get("velocity") == "nodeo":
+        components = {"solver": ODESolver("euler", 2)}
+    compare(pairs_of(shape), quick_settings(len(shape), **{**FEW, **changes}), **components)
 
 
 class _Size(nn.Module):
@@ -151,56 +154,44 @@ class _Size(nn.Module):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_masks_landmarks_and_losses_of_others(shape) -> None:
     dims = len(shape)
-    fixed, moving = pairs_of(shape, 2)
-    masks = {name: torch.rand(2, 1, *shape) for name in ("fixed_mask", "moving_mask")}
-    landmarks = torch.rand(2, 5, 2, dims) * (min(shape) - 1)
-    gently = {**FEW, "iterations": (8, 8), "optimizer": lambda p: torch.optim.Adam(p, lr=0.1)}
-    compare(PairInferer(dims, **gently), eulerian(dims), fixed, moving, **masks, landmarks=landmarks)
-    loss = RegistrationLoss(nn.MSELoss(), ddf_terms={"size": (1e-4, _Size())})
-    compare(PairInferer(dims, loss, **gently), eulerian(dims), fixed, moving)
+    pairs = pairs_of(shape, 2)
+    gently = quick_settings(dims, **{**FEW, "iterations": (8, 8), "learning_rate": 0.1})
+    with_all = []
+    for pair in pairs:
+        sides = {}
+        for side in ("fixed", "moving"):
+            scan = getattr(pair, side)
+            points = torch.rand(5, 3, dtype=torch.float64) * (torch.tensor((*shape, 1)[:3]) - 1)
+            sides[side] = replace(scan, mask=(scan.image > 0.2).float(), landmarks=points)
+        with_all.append(replace(pair, **sides))
+    compare(with_all, gently)
+    compare(pairs, gently, loss=RegistrationLoss(nn.MSELoss(), ddf_terms={"size": (1e-4, _Size())}))
 
 
-def test_boxes_without_air_that_differ_in_size_or_only_in_place() -> None:
+def test_pairs_that_are_alike_without_the_air_are_optimised_together() -> None:
     shape = (80, 112)
-    fixed, moving = torch.zeros(2, 3, 1, *shape)
+    pairs = []
     for number, (size, place) in enumerate([((32, 32), 4), ((32, 32), 20), ((48, 64), 16)]):
+        fixed, moving = torch.zeros(2, 1, *shape)
         box = (0, *[slice(place, place + n) for n in size])
-        fixed[(number, *box)] = 0.2 + smooth_image(size, number)[0]
-        moving[(number, *box)] = 0.2 + smooth_image(size, number + 3)[0]
-    compare(PairInferer(2, **FEW), eulerian(2), fixed, moving)
+        fixed[box] = 0.2 + smooth_image(size, number)[0]
+        moving[box] = 0.2 + smooth_image(size, number + 3)[0]
+        pairs.append(pair_of_tensors(fixed, moving))
+    compare(pairs, quick_settings(2, **FEW), groups=[2, 1])
 
 
 def test_pair_that_diverges_is_found() -> None:
-    fixed, moving = pairs_of(SHAPES[0])
-    moving[1] = torch.inf
+    class Explodes(nn.Module):
+        """For one of the pairs."""
+
+        calls = 0
+
+        def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+            Explodes.calls += 1
+            return (pred - target).square().mean() * (torch.inf if Explodes.calls == 2 else 1)
+
     with pytest.raises(DivergedError):
-        PairInferer(2, **FEW)(fixed, eulerian(2), moving)
-
-
-# Lists
-
-
-def test_items_that_are_alike_and_follow_each_other_are_a_batch() -> None:
-    def item(number: int, *shape: int, **more: Any) -> dict[str, Any]:
-        return {"id": number, "fixed": torch.zeros(1, *shape), **more}
-
-    items = [
-        item(0, 3, 4),
-        item(1, 3, 4),
-        item(2, 3, 4),
-        item(3, 3, 5),
-        item(4, 3, 5, mask=torch.ones(1)),
-        item(5, 3, 5),
-    ]
-
-    def ids(size: int) -> list[list[int]]:
-        return [[found["id"] for found in batch] for batch in PairBatches(items, size)]  # type: ignore[arg-type]
-
-    assert ids(1) == [[0], [1], [2], [3], [4], [5]]
-    assert ids(2) == [[0, 1], [2], [3], [4], [5]]
-    assert ids(9) == [[0, 1, 2], [3], [4], [5]]
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        PairBatches(items, 0)  # type: ignore[arg-type]
+        PairInferer(quick_settings(2), loss=RegistrationLoss(Explodes())).register(pairs_of(SHAPES[0], 2))
 
 
 # Cohorts
@@ -213,13 +204,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
     def _calls(fatal: str | None = None) -> list[list[str]]:
         seen: list[list[str]] = []
 
-        def run_pairs(config: Any, rows: list[dict[str, Any]], folder: Path) -> dict[str, dict[str, str]]:
+        def register_rows(job: Job, rows: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
             seen.append([row["id"] for row in rows])
             if fatal in seen[-1]:
                 raise DivergedError(3)
-            return {row["id"]: {"status": "done"} for row in rows}
+            return {row["id"]: {"id": row["id"]} for row in rows}
 
-        monkeypatch.setattr(pair_run, "run_pairs", run_pairs)
+        monkeypatch.setattr(task, "register_rows", register_rows)
         return seen
 
     return _calls
@@ -234,7 +225,7 @@ def four_rows(folder: Path) -> list[dict[str, Any]]:
 
 def test_pair_at_fault_takes_no_other_with_it(tmp_path: Path, calls) -> None:
     seen = calls(fatal="p2")
-    job = Job(str(tmp_path / "out"), {}, "key", "run")
+    job = Job(str(tmp_path / "out"), {}, "key")
 
     found = register_pairs(job, four_rows(tmp_path))
 
@@ -244,7 +235,7 @@ def test_pair_at_fault_takes_no_other_with_it(tmp_path: Path, calls) -> None:
 
 
 def test_what_is_done_is_left_out_and_whose_worker_died_is_alone(tmp_path: Path, calls) -> None:
-    job, rows = Job(str(tmp_path / "out"), {}, "key", "run"), four_rows(tmp_path)
+    job, rows = Job(str(tmp_path / "out"), {}, "key"), four_rows(tmp_path)
     calls()
     register_pairs(job, rows[1:2])
     with job.ledger.claimed("p2") as attempts:

@@ -23,13 +23,9 @@ from monai_nodeo.cohort.storage import StorageError
 from monai_nodeo.cohort.task import Job
 
 # Dask closes sockets a little later than Python would like.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-    # MONAI says of every config file, whoever wrote it, that parsing it runs code.
-    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
-JOB = Job("/nowhere", {}, "key", "run")
+JOB = Job("/nowhere", {}, "key")
 
 
 @contextmanager
@@ -136,7 +132,7 @@ def test_each_worker_sees_its_gpu_before_torch_is_imported(monkeypatch: pytest.M
 def test_pair_that_kills_its_worker_does_not_take_others_with_it(tmp_path: Path, task) -> None:
     task(probes.die_at_p1)
 
-    found = list(LocalWorkers(2, device="cpu")(Job(str(tmp_path), {}, "key", "run"), batches(12)))
+    found = list(LocalWorkers(2, device="cpu")(Job(str(tmp_path), {}, "key"), batches(12)))
 
     assert {result["id"]: result["status"] for result in found} == {
         row["id"]: "failed" if row["id"] == "p1" else "done" for row in rows(12)

@@ -118,7 +118,7 @@ def test_voxels_beside_the_header_count(tmp_path: Path, path: str, part: str) ->
 # The ledger
 
 
-def test_result_is_current_for_its_files_and_config(tmp_path: Path, row: Row) -> None:
+def test_result_is_current_for_its_files_and_settings(tmp_path: Path, row: Row) -> None:
     ledger = Ledger(tmp_path, "key")
     assert ledger.finished(row) is None
     record(ledger, row)

@@ -6,20 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from cohorts import QUICK, ROOT, as_it_was, environment, here, make_rows, stamps, table, write_list
 
-# MONAI says of every config file, whoever wrote it, that parsing it runs code.
-pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+from monai_nodeo.cohort import ranks
+from monai_nodeo.data import PairDataset
+from monai_nodeo.losses import LocalNCCLoss, RegistrationLoss
+from monai_nodeo.registration import PairInferer, Settings
 
 CONFIGS = [str(ROOT / "bundle" / "configs" / f"{name}.json") for name in ("inference", "inference_2d", "multi_gpu")]
 
 
 def torchrun(pairs: Path, out: Path, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    settings = ["--datalist", str(pairs), "--output_dir", str(out), "--report", "False", "--quiet", "True"]
+    settings = ["--datalist", str(pairs), "--output_dir", str(out), "--report", "False"]
     bundle = ["-m", "monai.bundle", "run", "--config_file", str(CONFIGS), "--bundle_root", str(ROOT / "bundle")]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    words = [*launch, *bundle, *settings, "--iterations", "[3,3]"]
+    words = [*launch, *bundle, *settings, "--settings::iterations", "[3,3]"]
     return subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=180)
 
 
@@ -43,3 +44,17 @@ def test_ranks_share_pairs_and_ledger(tmp_path: Path) -> None:
     assert again.exit_code == alone.exit_code == 3, again.stderr
     assert kept.items() <= stamps(out).items()
     assert table(tmp_path / "alone") == found
+
+
+def test_other_loss_is_another_result(tmp_path: Path) -> None:
+    """Which the settings do not tell."""
+    dataset = PairDataset(make_rows(tmp_path / "data", 1))
+    settings = Settings.preset(spatial_dims=2, iterations=[3, 3])
+
+    def run(**parts: RegistrationLoss) -> dict[str, int]:
+        ranks.run(PairInferer(settings, **parts), dataset, tmp_path / "out", report=False)
+        return stamps(tmp_path / "out")
+
+    found = [run(), run(), *(run(loss=RegistrationLoss(LocalNCCLoss(2, side))) for side in (7, 9, 9))]
+
+    assert [a == b for a, b in zip(found, found[1:], strict=False)] == [True, False, False, True]

@@ -13,13 +13,11 @@ from typing import Any
 import pytest
 from cohorts import QUICK, as_it_was, here, make_rows, results, stamps, write_list
 
-from monai_nodeo.cohort import pair_run
+from monai_nodeo.cohort import task
 from monai_nodeo.cohort.storage import StorageError
 from monai_nodeo.cohort.task import MOST_DEATHS, Job, register_pairs
 from monai_nodeo.data.lists import RowError
-
-# MONAI says of every config file, whoever wrote it, that parsing it runs code.
-pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+from monai_nodeo.data.pair import PairError
 
 
 @pytest.fixture
@@ -31,7 +29,7 @@ def row(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    return Job(str(tmp_path / "out"), {}, "key", "run")
+    return Job(str(tmp_path / "out"), {}, "key")
 
 
 @pytest.fixture
@@ -41,11 +39,11 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     def _register(act: Callable[[Path], Any] = lambda folder: None) -> list[str]:
         calls: list[str] = []
 
-        def run_pairs(config: Any, rows: list[dict[str, Any]], folder: Path) -> dict[str, dict[str, str]]:
+        def register_rows(job: Job, rows: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
             calls.append(" ".join(row["id"] for row in rows))
-            return {row["id"]: act(folder / row["id"]) or {"status": "done"} for row in rows}
+            return {row["id"]: act(Path(job.folder) / row["id"]) or {"id": row["id"]} for row in rows}
 
-        monkeypatch.setattr(pair_run, "run_pairs", run_pairs)
+        monkeypatch.setattr(task, "register_rows", register_rows)
         return calls
 
     return _register
@@ -71,7 +69,7 @@ def test_second_call_finds_the_result(job: Job, row: dict[str, Any], register) -
 
 
 def test_failure_is_settled_for_this_run_only(job: Job, row: dict[str, Any], register) -> None:
-    calls = register(lambda folder: {"status": "failed", "reason": "bad image"})
+    calls = register(raising(PairError("bad image")))
 
     first, second = register_pair(job, row), register_pair(job, row)
     assert first == second

@@ -79,7 +79,7 @@ def test_windows_are_of_one_length_in_mm() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_gradient_is_right_and_leads_another_contrast_home(shape) -> None:
-    pred, target = (image[(..., *[slice(0, 8)] * len(shape))] for image in pair(shape))
+    pred, target = (image[(..., *[slice(0, 5)] * len(shape))] for image in pair(shape))
     loss = LocalCorrelationRatioLoss(len(shape), 5)
     assert torch.autograd.gradcheck(lambda p: loss(p, target), pred.clone().requires_grad_())
     moving = smooth_image(shape, sigma=1.5)[None]

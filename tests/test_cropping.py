@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from synthetic import smooth_ddf, smooth_image
+from synthetic import smooth_image
 
-from monai_nodeo.geometry.cropping import cropped, extended, foreground_box
-from monai_nodeo.geometry.jacobian import jacobian_determinant
-from monai_nodeo.geometry.sampling import warp
+from monai_nodeo.geometry.cropping import cropped, foreground_box
 
 SHAPES = [(40, 31), (24, 31, 19)]
 
@@ -39,13 +37,10 @@ def test_nothing_is_cropped_of_images_without_air(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_field_comes_back_to_the_grid_it_was_cropped_from(shape):
-    fixed, moving = island(shape, 6, 12), island(shape, 7, 13)
-    box = foreground_box(fixed, moving, margin=4)
-    ddf = smooth_ddf(shape, sigma=4)[None]
-    full = extended(cropped(ddf, box), box, shape)
-    assert full.shape == ddf.shape
-    assert torch.equal(cropped(full, box), cropped(ddf, box))
-    assert torch.equal(full[0, :, -1].amax(), full[0, :, box[0].stop - 1].amax())  # continued, not faded out
-    torch.testing.assert_close(cropped(warp(moving, full), box), cropped(warp(moving, ddf), box))
-    assert (jacobian_determinant(full) > 0).all()
+def test_a_crop_is_a_tensor_of_its_own(shape):
+    image = torch.rand(1, 2, *shape)
+    box = tuple(slice(3, n - 5) for n in shape)
+    inside = cropped(image, box)
+    assert torch.equal(inside, image[(..., *box)])
+    assert inside.is_contiguous()
+    assert inside.untyped_storage().nbytes() == 4 * inside.numel()  # the rest of the image may be freed

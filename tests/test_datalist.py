@@ -14,11 +14,9 @@ import pytest
 import torch
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator
-from monai.transforms import Compose
 
-from monai_nodeo.data.dataset import DataListError, FailedRow, PairDataset, RowError, load_datalist, single_pair
-from monai_nodeo.data.load import LoadPaird
-from monai_nodeo.data.match import MatchGridd
+from monai_nodeo.data import DataListError, FailedRow, PairDataset, RowError, load_datalist, single_pair
+from monai_nodeo.data.lists import ERROR
 
 ROW = {"fixed": "f.nii.gz", "moving": "m.nii.gz"}
 
@@ -170,9 +168,9 @@ def test_a_missing_list_or_folder_is_named(write, tmp_path) -> None:
 def test_a_bad_row_keeps_its_place_and_its_reason(write, entry: Any, problem: str) -> None:
     rows = load_datalist(write([ROW | {"id": "good"}, entry, ROW]))
     assert ids(rows) == ["good", "row_2", "m_to_f"]
-    assert isinstance(rows[1]["error"], RowError)
-    assert problem in str(rows[1]["error"])
-    assert "error" not in rows[0] | rows[2]
+    assert isinstance(rows[1][ERROR], RowError)
+    assert problem in str(rows[1][ERROR])
+    assert ERROR not in rows[0] | rows[2]
 
 
 def test_numbers_may_be_ids(write) -> None:
@@ -189,7 +187,7 @@ def keep(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_bad_rows_are_reported_and_the_others_go_on(caplog) -> None:
-    bad_row = {"id": "b", "error": RowError("no paths")}
+    bad_row = {"id": "b", ERROR: RowError("no paths")}
     rows: list[dict[str, Any]] = [{"fixed": "bad"}, {"fixed": "a", "id": "a"}, bad_row, {"fixed": "c"}]
     dataset = PairDataset(rows, keep)
     with caplog.at_level(logging.ERROR):
@@ -224,15 +222,16 @@ def test_worker_processes_are_refused() -> None:
 
 
 def make_evaluator(dataset: PairDataset, seen: list[str]) -> SupervisedEvaluator:
-    def record(engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Any]:
-        seen.extend(batch["id"])
-        return {"pred": batch["moving"]}
+    def record(engine: SupervisedEvaluator, batch: list[Any]) -> dict[str, Any]:
+        seen.extend(pair.id for pair in batch)
+        return {}
 
     return SupervisedEvaluator(
         device=torch.device("cpu"),
-        val_data_loader=DataLoader(dataset, batch_size=1, num_workers=0),
+        val_data_loader=DataLoader(dataset, batch_size=1, num_workers=0, collate_fn=list),
         network=torch.nn.Identity(),
         iteration_update=record,
+        decollate=False,
     )
 
 
@@ -246,8 +245,7 @@ def test_a_stock_evaluator_runs_the_good_rows(write, tmp_path) -> None:
         {"fixed": names[0], "moving": names[2], "id": "mine"},
         {"fixed": names[0], "moving": "gone.nii.gz"},
     ]
-    transform = Compose([Compose([LoadPaird(3), MatchGridd()])])
-    dataset = PairDataset(load_datalist(write(entries)), transform)
+    dataset = PairDataset(load_datalist(write(entries)))
     for _ in range(2):
         seen: list[str] = []
         evaluator = make_evaluator(dataset, seen)

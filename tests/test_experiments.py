@@ -16,59 +16,55 @@ from scipy import ndimage
 from scipy.stats import norm, ttest_rel
 
 from experiments.__main__ import main
-from experiments.catalogue import Run, experiments
+from experiments.catalogue import COLUMNS, Run, column_changes, experiments
 from experiments.page import write_page
 from experiments.pairs import Shapes, Slices, Volumes, disc_and_c
-from experiments.running import _reproduction_dice, config_of, is_done, parser_of, read_result, run_all
+from experiments.recorded import is_done, made_with, read_result, relevant_settings
+from experiments.running import _reproduction_dice, run_all
 from experiments.tables import ablation_table, cohort_table, paired_difference, volume_table
+from monai_nodeo.registration import PairInferer, Settings
+from monai_nodeo.registration.components import make_velocity
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = {run.name: run for group in experiments().values() for run in group.values()}
-TINY = Run("tiny", Shapes((20, 24)), settings={"iterations": [3], "best_window": 1})
+TINY = Run("tiny", Shapes((20, 24)), changes={"iterations": [3], "best_window": 1})
 
 
 # what is run
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_every_config_can_be_built(name: str) -> None:
-    parser = parser_of(RUNS[name])
+def test_every_run_can_be_made(name: str) -> None:
+    inferer = PairInferer(RUNS[name].settings)
 
-    assert parser.get_parsed_content("inferer").iterations == (300,)
-    assert parser.get_parsed_content("network_def").spatial_dims == RUNS[name].pairs.spatial_dims
+    assert inferer.settings.iterations == (300,)
+    assert inferer.components.velocity.spatial_dims == RUNS[name].pairs.spatial_dims
 
 
 def test_no_experiment_is_run_twice() -> None:
-    seen = [(repr(run.pairs), config_of(parser_of(run))) for run in RUNS.values()]
+    seen = [(repr(run.pairs), run.settings) for run in RUNS.values()]
 
     assert not [a for i, a in enumerate(seen) if a in seen[:i]]
 
 
-def test_labels_with_numbers_say_what_the_config_holds() -> None:
+def test_labels_with_numbers_say_what_the_settings_hold() -> None:
     groups = experiments()
-    for group, id in (
-        ("steps", "solver::num_steps"),
-        ("bottleneck", "network_def::bottleneck"),
-        ("similarity", "similarity_window"),
-    ):
-        assert {int(k.split()[0]): parser_of(run)[id] for k, run in groups[group].items()} == {
-            int(k.split()[0]): int(k.split()[0]) for k in groups[group]
-        }
+    for group, name in (("steps", "num_steps"), ("bottleneck", "bottleneck"), ("similarity", "similarity_window")):
+        found = {int(label.split()[0]): getattr(run.settings, name) for label, run in groups[group].items()}
+        assert {number: number for number in found} == found
 
 
 def test_presets_hold_differences_only_and_are_used() -> None:
-    used = {run.difference for run in RUNS.values()} - {None}
-    files = {path.stem: path for path in (ROOT / "configs" / "paper_2d").glob("*.json")}
-    assert used == set(files)
-    published = parser_of(dataclasses.replace(TINY, settings={}))
-    for path in files.values():
-        for id, value in json.loads(path.read_text(encoding="utf-8")).items():
-            assert published[id] != value, f"{path.name}: {id} is {value} anyway"
+    used = set(COLUMNS.values()) - {None}
+    assert used == {path.stem for path in (ROOT / "configs" / "paper_2d").glob("*.json")}
+    published = Settings.preset("paper_lambda2.5", 2).to_dict()
+    for name in used:
+        for setting, value in column_changes(name).items():
+            assert published[setting] != value, f"{name}.json: {setting} is {value} anyway"
 
 
 def test_gaussian_of_the_paper_is_the_published_kernel() -> None:
-    run = dataclasses.replace(TINY, difference="gaussian_nsig0.1")
-    kernel = torch.tensor(parser_of(run).get_parsed_content("smoothing").kernel())
+    kernel = torch.tensor(make_velocity(RUNS["cohort_a"].settings).smoothing.kernel())
     published = np.diff(norm.cdf(np.linspace(-0.1, 0.1, 15 + 1)))  # its window of 15, its nsig of 0.1
 
     np.testing.assert_allclose(kernel / kernel.sum(), published / published.sum(), rtol=1e-4)
@@ -76,7 +72,7 @@ def test_gaussian_of_the_paper_is_the_published_kernel() -> None:
 
 
 def test_without_smoothing_the_kernel_changes_nothing() -> None:
-    smoothing = parser_of(RUNS["cohort_d"]).get_parsed_content("smoothing")
+    smoothing = make_velocity(RUNS["cohort_d"].settings).smoothing
     image = torch.rand(1, 2, 9, 11)
 
     torch.testing.assert_close(smoothing(image), image)
@@ -132,14 +128,14 @@ def test_data_are_found_in_both_layouts_and_what_is_missing_is_named(layout: str
 # running
 
 
-def test_a_finished_run_is_not_repeated_unless_its_config_changed(
+def test_a_finished_run_is_not_repeated_unless_its_settings_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = dataclasses.replace(TINY, keep_fields=True)
     run_all([run], None, tmp_path)
     first = read_result(tmp_path, run)
     assert first is not None
-    assert first["config"]["iterations"] == [3]
+    assert first["settings"]["iterations"] == [3]
     assert [pair["id"] for pair in first["pairs"]] == ["disc_to_c_0.25"]
     assert np.load(tmp_path / "fields" / "tiny.npz")["ddf"].shape == (2, 20, 24)
     written = (tmp_path / "tiny.json").stat().st_mtime_ns
@@ -149,16 +145,9 @@ def test_a_finished_run_is_not_repeated_unless_its_config_changed(
     assert "1 of 1 runs are done" in capsys.readouterr().out
 
     (tmp_path / "fields" / "tiny.npz").unlink()
-    changes = (run, *(dataclasses.replace(TINY, **c) for c in ({"pairs": Shapes((24, 20))}, {"settings": {"seed": 1}})))
-    assert [is_done(changed, tmp_path) for changed in (TINY, *changes)] == [True, False, False, False]
-
-
-def test_what_is_disabled_is_no_part_of_a_config() -> None:
-    stopping = dataclasses.replace(TINY, settings={"convergence_threshold": 0.01})
-    plain, changed = (config_of(parser_of(run)) for run in (TINY, stopping))
-    assert "convergence_threshold" not in plain
-    assert changed["convergence_threshold"] == 0.01
-    assert len(changed["trainer_handlers"]) == len(plain["trainer_handlers"]) + 1
+    others = {"pairs": Shapes((24, 20))}, {"changes": {**TINY.changes, "seed": 1}}
+    changed = (run, *(dataclasses.replace(TINY, **other) for other in others))
+    assert [is_done(r, tmp_path) for r in (TINY, *changed)] == [True, False, False, False]
 
 
 def test_missing_data_are_found_before_anything_is_run(tmp_path: Path) -> None:
@@ -249,6 +238,17 @@ def test_reproduction_counts_28_structures_with_the_background() -> None:
 def test_recorded_results_belong_to_a_run(path: Path) -> None:
     recorded = json.loads(path.read_text(encoding="utf-8"))
 
+    run = RUNS[path.stem]
     assert recorded["run"] == path.stem
-    assert recorded["registered"] == repr(RUNS[path.stem].pairs)
+    assert recorded["registered"] == repr(run.pairs)
+    settings, made = relevant_settings(run), made_with(recorded)
+    assert len(made) > 20
+    assert {name: settings[name] for name in made} == made
     assert all(np.isfinite(v) for pair in recorded["pairs"] for v in pair.values() if not isinstance(v, str))
+
+
+def test_results_of_before_there_were_settings_are_done_unless_these_changed() -> None:
+    results, run = ROOT / "experiments" / "results", RUNS["cohort_a"]
+    changed = [dataclasses.replace(run, changes={**run.changes, **c}) for c in ({"num_steps": 2}, {"kernel_size": 74})]
+
+    assert [is_done(r, results) for r in (run, *changed)] == [True, False, False]

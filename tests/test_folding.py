@@ -7,11 +7,19 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from synthetic import smooth_ddf
 from torch import Tensor
 
 from monai_nodeo.geometry import folding
-from monai_nodeo.geometry.folding import folded_cells, simplex_volumes, unfold
+from monai_nodeo.geometry.folding import (
+    Places,
+    average_at,
+    folded_cells,
+    folds_by_difference,
+    simplex_volumes,
+    smallest_volumes,
+)
 from monai_nodeo.geometry.jacobian import jacobian_determinant
 
 SHAPES = [(9, 13), (7, 9, 11)]
@@ -73,17 +81,6 @@ def noise(shape: tuple[int, ...], size: float = 0.4, batch: int = 1) -> Tensor:
     return size * torch.randn(batch, len(shape), *shape, dtype=torch.float64)
 
 
-def all_positive(ddf: Tensor) -> bool:
-    """By numpy: no fold under any finite difference, one-sided or central, nor in the central tetrahedra."""
-    for field in ddf.double().numpy():
-        volumes = [*one_sided_determinants(field).values(), central_determinant(field)]
-        if len(field) == 3:
-            volumes += tetrahedra(field)
-        if min(v.min() for v in volumes) <= 0:
-            return False
-    return True
-
-
 # Volumes
 
 
@@ -124,19 +121,12 @@ def test_the_first_volume_is_the_determinant_of_the_package(shape):
     torch.testing.assert_close(first, jacobian_determinant(ddf))
 
 
-def test_a_central_determinant_is_the_mean_of_the_simplices_around_the_voxel():
-    field = noise(SHAPES[0])[0].numpy()
-    around = []
-    for corner, volumes in one_sided_determinants(field).items():  # the voxel is at this corner of its cell
-        around.append(volumes[tuple(slice(1 - c, n - 1 - c) for c, n in zip(corner, field.shape[1:], strict=True))])
-    np.testing.assert_allclose(np.mean(around, 0), central_determinant(field), atol=1e-12)
-
-
-@pytest.mark.parametrize("shape", [(6, 7, 8)])
-def test_a_central_determinant_is_positive_where_no_simplex_folds_in_3d(shape):
+@pytest.mark.parametrize("shape", [*SHAPES, (6, 7, 8)])
+def test_a_central_determinant_is_the_mean_of_the_simplices_around_the_voxel(shape):
+    """So that it is positive where no simplex folds."""
     field = noise(shape)[0].numpy()
     around = []
-    for corner, volumes in one_sided_determinants(field).items():
+    for corner, volumes in one_sided_determinants(field).items():  # the voxel is at this corner of its cell
         around.append(volumes[tuple(slice(1 - c, n - 1 - c) for c, n in zip(corner, field.shape[1:], strict=True))])
     np.testing.assert_allclose(np.mean(around, 0), central_determinant(field), atol=1e-12)
 
@@ -153,6 +143,9 @@ def test_a_cell_is_folded_when_one_of_its_volumes_is_not_larger(shape, smallest)
         expected = np.min(volumes, 0) <= smallest
         assert 0 < expected.mean() < 1
         np.testing.assert_array_equal(folded, expected)
+        if not smallest:
+            counts = folds_by_difference(torch.from_numpy(field)[None])[0]
+            assert counts.tolist() == [int((v <= 0).sum()) for v in volumes]
 
 
 @every_shape
@@ -169,98 +162,66 @@ def test_what_is_no_field_with_cells_is_refused(shape):
         folded_cells(torch.zeros(shape))
 
 
-# unfold
+# A few places of a grid
 
 
 @every_shape
-@pytest.mark.parametrize("size", [0.3, 1.0, 5.0, 50.0])
-def test_nothing_is_folded_afterwards(shape, size):
-    ddf = noise(shape, size, batch=2).float()
-    assert not all_positive(ddf)
-    clean = unfold(ddf)
-    assert clean.shape == ddf.shape
-    assert clean.dtype == ddf.dtype
-    assert all_positive(clean)
+def test_a_place_is_the_index_of_its_voxel(shape):
+    grid = Places(shape)
+    places = torch.arange(np.prod(shape))
+    voxels = torch.from_numpy(np.indices(shape).reshape(len(shape), -1).T.copy())
+    assert torch.equal(grid.voxels(places), voxels)
+    assert torch.equal(grid.at(voxels), places)
 
 
 @every_shape
-@pytest.mark.parametrize("ddf_at", [torch.zeros, lambda *shape: 1e4 * torch.ones(shape)])
-def test_an_unfolded_field_comes_back_as_it_is(shape, ddf_at):
-    for ddf in (ddf_at(2, len(shape), *shape), smooth_ddf(shape)[None]):
-        assert unfold(ddf) is ddf
+@pytest.mark.parametrize(("first", "end", "last"), [(0, 0, 1), (-1, 0, 2), (-2, 3, 1)])
+@pytest.mark.parametrize("many", [4, 2**16])
+def test_places_spread_over_boxes_around_them(shape, first, end, last, many, monkeypatch):
+    monkeypatch.setattr(folding, "_MANY", many)
+    chosen = torch.randint(0, 2, shape).mul(torch.rand(shape) < 0.05)
+    chosen[(-1,) * len(shape)] = 1
+    expected = np.zeros(shape, bool)
+    for voxel in chosen.nonzero().tolist():
+        ends = [
+            (min(max(v + first, 0), n - last), min(max(v + end, 0), n - last))
+            for v, n in zip(voxel, shape, strict=True)
+        ]
+        expected[tuple(slice(a, b + 1) for a, b in ends)] = True
 
+    found = Places(shape).spread(chosen.flatten().nonzero().squeeze(1), first, end, last)
 
-@pytest.mark.parametrize("shape", [(31, 37), (21, 23, 25)])
-def test_only_the_neighbourhood_of_a_fold_is_touched(shape):
-    ddf = smooth_ddf(shape)[None].repeat(2, *[1] * (1 + len(shape)))
-    middle = tuple(n // 2 for n in shape)
-    ddf[(1, 0, *middle)] += 1.5  # passes its neighbour
-    before = ddf.clone()
-    clean = unfold(ddf)
-    assert torch.equal(ddf, before)  # the input is left alone
-    assert all_positive(clean)
-    assert torch.equal(clean[0], ddf[0])
-    changed = (clean[1] != ddf[1]).any(0)
-    assert changed[middle]
-    near = torch.zeros_like(changed)
-    near[tuple(slice(n - 4, n + 5) for n in middle)] = True
-    assert not (changed & ~near).any()
-    # and the field around it is what it was without the spike
-    assert (clean[1] - clean[0]).abs().max() < 0.6
-
-
-def test_a_repair_in_thick_slices_does_not_spread_from_slice_to_slice():
-    ddf = smooth_ddf((24, 26, 12), largest=1.0)[None]
-    ddf[:, 0] += torch.tensor([8.0, -8.0]).repeat(6)  # slices lie far apart, which is no fold by itself
-    assert not folded_cells(ddf, 1e-3).any()
-    ddf[0, 0, 10:13, 12, 5] += torch.tensor([0.9, 0.0, -0.9])
-
-    changes = {}
-    for spacing in (None, (1.0, 1.0, 5.0)):
-        clean = unfold(ddf, spacing)
-        assert all_positive(clean)
-        changes[spacing] = (clean - ddf).abs()
-
-    assert changes[1.0, 1.0, 5.0].amax() < 2
-    assert changes[1.0, 1.0, 5.0].sum() < changes[None].sum() / 10
+    assert found.tolist() == np.flatnonzero(expected).tolist()
 
 
 @every_shape
-def test_folds_at_the_corners_of_the_grid_are_repaired(shape):
-    for corner in product((0, -1), repeat=len(shape)):
-        ddf = torch.zeros(1, len(shape), *shape)
-        ddf[(0, slice(None), *corner)] = torch.tensor([1.5 if c == 0 else -1.5 for c in corner])
-        assert folded_cells(ddf).any()
-        assert all_positive(unfold(ddf))
+def test_smallest_volumes_of_some_cells_are_those_of_all(shape, monkeypatch):
+    monkeypatch.setattr(folding, "_AT_A_TIME", 7)
+    field = noise(shape)[0]
+    volumes = [*one_sided_determinants(field.numpy()).values(), *(tetrahedra(field.numpy()) if len(shape) == 3 else [])]
+    cells = torch.from_numpy(np.argwhere(np.random.default_rng(0).random(volumes[0].shape) < 0.3))
+
+    found = smallest_volumes(field.flatten(1), Places(shape), Places(shape).at(cells))
+
+    np.testing.assert_allclose(found, np.min(volumes, 0)[tuple(cells.numpy().T)], atol=1e-12)
 
 
 @every_shape
-def test_a_mirror_is_shortened_until_it_no_longer_folds(shape):
-    mirror = -2.0 * torch.from_numpy(np.indices(shape)).float()[None]
-    clean = unfold(mirror)
-    assert all_positive(clean)
+def test_an_average_at_some_voxels_is_weighted_by_axis_and_leaves_the_others(shape):
+    field, grid, weights = noise(shape)[0], Places(shape), [1.0, 0.25, 0.5][: len(shape)]
+    voxels = torch.randperm(int(np.prod(shape)))[:20]
+    padded = np.pad(field.numpy(), [(0, 0), *[(1, 1)] * len(shape)], mode="edge")
+    kernel = np.zeros((3,) * len(shape))
+    kernel[(1,) * len(shape)] = 1
+    for axis, weight in enumerate(weights):
+        for end in (0, 2):
+            kernel[tuple(end if a == axis else 1 for a in range(len(shape)))] = weight
+    inside = (slice(1, -1),) * len(shape)
+    averaged = np.stack([ndimage.correlate(component, kernel / kernel.sum())[inside] for component in padded])
+    expected = field.flatten(1).clone()
+    expected[:, voxels] = torch.from_numpy(averaged).flatten(1)[:, voxels]
 
+    found = field.flatten(1).clone()
+    average_at(found, grid, voxels, weights)
 
-@every_shape
-def test_unfolding_twice_is_unfolding_once(shape):
-    clean = unfold(noise(shape, 1.0).float())
-    assert unfold(clean) is clean
-
-
-@pytest.mark.parametrize("shape", [(13, 11), (9, 8, 7)])
-def test_places_that_repeat_change_nothing(shape, monkeypatch):
-    ddf = smooth_ddf(shape, sigma=1.0)[None] * 6
-    once = unfold(ddf)
-    monkeypatch.setattr(folding, "_MANY", 4)  # as where folds are many
-    assert folded_cells(ddf).any()
-    assert torch.equal(unfold(ddf), once)
-
-
-def test_fields_without_extent_stay():
-    ddf = torch.randn(1, 3, 5, 1, 7)
-    assert unfold(ddf) is ddf
-
-
-def test_unfolding_needs_no_gradient():
-    ddf = noise(SHAPES[0]).requires_grad_()
-    assert not unfold(ddf).requires_grad
+    torch.testing.assert_close(found, expected)

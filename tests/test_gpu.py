@@ -11,23 +11,19 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigParser
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
-from synthetic import deformed_pair
+from synthetic import deformed_pair, quick_settings, quickly
 from torch import Tensor
 
-from monai_nodeo.flows import EulerianVelocity
-from monai_nodeo.flows.solver import ODESolver
+from monai_nodeo import PairInferer, Registration, Settings, WarpWithDDF
+from monai_nodeo.flows import EulerianVelocity, ODESolver, ScalingAndSquaring, Solver, VelocityBatch
 from monai_nodeo.losses import IntensityLoss, RegistrationLoss
-from monai_nodeo.registration.handlers import BestField
-from monai_nodeo.registration.inferer import PairInferer, prepare_pair
-from monai_nodeo.registration.levels import ImagePair, make_levels
-from monai_nodeo.registration.trainer import PairTrainer
-from monai_nodeo.registration.transforms import RegisterPair, WarpWithDDF
-from monai_nodeo.resources import config_files, preset_names
+from monai_nodeo.registration import BestFit, PairBatch, PairTrainer, make_levels
+from monai_nodeo.registration.components import make_loss
+from monai_nodeo.registration.presets import preset_names
 
 pytestmark = pytest.mark.gpu
 
@@ -50,26 +46,45 @@ def waits_are_errors() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_registration_differs_from_the_cpus_by_rounding_only(shape):
-    dims = len(shape)
-    fixed, moving, _ = deformed_pair(shape)
-    results = {}
-    for device in ("cpu", "cuda"):
-        register = RegisterPair(dims, PairInferer(dims, iterations=(10, 10), shrink_factors=(2, 1), handlers=()))
-        results[device] = register(fixed.to(device), moving.to(device))
-    cpu, cuda = results["cpu"], results["cuda"]
+def test_registration_differs_from_the_cpus_by_rounding_only(shape, tmp_path):
+    images = deformed_pair(shape)[:2]
+    cpu, cuda = (
+        quickly(*(image.to(device) for image in images), iterations=(10, 10), unfold=False)
+        for device in ("cpu", "cuda")
+    )
     assert cuda.ddf.device.type == "cuda"
     largest = cpu.ddf.abs().max()
     assert largest > 0.05
-    # Adam divides by the size of a gradient, so rounding of small gradients shows: a hundredth of the displacement.
-    assert (cuda.ddf.cpu() - cpu.ddf).abs().max() < 0.01 * largest
+    # Adam divides by the size of a gradient, so rounding of small gradients shows: a hundredth of the displacement. And
+    # each integrates the finished flow with steps of its own.
+    solvers = cpu.certificate.solver_error.voxels_max + cuda.certificate.solver_error.voxels_max
+    assert (cuda.ddf.cpu() - cpu.ddf).abs().max() < 0.01 * largest + 2 * solvers
     for name, curve in cpu.history.items():
         assert cuda.history[name].device.type == "cpu"
         torch.testing.assert_close(cuda.history[name], curve, rtol=1e-2, atol=1e-5)
     torch.testing.assert_close(cuda.history["loss"][0], cpu.history["loss"][0], rtol=1e-4, atol=0)
+    # a registration of CUDA is loaded and used on a CPU
+    cuda.save(tmp_path)
+    loaded = Registration.load(tmp_path)
+    assert loaded.ddf.device.type == "cpu"
+    tolerance = 1e-3 + 2 * solvers
+    torch.testing.assert_close(loaded.ddf, cuda.ddf.cpu(), rtol=0, atol=tolerance)
+    torch.testing.assert_close(
+        loaded.warp(images[1]).as_tensor(), cuda.warp(images[1]).as_tensor().cpu(), rtol=0, atol=0.05 + tolerance
+    )
+    points = torch.rand(9, 3, dtype=torch.float64) * torch.tensor((*shape, 1)[:3])
+    torch.testing.assert_close(cuda.points(points), loaded.points(points), rtol=0, atol=tolerance)
 
 
-def trainer_of(shape: tuple[int, ...], solver: ODESolver, **options: Any) -> PairTrainer:
+def test_the_default_has_no_folds_and_a_proof_on_the_device_too():
+    fixed, moving, _ = deformed_pair(SHAPES[1])
+    found = quickly(fixed.cuda(), moving.cuda())
+    assert found.certificate.folded_cells == 0
+    assert found.certificate.solver_error.voxels_max < 0.05
+    assert found.certificate.inverse.voxels_mean < 0.01
+
+
+def trainer_of(shape: tuple[int, ...], solver: Solver, **options: Any) -> PairTrainer:
     """A trainer of a pair with all that a pair may have."""
     dims = len(shape)
     fixed, moving, _ = deformed_pair(shape)
@@ -77,11 +92,16 @@ def trainer_of(shape: tuple[int, ...], solver: ODESolver, **options: Any) -> Pai
     generator = torch.Generator().manual_seed(0)  # the same each time
     masks = torch.rand(3, 1, 1, *shape, generator=generator).cuda()
     landmarks = (9 * torch.rand(1, 4, 2, dims, generator=generator)).cuda()
-    pair = ImagePair(fixed[None].cuda(), moving[None].cuda(), *masks, landmarks=landmarks)
-    network = EulerianVelocity(dims, level.cloud_size, spacing=level.cloud_spacing).cuda()
-    settings = {"loss_function": PairInferer(dims).loss_function, "iterations": 12, **options}
+    pair = PairBatch(fixed[None].cuda(), moving[None].cuda(), *masks, landmarks=landmarks)
+    model = EulerianVelocity(dims, level.cloud_size, spacing=level.cloud_spacing)
+    network = VelocityBatch([model]).cuda()
+    settings = {"loss_function": make_loss(quick_settings(dims)), "iterations": 12, **options}
     optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
     return PairTrainer(pair, network, optimizer, solver=solver, level=level, **settings)
+
+
+def weights_of(trainer: PairTrainer) -> list[Tensor]:
+    return [x.detach().clone() for x in trainer.network.parameters()]
 
 
 class HalvedRate:
@@ -98,18 +118,35 @@ class HalvedRate:
 
 
 @pytest.mark.parametrize("handlers", [(), (HalvedRate(4),), (HalvedRate(1),)], ids=["plain", "some", "every"])
+@pytest.mark.parametrize("solver", [ODESolver("euler", 2), ScalingAndSquaring(1)], ids=["euler", "squaring"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_recorded_iterations_are_the_same_iterations(shape, handlers):
+def test_recorded_iterations_are_the_same_iterations(shape, solver, handlers):
     results = {}
     for cuda_graph in (False, True):
-        trainer = trainer_of(shape, ODESolver("euler", 2), handlers=handlers, cuda_graph=cuda_graph)
-        best = BestField(window=None)
-        best.attach(trainer)
+        trainer = trainer_of(shape, solver, handlers=(*handlers, BestFit(window=None)), cuda_graph=cuda_graph)
         trainer.run()
-        results[cuda_graph] = (trainer.state.history, trainer.state.output["ddf"], trainer.state.best_ddf)
+        assert trainer.cuda_graph == cuda_graph
+        results[cuda_graph] = (trainer.state.history, trainer.state.output["ddf"], weights_of(trainer))
     assert results[True][1].abs().max() > 0.1
     # where several threads add to one place, the last digit is by chance; Adam makes it seen
     torch.testing.assert_close(results[True], results[False], rtol=1e-3, atol=1e-3)
+
+
+def test_what_a_handler_sees_of_a_recorded_iteration_is_one_state():
+    solver = ScalingAndSquaring(1)
+    trainer = trainer_of(SHAPES[0], solver, cuda_graph=True)
+    apart = []
+
+    def look(engine: PairTrainer) -> None:
+        with torch.no_grad():
+            phi = solver(engine.network.velocity(), engine.identity)[-1]
+        size = torch.tensor(engine.identity.shape[2:], device=phi.device).view(1, -1, 1, 1)
+        apart.append(((phi - engine.identity) * (size - 1) / 2 - engine.state.output["ddf"]).abs().max())
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, look)
+    trainer.run()
+    assert trainer.cuda_graph
+    assert max(apart) < 1e-3
 
 
 def test_handlers_inside_an_iteration_are_called_each_time():
@@ -145,44 +182,49 @@ def test_an_iteration_that_waits_for_the_device_is_done_without_recording(caplog
 @pytest.mark.parametrize("shape", [(64, 48), (32, 40, 34)])
 def test_presets_are_recorded(shape, preset, caplog):
     caplog.set_level("INFO", "monai_nodeo")
-    dims = len(shape)
-    parser = ConfigParser()
-    parser.read_config([str(file) for file in config_files(dims, preset)])
-    parser["quiet"] = True
-    parser["iterations"] = [4] * len(parser["iterations"])
-    inferer, network = (parser.get_parsed_content(id) for id in ("inferer", "network_def"))
+    settings = Settings.preset(preset, len(shape))
     fixed, moving, _ = deformed_pair(shape)
-    ddf = inferer(fixed[None].cuda(), network, moving[None].cuda())
+    quick = settings.replace(iterations=[4] * len(settings.iterations))
+    ddf = PairInferer(quick, handlers=())(fixed[None].cuda(), None, moving[None].cuda())
+    assert ddf.device.type == "cuda"
     assert ddf.isfinite().all()
     # MONAI's mutual information sends the centres of its bins to the device each time
     assert caplog.text.count("without") == (preset == "mutual_information")
 
 
-@pytest.mark.parametrize(("method", "num_steps"), [("euler", 1), ("euler", 3), ("midpoint", 2), ("rk4", 2)])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        ODESolver("euler", 1),
+        ODESolver("euler", 3),
+        ODESolver("midpoint", 2),
+        ODESolver("rk4", 2),
+        ScalingAndSquaring(2),
+    ],
+)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_no_iteration_waits_for_the_device(shape, method, num_steps):
-    trainer = trainer_of(shape, ODESolver(method, num_steps), iterations=3)
-    best = BestField(window=None)
+def test_no_iteration_waits_for_the_device(shape, solver):
+    trainer = trainer_of(shape, solver, iterations=4)
+    best = BestFit(window=None)
     best.attach(trainer)
-    trainer.run()  # the first iteration sends matrices to the device and makes the optimiser's state
+    trainer.run()  # the first iterations send matrices to the device and make the optimiser's state
     with waits_are_errors():
         trainer.state.output = trainer._iteration(trainer, trainer.data_loader[0])
         best(trainer)
-    assert trainer.state.best_ddf.isfinite().all()
+    assert all(x.isfinite().all() for x in trainer.network.parameters())
     with pytest.raises(RuntimeError, match="synchroniz"), waits_are_errors():
         trainer.state.output["loss"].item()  # and the mode works
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_evaluator_and_warp_on_the_device(shape):
-    dims = len(shape)
     fixed, moving, _ = deformed_pair(shape)
     evaluator = SupervisedEvaluator(
         device=torch.device("cuda"),
-        val_data_loader=DataLoader([{"fixed_input": fixed, "moving_input": moving}], batch_size=1),
-        network=EulerianVelocity(dims),
-        inferer=PairInferer(dims, iterations=(3, 2), shrink_factors=(2, 1)),
-        prepare_batch=prepare_pair,
+        val_data_loader=DataLoader([{"a": fixed, "b": moving}], batch_size=1),
+        network=EulerianVelocity(len(shape)),
+        inferer=PairInferer(quick_settings(len(shape)), handlers=()),
+        prepare_batch=lambda batch, device, *_, **__: (batch["a"].to(device), None, (batch["b"].to(device),), {}),
     )
     evaluator.run()
     (output,) = evaluator.state.output
@@ -197,5 +239,5 @@ def test_the_random_state_of_the_device_is_left_alone():
     fixed, moving, _ = deformed_pair(SHAPES[0])
     torch.cuda.manual_seed(5)
     state = torch.cuda.get_rng_state()
-    RegisterPair(2, PairInferer(2, iterations=(2,), shrink_factors=(1,)))(fixed.cuda(), moving.cuda())
+    quickly(fixed.cuda(), moving.cuda())
     assert torch.equal(torch.cuda.get_rng_state(), state)

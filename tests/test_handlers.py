@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,14 +17,20 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from synthetic import deformed_pair, smooth_image
-from torch import Tensor
+from synthetic import deformed_pair, quick_settings, quickly, smooth_image
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from monai_nodeo.flows import EulerianVelocity, NODEONet
-from monai_nodeo.registration import handlers
-from monai_nodeo.registration.handlers import BestField, EarlyStop, OnInterrupt, ProgressBar, TensorBoardCurves
-from monai_nodeo.registration.inferer import PairInferer
+from monai_nodeo.registration import (
+    BestFit,
+    EarlyStop,
+    OnInterrupt,
+    PairInferer,
+    ProgressBar,
+    TensorBoardCurves,
+    handlers,
+)
+from monai_nodeo.registration.inferer import pair_of_tensors
 
 
 def run(handler: Any, outputs: Sequence[dict[str, Tensor]], pause: float = 0) -> Engine:
@@ -42,54 +49,66 @@ def run(handler: Any, outputs: Sequence[dict[str, Tensor]], pause: float = 0) ->
     return engine
 
 
-def with_losses(*losses: float) -> list[dict[str, Tensor]]:
-    """Outputs whose ddf holds the number of the iteration, from 1."""
-    return [{"loss": torch.tensor(x), "ddf": torch.full((1, 2, 3, 5), i)} for i, x in enumerate(losses, 1)]
+# BestFit
 
 
-# BestField
+def best_of(handler: BestFit, terms: dict[str, Any], iterations: int | None = None) -> Tensor:
+    """What is left of the weights (B, 2), which hold the number of the iteration, from 1.
+
+    Args:
+        terms: name -> its value at each iteration, (iterations, B).
+        iterations: after which the run is stopped.
+    """
+    values = {name: torch.as_tensor(x) for name, x in terms.items()}
+    count, size = next(iter(values.values())).shape
+    device = next(iter(values.values())).device
+    models = [nn.ParameterList([torch.zeros(2, device=device)]) for _ in range(size)]
+
+    def iteration(engine: Engine, _: object) -> dict[str, Tensor]:
+        for model in models:
+            model[0].data.fill_(engine.state.iteration)
+        return {name: x[engine.state.iteration - 1] for name, x in values.items()}
+
+    engine = Engine(iteration)
+    engine.state.epoch_length = count
+    engine.network = SimpleNamespace(models=models)
+    handler.attach(engine)
+    if iterations:
+        engine.add_event_handler(Events.ITERATION_COMPLETED(once=iterations), lambda e: e.terminate())
+    engine.run(range(count), max_epochs=1)
+    return torch.stack([model[0].detach() for model in models])
+
+
+LOSSES = torch.tensor([[0.1, 9], [5, 1], [3, 2], [1, 3], [4, 4], [2, 5]])
 
 
 @pytest.mark.parametrize(
-    ("window", "best"), [(None, 1), (6, 1), (50, 1), (5, 4), (4, 4), (3, 4), (2, 6), (1, 6)], ids=str
+    ("window", "best"),
+    [(None, (1, 2)), (6, (1, 2)), (50, (1, 2)), (5, (4, 2)), (4, (4, 3)), (3, (4, 4)), (2, (6, 5)), (1, (6, 6))],
+    ids=str,
 )
-def test_best_field_has_the_lowest_loss_of_the_last_iterations(window, best):
-    losses = [0.1, 5.0, 3.0, 1.0, 4.0, 2.0]
-    state = run(BestField(window), with_losses(*losses)).state
-    assert (state.best_ddf == best).all()
-    assert state.best_ddf.shape == (1, 2, 3, 5)
-    assert state.best_score == torch.tensor(losses[best - 1])
+def test_best_fit_ends_each_pair_with_its_lowest_loss_of_the_last_iterations(window, best):
+    assert best_of(BestFit(window), {"loss": LOSSES}).tolist() == [[n, n] for n in best]
 
 
-def test_best_field_of_equal_losses_is_the_first():
-    assert (run(BestField(), with_losses(2, 1, 1, 3, 1)).state.best_ddf == 2).all()
+@pytest.mark.parametrize(
+    ("losses", "best"), [((2, 1, 1, 3, 1), 2), ((float("nan"), 3, 1, 2), 3), ((2, float("nan"), 3, 1), 4)]
+)
+def test_best_fit_of_equal_losses_is_the_first_and_no_number_is_never_the_best(losses, best):
+    assert (best_of(BestFit(), {"loss": torch.tensor(losses)[:, None]}) == best).all()
 
 
-def test_best_field_by_a_score_of_ones_own():
-    similarity, folding = [0.1, 0.5, 0.2, 0.3], [9.0, 0.1, 0.2, 1.0]
-    outputs = [
-        {"similarity": torch.tensor(s), "folding": torch.tensor(f), **output}
-        for s, f, output in zip(similarity, folding, with_losses(1, 2, 3, 0), strict=True)
-    ]
-    state = run(BestField(score=lambda terms: terms["similarity"] * terms["folding"]), outputs).state
-    assert (state.best_ddf == 3).all()
-    assert state.best_score.item() == pytest.approx(0.04)
+def test_best_fit_by_a_score_of_ones_own():
+    terms = {"similarity": [[0.1], [0.5], [0.2], [0.3]], "folding": [[9.0], [0.1], [0.2], [1.0]]}
+    assert (best_of(BestFit(score=lambda terms: terms["similarity"] * terms["folding"]), terms) == 3).all()
 
 
-def test_best_field_before_its_window_is_none():
-    engine = Engine(lambda engine, _: with_losses(1)[0])
-    engine.state.epoch_length = 5
-    BestField(window=2).attach(engine)
-    engine.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda e: e.terminate())
-    engine.run(range(5), max_epochs=1)
-    assert engine.state.best_ddf is None
+def test_best_fit_before_its_window_leaves_the_last():
+    assert (best_of(BestFit(window=2), {"loss": LOSSES}, iterations=3) == 3).all()
 
 
-def test_best_field_takes_any_spatial_dims_and_device():
-    outputs = [
-        {"loss": torch.empty((), device="meta"), "ddf": torch.empty(1, 3, 4, 5, 6, device="meta")} for _ in range(3)
-    ]
-    assert run(BestField(), outputs).state.best_ddf.shape == (1, 3, 4, 5, 6)
+def test_best_fit_never_waits_for_the_device():
+    assert best_of(BestFit(), {"loss": LOSSES.to("meta")}).device.type == "meta"
 
 
 # EarlyStop
@@ -136,22 +155,16 @@ def test_early_stop_needs_a_window():
 
 @pytest.mark.parametrize("shape", [(25, 21), (13, 17, 11)])
 def test_early_stop_ends_a_converged_run_and_the_next_pair_gets_its_own(shape):
-    dims = len(shape)
     same = smooth_image(shape)
     fixed, moving, _ = deformed_pair(shape)
-    gently = partial(torch.optim.Adam, lr=0.005, amsgrad=True)
-    stop = [lambda: EarlyStop(window=3)]
-    inferer, network = (
-        PairInferer(dims, optimizer=gently, iterations=(30,), shrink_factors=(1,), handlers=stop),
-        NODEONet(dims),
-    )
-    inferer(torch.stack([same, fixed, same]), network, torch.stack([same, moving, same]))
-    first, other, last = (r.iterations for r in inferer.registrations)
-    assert first == last != other
-    assert min(first, other) < 30
-    assert [len(r.history["loss"]) for r in inferer.registrations] == [first, other, last]
-    inferer(fixed[None], network, moving[None])
-    assert inferer.registrations[0].iterations == other
+    settings = quick_settings(len(shape), iterations=(30,), shrink_factors=(1,), learning_rate=0.02)
+    inferer = PairInferer(settings, handlers=(partial(EarlyStop, window=3),))
+    pairs = [pair_of_tensors(*images) for images in ((same, same), (fixed, moving), (same, same))]
+    first, other, last = inferer.register(pairs)
+    assert first.iterations == last.iterations != other.iterations
+    assert min(first.iterations, other.iterations) < 30
+    assert all(len(r.history["loss"]) == r.iterations for r in (first, other, last))
+    assert inferer.register(pairs[1:2])[0].iterations == other.iterations
 
 
 # ProgressBar
@@ -179,7 +192,7 @@ FIELD = {"ddf": torch.zeros(1, 2, 3, 5)}
 
 @pytest.fixture
 def _all_bars_closed():
-    before = set(getattr(tqdm, "_instances", ()))
+    before = set(getattr(tqdm, "_instances", ()))  # of all kinds of bars
     yield
     assert set(tqdm._instances) <= before
 
@@ -213,12 +226,10 @@ def test_the_time_left_counts_the_finer_levels(shape, caplog):
             engine.add_event_handler(Events.STARTED, lambda e: ahead.append(e.state.iterations_ahead))
 
     fixed, moving, _ = deformed_pair(shape)
-    dims = len(shape)
-    handlers = [Look, partial(ProgressBar, line_interval=0)]
-    inferer = PairInferer(dims, iterations=(5, 3), shrink_factors=(2, 1), handlers=handlers)
+    factories = [Look, partial(ProgressBar, line_interval=0)]
     with caplog.at_level(logging.INFO, logger="monai_nodeo.registration.handlers"):
-        inferer(fixed[None], EulerianVelocity(dims), moving[None])
-    assert ahead == [3 * 2**dims, 0]  # an iteration of the finer level counts as much as it has voxels
+        quickly(fixed, moving, {"handlers": factories}, iterations=(5, 3), crop_air=False)
+    assert ahead == [3 * 2 ** len(shape), 0]  # an iteration of the finer level counts as much as it has voxels
     assert "iteration 3 of 3" in caplog.messages[-1]
     assert caplog.messages[-1].endswith("; 0 s left")
 
@@ -249,12 +260,20 @@ def test_progress_bar_seldom_looks_and_closes_when_the_run_fails():
 @pytest.mark.usefixtures("_all_bars_closed")
 def test_progress_bar_closes_after_a_stop():
     fixed, moving, _ = deformed_pair((25, 21))
-    handlers = [lambda: EarlyStop(threshold=10.0, window=2), ProgressBar]
-    inferer = PairInferer(2, iterations=(5,), shrink_factors=(1,), handlers=handlers)
+    factories = [partial(EarlyStop, threshold=10.0, window=2), ProgressBar]
     with terminal() as screen:
-        inferer(fixed[None], NODEONet(2), moving[None])
-    assert inferer.registrations[0].iterations == 2
+        found = quickly(fixed, moving, {"handlers": factories}, iterations=(5,), shrink_factors=(1,))
+    assert found.iterations == 2
     assert "level 1/" in screen.getvalue()
+
+
+@pytest.mark.usefixtures("_all_bars_closed")
+@pytest.mark.parametrize("kind", ["IPKernelApp", "TerminalIPythonApp"])
+def test_a_notebook_shows_a_bar_although_it_is_no_terminal(kind, monkeypatch, capsys):
+    shell = SimpleNamespace(config={kind: {}})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    run(ProgressBar(interval=0), [{"loss": torch.tensor(1.0), **FIELD}] * 3, pause=0.12)
+    assert ("level 2/3: " in capsys.readouterr().err) == (kind == "IPKernelApp")
 
 
 # TensorBoardCurves
@@ -353,17 +372,14 @@ def test_a_registration_knows_the_level_that_ctrl_c_ended(shape, level):
                 signal.raise_signal(signal.SIGINT)
 
     fixed, moving, _ = deformed_pair(shape)
-    inferer = PairInferer(
-        len(shape), iterations=(4, 4, 4), shrink_factors=(2, 1, 1), handlers=[CtrlC, lambda: handler], unfold=False
-    )
+    levels = {"iterations": (4, 4, 4), "shrink_factors": (2, 1, 1)}
     with handler.listening():
-        ddf = inferer(fixed[None], EulerianVelocity(len(shape)), moving[None])
-    (found,) = inferer.registrations
+        found = quickly(fixed, moving, {"handlers": [CtrlC, lambda: handler]}, **levels, unfold=False)
     counts = [4] * level + [2] + [1] * (2 - level)
     assert found.history["level"].tolist() == [index for index, count in enumerate(counts) for _ in range(count)]
-    assert found.interrupted_level == level
-    assert ddf.shape[2:] == shape
-    assert ddf.abs().max() > 0
+    assert found.interrupted == level
+    assert found.ddf.shape[1:] == shape
+    assert found.ddf.abs().max() > 0
 
 
 def test_ctrl_c_in_the_last_iteration_ends_nothing_early():
@@ -385,19 +401,7 @@ def test_an_unknown_action_is_refused():
         OnInterrupt("keep")
 
 
-SMALL_SHAPE = (25, 21)
-
-
 def test_early_stop_uses_nothing_deprecated():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         EarlyStop().attach(Engine(lambda *_: None))
-
-
-def test_best_field_forgets_a_loss_that_is_no_number():
-    losses = iter([float("nan"), 3.0, 1.0, 2.0])
-    engine = Engine(lambda *_: {"loss": torch.tensor(x := next(losses)), "ddf": torch.full((2,), x)})
-    engine.state.epoch_length = 4
-    BestField().attach(engine)
-    engine.run(range(4), max_epochs=1)
-    assert (engine.state.best_ddf == 1).all()

@@ -10,7 +10,7 @@ import torch
 from scans import SLICE, VOLUME, load, make_affine, refuse, smooth
 from synthetic import smooth_ddf
 
-from monai_nodeo.data.match import MatchGridd
+from monai_nodeo.data import match
 from monai_nodeo.losses.landmarks import landmark_errors, landmark_loss
 
 SHAPES = [(25, 21), (13, 17, 11)]
@@ -68,37 +68,43 @@ def test_points_of_both_files_come_to_the_fixed_grid(save, tmp_path, start) -> N
         "fixed_landmarks": write_points(tmp_path / "f.csv", voxels[0], FIXED),
         "moving_landmarks": write_points(tmp_path / "m.csv", voxels[1], MOVING),
     }
-    row = load(3, fixed, moving, **paths)
-    pair = MatchGridd()(row if start is None else row | {"initial_affine": start})
-    assert pair["landmarks"].shape == (7, 2, 3)
-    assert not {"fixed_landmarks", "moving_landmarks"} & set(pair)
-    np.testing.assert_allclose(pair["landmarks"][:, 0], voxels[0], atol=1e-4)
+    pair = load(fixed, moving, **paths)
+    landmarks = match(pair, start).landmarks
+    assert landmarks.shape == (7, 2, 3)
+    np.testing.assert_allclose(landmarks[:, 0], voxels[0], atol=1e-4)
     # forward again: from the fixed grid through the start into the moving image
     through = np.linalg.inv(MOVING) @ (np.eye(4) if start is None else start.numpy()) @ FIXED
-    partners = pair["landmarks"][:, 1].numpy() @ through[:3, :3].T + through[:3, 3]
+    partners = landmarks[:, 1].numpy() @ through[:3, :3].T + through[:3, 3]
     np.testing.assert_allclose(partners, voxels[1], atol=1e-4)
+    # the same points in memory are RAS mm
+    again = load(fixed, moving, fixed_landmarks=pair.fixed.landmarks.numpy(), moving_landmarks=pair.moving.landmarks)
+    assert torch.equal(match(again, start).landmarks, landmarks)
 
 
 def test_points_of_a_slice_lie_in_its_plane(save, tmp_path) -> None:
     fixed = save("f.nii.gz", smooth(SLICE, 1), FIXED)
     flat = np.column_stack([random_voxels(SLICE[:2]), np.zeros(7)])
     path = write_points(tmp_path / "f.csv", flat + (0, 0, 0.2), FIXED)
-    pair = MatchGridd()(load(2, fixed, fixed, fixed_landmarks=path, moving_landmarks=path))
-    np.testing.assert_allclose(pair["landmarks"], np.stack([flat[:, :2]] * 2, axis=1), atol=1e-4)
+    pair = match(load(fixed, fixed, fixed_landmarks=path, moving_landmarks=path))
+    np.testing.assert_allclose(pair.landmarks, np.stack([flat[:, :2]] * 2, axis=1), atol=1e-4)
 
 
 def test_points_that_do_not_fit(save, tmp_path) -> None:
     image = save("f.nii.gz", smooth(VOLUME, 1), FIXED)
     voxels = random_voxels(VOLUME)
     good, short = (write_points(tmp_path / f"{n}.csv", voxels[:n], FIXED) for n in (7, 5))
-    message = refuse(3, image, image, fixed_landmarks=good, moving_landmarks=short)
+    message = refuse(image, image, fixed_landmarks=good, moving_landmarks=short)
     assert f"moving_landmarks {short} has 5 points and fixed_landmarks {good} has 7" in message
     ras = tmp_path / "ras.csv"
     ras.write_text("x,y,z\n12.5,-30.25,41.75\n-12.5,30.25,41.75\n")
-    message = refuse(3, image, image, fixed_landmarks=good, moving_landmarks=str(ras))
+    message = refuse(image, image, fixed_landmarks=good, moving_landmarks=str(ras))
     assert f"moving_landmarks {ras}: 1 of 2 points lie outside the image {image}, the first is point 1" in message
     assert "change the sign of x and y" in message
-    assert "came without moving_landmarks" in refuse(3, image, image, fixed_landmarks=good)
-    assert "there is no such file" in refuse(3, image, image, fixed_landmarks=good, moving_landmarks="gone.csv")
+    assert "came without moving_landmarks" in refuse(image, image, fixed_landmarks=good)
+    assert "there is no such file" in refuse(image, image, fixed_landmarks=good, moving_landmarks="gone.csv")
+    flat = np.zeros((7, 2))
+    assert "fixed_landmarks in memory: shape (7, 2), expected finite points (N, 3)" in refuse(
+        image, image, fixed_landmarks=flat, moving_landmarks=flat
+    )
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
-    assert "expected x,y,z" in refuse(3, image, image, fixed_landmarks=good, moving_landmarks=str(tmp_path / "bad.csv"))
+    assert "expected x,y,z" in refuse(image, image, fixed_landmarks=good, moving_landmarks=str(tmp_path / "bad.csv"))

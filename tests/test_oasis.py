@@ -16,7 +16,7 @@ from threading import Thread
 import pytest
 
 from experiments.oasis import Archive, fetch
-from monai_nodeo.data.dataset import load_datalist
+from monai_nodeo.data import load_datalist
 
 SUBJECTS = [1, 2, 10, 20, 30, 40, *range(438, 458)]
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import configparser
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = {"monai_nodeo": "monai_nodeo", "bundle": "monai_nodeo/bundle", "configs": "monai_nodeo/configs"}
@@ -54,8 +57,8 @@ def test_entry_point_is_the_command_line(installed: Path) -> None:
 def test_bundle_and_presets_are_found(place: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     root = request.getfixturevalue("installed") if place == "installed" else ROOT
     code = (
-        f"import sys; sys.path.insert(0, {str(root)!r}); from monai_nodeo.resources import *; "
-        "print(bundle_dir() / 'configs', config_files(3, 'paper_lambda2')[-1])"
+        f"import sys; sys.path.insert(0, {str(root)!r}); from monai_nodeo.registration.presets import *; "
+        "print(bundle_dir() / 'configs', preset_files(3, 'paper_lambda2')[-1])"
     )
 
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -65,3 +68,21 @@ def test_bundle_and_presets_are_found(place: str, request: pytest.FixtureRequest
     assert preset.is_file()
     assert configs.is_relative_to(root)
     assert preset.is_relative_to(root)
+
+
+def test_every_constraint_is_one_version() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
+    assert lines
+    for line in lines:  # one that is none stops pip
+        (version,) = Requirement(line).specifier
+        assert version.operator == "=="
+
+
+def test_what_setup_asks_for_is_pinned_and_fits() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
+    pins = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in map(Requirement, lines)}
+    config = configparser.ConfigParser(comment_prefixes="#")
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    groups = [config["options"]["install_requires"], *config["options.extras_require"].values()]
+    for need in (Requirement(line) for group in groups for line in group.split("\n") if line):
+        assert need.specifier.contains(pins[canonicalize_name(need.name)]), need

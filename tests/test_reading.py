@@ -111,13 +111,6 @@ def test_one_slice_of_a_series_is_a_slice(tmp_path) -> None:
     np.testing.assert_allclose(stored.affine[:3, [0, 1, 3]], OBLIQUE[:3, [0, 1, 3]], atol=1e-4)
 
 
-def test_scaled_values_are_no_whole_numbers(tmp_path) -> None:
-    image = nib.Nifti1Image(numbers(VOLUME), OBLIQUE)
-    image.header.set_slope_inter(0.5, -3)
-    nib.save(image, tmp_path / "a.nii.gz")
-    assert open_stored(tmp_path / "a.nii.gz").dtype == np.float32
-
-
 def test_what_is_no_image(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.nrrd: there is no such file"):
         open_stored(tmp_path / "gone.nrrd")

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import csv
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,18 @@ import pytest
 import torch
 from click.testing import CliRunner
 from finished import FALLING, save_result
-from ignite.engine import Engine
+from monai.data import MetaTensor
 from scipy.ndimage import shift
 from synthetic import deformed_pair, smooth_image
 
+from monai_nodeo import Registration, Settings, register
 from monai_nodeo.cli import main
 from monai_nodeo.data.examples import ExamplePair, example_pair
-from monai_nodeo.data.pair import MASK_KEYS
-from monai_nodeo.flows import EulerianVelocity
-from monai_nodeo.geometry.smoothing import GaussianSmoothing
-from monai_nodeo.losses import FoldingLoss, LocalNCCLoss, RegistrationLoss, SmoothnessLoss
-from monai_nodeo.losses.correlation_ratio import LocalCorrelationRatioLoss, MappedIntensityLoss
-from monai_nodeo.registration import outputs
-from monai_nodeo.registration.inferer import PairInferer
-from monai_nodeo.registration.transforms import RegisterPair
-from monai_nodeo.report import ReportPair, cohort, write_index, write_report
+from monai_nodeo.metrics import Certificate, Residual
+from monai_nodeo.registration.table import failed_row, row_of, write_table
+from monai_nodeo.report import remake_report, write_index
 from monai_nodeo.report.evidence import Evidence, gather, shared_information
-from monai_nodeo.report.pair import read_pair
+from monai_nodeo.report.pair import ShownPair, shown
 from monai_nodeo.report.verdict import Grade, Verdict, judge
 
 AFFINE = np.diag([1.5, 2.0, 1.0, 1.0])
@@ -61,7 +56,7 @@ def save_plane(folder: Path) -> Path:
 def pages(tmp_path_factory) -> dict[str, Path]:
     """Reports that are read only."""
     makers = {"volume": save_volume, "plane": save_plane}
-    return {kind: write_report(make(tmp_path_factory.mktemp(kind) / "out")) for kind, make in makers.items()}
+    return {kind: remake_report(make(tmp_path_factory.mktemp(kind) / "out")) for kind, make in makers.items()}
 
 
 @pytest.fixture
@@ -113,10 +108,18 @@ def test_lengths_are_in_millimetres() -> None:
 # verdict: one thing wrong at a time
 
 FINE = Evidence(0.05, 0.2, 0.01, 0.7, 0.05, ("left-right",), False, (100, 100), 10.0, 300.0)
+
+
+def proof(folded: int = 0, residual: float = 0.001) -> dict[str, Any]:
+    """Of 100,000 cells, of which some fold, as metrics.json has it."""
+    way_back = Residual(*[residual] * 6)
+    return Certificate(100_000, folded, (folded, 0, 0, 0), (0.5, (3, 4)), (2.0, (5, 6)), 0.0, 0.0, way_back).to_dict()
+
+
 FIGURES = {
     "before": {"similarity": 0.8, "dice_mean": 0.5},
     "after": {"similarity": 0.4, "dice_mean": 0.7},
-    "folding_percent": 0.0,
+    "certificate": proof(),
     "interrupted_level": None,
     "displacement_mm_mean": 2.0,
 }
@@ -154,9 +157,10 @@ def test_evidence_that_is_not_good(change, topic, grade) -> None:
 @pytest.mark.parametrize(
     ("change", "topic", "grade"),
     [
-        ({"folding_percent": 0.005}, "folds", Grade.GOOD),
-        ({"folding_percent": 0.07}, "folds", Grade.CHECK),
-        ({"folding_percent": 3.0}, "folds", Grade.BAD),
+        ({"certificate": proof(folded=5)}, "folds", Grade.GOOD),
+        ({"certificate": proof(folded=70)}, "folds", Grade.CHECK),
+        ({"certificate": proof(folded=3000)}, "folds", Grade.BAD),
+        ({"certificate": proof(residual=0.3)}, "folds", Grade.CHECK),
         ({"after": {"similarity": 0.9, "dice_mean": 0.7}}, "similarity", Grade.CHECK),
         ({"after": {"similarity": 0.4, "dice_mean": 0.4}}, "labels", Grade.BAD),
         (
@@ -207,45 +211,41 @@ def coarse_head() -> ExamplePair:
 
 
 def registered(
-    pair: ExamplePair,
-    moving: np.ndarray,
-    folder: Path,
-    mask: np.ndarray | None = None,
-    loss_function: RegistrationLoss | None = None,
-    network: EulerianVelocity | None = None,
-) -> Path:
-    """Folder of a registration with the default settings but for those that are given.
+    pair: ExamplePair, moving: np.ndarray, mask: np.ndarray | None = None, preset: str | None = None, **changes: Any
+) -> Registration:
+    """The example's fixed image with another moving one; the mask is for both."""
 
-    The mask is for both images; with a network of its own, folds stay.
-    """
-    dims = pair.fixed.ndim
-    fixed, other = (torch.from_numpy(np.ascontiguousarray(x, np.float32))[None] for x in (pair.fixed, moving))
-    masks = {} if mask is None else dict.fromkeys(MASK_KEYS, mask)
-    inferer = PairInferer(dims, loss_function, handlers=[], unfold=network is None)
-    counted = {key: torch.from_numpy(x.astype(np.float32))[None] for key, x in masks.items()}
-    result = RegisterPair(dims, inferer, network)(fixed, other, **counted)
-    images = {"fixed": pair.fixed, "moving": moving, **masks}
-    return save_result(folder, images, result.ddf, pair.affine, history=result.history)
+    def image(values: np.ndarray) -> MetaTensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(values, np.float32))[None]
+        return MetaTensor(tensor, affine=torch.from_numpy(pair.affine))
+
+    settings = Settings.preset(preset, pair.fixed.ndim, **changes)
+    masks = {} if mask is None else dict.fromkeys(("fixed_mask", "moving_mask"), image(mask))
+    return register(image(pair.fixed), image(moving), settings, **masks, device="cpu", handlers=())
 
 
-def verdict_on(folder: Path) -> Verdict:
-    pair = read_pair(folder)
+def shown_pair(registration: Registration) -> ShownPair:
+    return shown(registration, {"id": "pair", **registration.figures()})
+
+
+def verdict_on(registration: Registration) -> Verdict:
+    pair = shown_pair(registration)
     return judge(pair.figures, pair.history, gather(pair.images, pair.ddf, pair.affine, pair.masks))
 
 
 @pytest.mark.parametrize("kind", ["head", "coarse_head"])
-def test_a_pair_that_aligns_is_said_to_be_aligned(kind, request, tmp_path) -> None:
+def test_a_pair_that_aligns_is_said_to_be_aligned(kind, request) -> None:
     pair = request.getfixturevalue(kind)
-    verdict = verdict_on(registered(pair, pair.moving, tmp_path))
+    verdict = verdict_on(registered(pair, pair.moving))
     assert verdict.headline.startswith("Aligned")
     assert verdict.findings[0].grade == Grade.GOOD
 
 
 @pytest.mark.parametrize("kind", ["head", "coarse_head"])
-def test_an_upside_down_moving_image_is_said_to_be_not_aligned(kind, request, tmp_path) -> None:
+def test_an_upside_down_moving_image_is_said_to_be_not_aligned(kind, request) -> None:
     pair = request.getfixturevalue(kind)
     axis = pair.fixed.ndim - 1
-    verdict = verdict_on(registered(pair, np.flip(pair.moving, axis), tmp_path))
+    verdict = verdict_on(registered(pair, np.flip(pair.moving, axis)))
     assert verdict.headline == "Not aligned."
     (reason,) = [f.text for f in verdict.findings if f.topic == "input"]
     assert f"turned over ({('left-right', 'back-front', 'bottom-top')[axis]})" in reason
@@ -257,48 +257,39 @@ def mixed(image: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("spoil", [lambda image: shift(image, (20, 0), order=0), mixed], ids=["40 mm apart", "noise"])
-def test_a_pair_that_cannot_align_is_said_to_be_not_aligned(head, spoil, tmp_path) -> None:
-    verdict = verdict_on(registered(head, spoil(head.moving), tmp_path))
+def test_a_pair_that_cannot_align_is_said_to_be_not_aligned(head, spoil) -> None:
+    verdict = verdict_on(registered(head, spoil(head.moving)))
     assert verdict.headline.startswith("Not aligned")
     assert not [f for f in verdict.findings if f.topic == "input"]
 
 
-def correlation_ratio() -> RegistrationLoss:
-    return RegistrationLoss(
-        LocalCorrelationRatioLoss(2, 21),
-        {"intensity": (3.0, MappedIntensityLoss())},
-        {"folding": (2.5, FoldingLoss())},
-        {"smoothness": (0.3, SmoothnessLoss())},
-    )
-
-
-@pytest.mark.parametrize("loss", [lambda: None, correlation_ratio], ids=["the default", "correlation ratio"])
-def test_an_inverted_contrast_aligns(head, tmp_path, loss) -> None:
-    verdict = verdict_on(registered(head, head.moving.max() - head.moving, tmp_path, loss_function=loss()))
+@pytest.mark.parametrize("preset", [None, "multimodal"])
+def test_an_inverted_contrast_aligns(head, preset) -> None:
+    verdict = verdict_on(registered(head, head.moving.max() - head.moving, preset=preset))
     assert verdict.headline.startswith("Aligned")
 
 
-def test_what_is_masked_out_does_not_count_against_the_pair(head, tmp_path) -> None:
+def test_what_is_masked_out_does_not_count_against_the_pair(head) -> None:
     mask = np.ones(head.fixed.shape, bool)
     mask[:, :35] = False
-    folder = registered(head, np.where(mask, head.moving, mixed(head.moving)), tmp_path, mask)
-    assert verdict_on(folder).headline.startswith("Aligned")
-    pair = read_pair(folder)
+    registration = registered(head, np.where(mask, head.moving, mixed(head.moving)), mask)
+    assert verdict_on(registration).headline.startswith("Aligned")
+    pair = shown_pair(registration)
     with_masks, without = (gather(pair.images, pair.ddf, pair.affine, masks) for masks in (pair.masks, None))
     assert with_masks.shared_after > 1.5 * without.shared_after
 
 
-def test_a_perfect_pair_is_said_to_be_identical(head, tmp_path) -> None:
-    verdict = verdict_on(registered(head, head.fixed, tmp_path))
+def test_a_perfect_pair_is_said_to_be_identical(head) -> None:
+    verdict = verdict_on(registered(head, head.fixed))
     assert verdict.grade == Grade.GOOD
     assert verdict.headline == "Aligned from the start: the two images are identical."
 
 
-def test_a_pair_that_folds_is_said_to_fold(head, tmp_path) -> None:
-    free = RegistrationLoss(LocalNCCLoss(2, 9)), EulerianVelocity(2, smoothing=GaussianSmoothing(2, 1.0, passes=0))
-    folder = registered(head, head.moving, tmp_path, None, *free)
-    assert read_pair(folder).figures["folding_percent"] > 1
-    verdict = verdict_on(folder)
+def test_a_pair_that_folds_is_said_to_fold(head) -> None:
+    free = {"kernel_passes": 0, "folding_weight": 0.0, "smoothness_weight": 0.0, "unfold": False}
+    registration = registered(head, head.moving, **free)
+    assert registration.certificate.folded_cells > 0.01 * registration.certificate.cells
+    verdict = verdict_on(registration)
     assert verdict.grade == Grade.BAD
     assert "the deformation folds" in verdict.headline
 
@@ -322,11 +313,12 @@ def test_the_moving_image_is_shown_after_its_affine_start(tmp_path) -> None:
     start = np.eye(4)
     start[1, 3] = 3 * AFFINE[1, 1]
     images = {"fixed": fixed, "moving": moving, "fixed_label": fixed > 0.5, "moving_label": moving > 0.5}
-    pair = read_pair(save_result(tmp_path, images, torch.zeros(3, *fixed.shape), AFFINE, start=start))
+    folder = save_result(tmp_path, images, torch.zeros(3, *fixed.shape), AFFINE, start=start)
+    pair = shown_pair(Registration.load(folder))
     np.testing.assert_allclose(pair.ddf, 0, atol=1e-5)
-    for shown in (pair.images, pair.labels):
-        np.testing.assert_allclose(shown["moving"][:, :-3], shown["fixed"][:, :-3], atol=1e-5)
-        np.testing.assert_allclose(shown["warped"][:, :-3], shown["fixed"][:, :-3], atol=1e-5)
+    for side in ("moving", "warped"):
+        for of in (pair.images, pair.labels):
+            np.testing.assert_allclose(of[side][:, :-3], of["fixed"][:, :-3], atol=1e-5)
 
 
 # the page
@@ -373,43 +365,50 @@ def test_names_from_outside_are_text_in_the_page(tmp_path) -> None:
     image = smooth_image((25, 21))[0].numpy()
     name = "<img src=x onerror=alert(1)>"  # a file name may hold it
     folder = save_result(tmp_path, {"fixed": image, "moving": image}, torch.zeros(2, 25, 21), AFFINE, id=name)
-    page = write_report(folder).read_text(encoding="utf-8")
+    page = remake_report(folder).read_text(encoding="utf-8")
     assert name not in page
     assert "&lt;img src=x" in page
+
+
+@pytest.mark.parametrize(("kind", "differences"), [("volume", 10), ("plane", 4)])
+def test_the_certificate_is_in_the_page(kind, differences, pages) -> None:
+    certificate = json.loads(pages[kind].with_name("metrics.json").read_text(encoding="utf-8"))["certificate"]
+    (card,) = re.findall(
+        r'<section class="card" id="certificate">.*?</section>', pages[kind].read_text("utf-8"), re.DOTALL
+    )
+    text = re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", card)))
+    assert certificate["verdict"] in text
+    value, place = certificate["smallest_volume"]
+    told = [
+        f"{value:.3g} at voxel {', '.join(map(str, place))}",
+        f"{certificate['folded_cells']} of {certificate['cells']}",
+    ]
+    told += [f"{certificate[of]['voxels_max']:.2g}" for of in ("inverse", "solver_error")]
+    told += [f"{certificate['inverse']['mm_quantile']:.2g}", f"{certificate['file_error_voxels']:.2g} voxels"]
+    assert [words for words in told if words not in text] == []
+    assert len(certificate["folded_by_difference"]) == differences
+    assert f"Folded cells by each difference {'+' * (3 if differences == 10 else 2)} " in text
 
 
 def test_an_image_that_is_gone_is_named(plane) -> None:
     moving = Path(json.loads((plane / "metrics.json").read_text(encoding="utf-8"))["moving"])
     moving.unlink()
-    with pytest.raises(ValueError, match="is not there any more") as info:
-        write_report(plane)
-    assert str(moving) in str(info.value)
+    with pytest.raises(ValueError, match=re.escape(f"pair: without {moving} there are no pictures")):
+        remake_report(plane)
     assert not (plane / "report.html").exists()
 
 
 def test_a_folder_without_a_finished_pair_is_named(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"holds no metrics\.json") as info:
-        write_report(tmp_path)
-    assert str(tmp_path) in str(info.value)
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path} holds no metrics.json")):
+        remake_report(tmp_path)
 
 
-# the page over many pairs, the handler and the command
-
-
-def write_table(folder: Path, *rows: dict[str, Any]) -> None:
-    with (folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, outputs._COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+# the page over many pairs, and the command
 
 
 def done(id: str, dice: float) -> dict[str, Any]:
-    return {"id": id, "status": "done", "dice_mean_after": dice, "similarity_after": 0.4, "seconds_optimisation": 2}
-
-
-def test_the_tables_of_run_and_page_are_one_file() -> None:
-    assert cohort.TABLE == outputs.TABLE
-    assert {c.name for c in cohort._COLUMNS} | {c.before for c in cohort._COLUMNS if c.before} <= set(outputs._COLUMNS)
+    figures = {"before": {}, "after": {"dice_mean": dice, "similarity": 0.4}, "seconds_optimisation": 2}
+    return row_of({"id": id, **figures})
 
 
 def test_the_worst_pair_comes_first(tmp_path) -> None:
@@ -418,8 +417,8 @@ def test_the_worst_pair_comes_first(tmp_path) -> None:
         (tmp_path / id).mkdir()
         summary = {"id": id, "grade": grade, "headline": f"It is {grade}.", "thumbnail": "data:,"}
         (tmp_path / id / "report.json").write_text(json.dumps(summary))
-    broken = {"id": "broken", "status": "failed", "reason": "no such <file>"}
-    write_table(tmp_path, *[done(id, dice) for id, dice in zip(grades, (0.9, 0.8, 0.7, 0.6), strict=True)], broken)
+    broken = failed_row({"id": "broken"}, "no such <file>")
+    write_table(tmp_path, [*[done(id, dice) for id, dice in zip(grades, (0.9, 0.8, 0.7, 0.6), strict=True)], broken])
     page = write_index(tmp_path).read_text(encoding="utf-8")
     order = re.findall(r'<td data-sort="(\w+)">', page)
     assert order == ["broken", "poor", "folded", "fair", "fine"]
@@ -429,37 +428,17 @@ def test_the_worst_pair_comes_first(tmp_path) -> None:
 
 
 def test_a_folder_without_a_table_is_named(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"holds no metrics\.csv"):
+    with pytest.raises(FileNotFoundError, match=r"holds no metrics\.csv"):
         write_index(tmp_path)
 
 
 def test_a_table_of_failures_only_is_a_page_without_charts(tmp_path) -> None:
-    write_table(tmp_path, {"id": "a", "status": "failed", "reason": "gone"})
+    write_table(tmp_path, [failed_row({"id": "a"}, "gone")])
     assert "Distributions" not in write_index(tmp_path).read_text(encoding="utf-8")
 
 
-def run_handler(handler: ReportPair, *ids: str) -> None:
-    engine = Engine(lambda engine, batch: engine.state.batch)
-    handler.attach(engine)
-    engine.run([[{"id": id}] for id in ids], max_epochs=1)
-
-
-def test_the_handler_makes_both_pages_and_warns_of_a_report_that_fails(plane, caplog) -> None:
-    write_table(plane.parent, done("pair", 0.8))
-    run_handler(ReportPair(plane.parent), "pair", "nowhere")
-    assert (plane / "report.html").exists()
-    assert (plane.parent / "index.html").exists()
-    assert "nowhere: no report" in caplog.text
-
-
-def test_a_single_pair_in_the_folder_itself_gets_its_page_only(plane) -> None:
-    run_handler(ReportPair(plane, pair_folder="."), "pair")
-    assert (plane / "report.html").exists()
-    assert not (plane / "index.html").exists()
-
-
 def test_the_command_makes_one_report_or_all(plane) -> None:
-    write_table(plane.parent, done("pair", 0.8))
+    write_table(plane.parent, [done("pair", 0.8)])
     for folder, pages in ((plane, 1), (plane.parent, 2)):
         result = CliRunner().invoke(main, ["report", str(folder)])
         assert result.exit_code == 0, result.output
@@ -474,5 +453,5 @@ def test_the_command_makes_one_report_or_all(plane) -> None:
 def test_a_folder_name_with_odd_characters_is_linked(tmp_path) -> None:
     (tmp_path / "a b#1").mkdir()
     (tmp_path / "a b#1" / "report.json").write_text(json.dumps({"id": "x", "grade": "good", "headline": "Fine."}))
-    write_table(tmp_path, done("x", 0.8))
+    write_table(tmp_path, [done("x", 0.8)])
     assert 'href="a%20b%231/report.html"' in write_index(tmp_path).read_text(encoding="utf-8")

@@ -170,17 +170,6 @@ def test_volumes_of_a_series_and_channels_are_warped_alike(rest: tuple[int, ...]
         np.testing.assert_allclose(interior(volumes[..., seed]), interior(expected), rtol=0, atol=1e-2)
 
 
-def test_header_of_the_reference_is_kept(tmp_path: Path) -> None:
-    image = nib.Nifti1Image(make_image(VOLUME).astype(np.int16), OBLIQUE)
-    image.set_sform(OBLIQUE, 4)
-    image.set_qform(OBLIQUE, 1)
-    nib.save(image, tmp_path / "fixed.nii.gz")
-    name = str(tmp_path / "fixed.nii.gz")
-    apply_to_image(name, name, registration(VOLUME), str(tmp_path / "out.nii.gz"))
-    header = load(tmp_path / "out.nii.gz").header
-    assert (int(header["sform_code"]), int(header["qform_code"])) == (4, 1)
-
-
 def test_last_transform_reaches_the_image_first(tmp_path: Path) -> None:
     """As antsApplyTransforms: a point of the fixed image goes through the first one first."""
     double = np.diag([2.0, 2, 2, 1])

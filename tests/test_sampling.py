@@ -2,17 +2,37 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from itertools import permutations
+
+import numpy as np
 import pytest
 import torch
+from monai.networks.blocks import Warp
+from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
 from monai_nodeo.geometry import _slabs as slabs
 from monai_nodeo.geometry.coordinates import ddf_to_phi, identity_grid
-from monai_nodeo.geometry.sampling import sample, warp
+from monai_nodeo.geometry.sampling import make_warp, sample, warp, weighted_mean
 
 SHAPES = [(9, 7), (6, 5, 8)]
 WITH_SINGLE_VOXEL = [(1, 7), (6, 1, 8)]
+WARPED = [(9, 13), (9, 11, 13)]
+
+
+def voxels(shape: tuple[int, ...]) -> Tensor:
+    """Index of every voxel, (1, D, *shape), made without the module under test."""
+    return torch.from_numpy(np.indices(shape)).double().unsqueeze(0)
+
+
+def noise(shape: tuple[int, ...], size: float = 1.0, batch: int = 1) -> Tensor:
+    return size * torch.randn(batch, len(shape), *shape, dtype=torch.float64)
+
+
+def swap_axes(x: Tensor, order: tuple[int, ...]) -> Tensor:
+    """New axis ``a`` is the old axis ``order[a]``."""
+    return x.permute(0, 1, *(2 + axis for axis in order))
 
 
 @pytest.mark.parametrize("shape", SHAPES + WITH_SINGLE_VOXEL)
@@ -79,3 +99,87 @@ def test_a_gradient_that_nobody_wants_is_not_made(wanted: str) -> None:
     sample(**inputs).sum().backward()
 
     assert {name for name, x in inputs.items() if x.grad is not None} == {wanted}
+
+
+# Warping
+
+
+@pytest.mark.parametrize(
+    ("shape", "shift"), [((9, 13), (2, -3)), ((9, 13), (0, 5)), ((9, 11, 13), (1, -2, 3)), ((9, 11, 13), (-4, 0, 0))]
+)
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+def test_whole_voxel_translation_picks_voxels_and_repeats_the_border(
+    shape: tuple[int, ...], shift: tuple[int, ...], mode: str
+) -> None:
+    image = torch.rand(2, 3, *shape, dtype=torch.float64)
+    ddf = torch.tensor(shift, dtype=torch.float64).view(1, -1, *[1] * len(shape)).expand(2, -1, *shape)
+
+    warped = warp(image, ddf, mode)
+
+    index = np.ix_(*[np.clip(np.arange(n) + d, 0, n - 1) for n, d in zip(shape, shift, strict=True)])
+    torch.testing.assert_close(warped, image[(..., *index)], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", WARPED)
+def test_linear_image_is_sampled_exactly(shape: tuple[int, ...]) -> None:
+    dims = len(shape)
+    slope = torch.tensor([0.7, -1.3, 0.4][:dims], dtype=torch.float64)
+    limits = torch.tensor(shape, dtype=torch.float64).view(1, -1, *[1] * dims) - 1
+    position = torch.rand(1, dims, *shape, dtype=torch.float64) * limits
+    image = torch.einsum("i,bi...->b...", slope, voxels(shape)).unsqueeze(1) + 5
+
+    warped = warp(image, position - voxels(shape))
+
+    torch.testing.assert_close(warped, torch.einsum("i,bi...->b...", slope, position).unsqueeze(1) + 5)
+
+
+@pytest.mark.parametrize("order", [*permutations(range(2)), *permutations(range(3))])
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+def test_warping_commutes_with_swapping_axes(order: tuple[int, ...], mode: str) -> None:
+    shape = (9, 11, 13)[: len(order)]
+    image, ddf = torch.rand(1, 2, *shape, dtype=torch.float64), noise(shape, 2.0)
+
+    swapped = warp(swap_axes(image, order), swap_axes(ddf, order)[:, list(order)], mode)
+
+    torch.testing.assert_close(swapped, swap_axes(warp(image, ddf, mode), order))
+
+
+@pytest.mark.parametrize("shape", WARPED)
+def test_translation_is_undone_by_its_inverse_away_from_the_border(shape: tuple[int, ...]) -> None:
+    image = torch.rand(1, 1, *shape, dtype=torch.float64)
+    ddf = torch.ones(1, len(shape), *shape, dtype=torch.float64)
+
+    there_and_back = warp(warp(image, ddf), -ddf)
+
+    inside = (..., *[slice(1, -1)] * len(shape))
+    torch.testing.assert_close(there_and_back[inside], image[inside], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", WARPED)
+def test_nearest_makes_no_new_labels(shape: tuple[int, ...]) -> None:
+    labels = torch.randint(0, 5, (1, 1, *shape)).double() * 7
+    ddf = noise(shape, 2.0)
+
+    warped = warp(labels, ddf, "nearest")
+
+    limits = torch.tensor(shape).view(1, -1, *[1] * len(shape)) - 1
+    nearest = (voxels(shape) + ddf).round().long().clamp(min=0).minimum(limits)[0]
+    torch.testing.assert_close(warped[0, 0], labels[(0, 0, *nearest)])
+
+
+def test_outside_is_border_or_what_is_asked_for() -> None:
+    image = torch.ones(1, 1, 5, 6)
+    far = torch.full((1, 2, 5, 6), 20.0)
+
+    assert (warp(image, far) == 1).all()
+    assert (warp(image, far, padding_mode="zeros") == 0).all()
+
+
+def test_warp_is_monais_without_its_notice(recwarn: pytest.WarningsRecorder) -> None:
+    assert isinstance(make_warp("nearest", "zeros"), Warp)
+    assert not recwarn.list
+
+
+def test_a_weighted_mean_is_zero_where_nothing_counts() -> None:
+    total, weight = torch.tensor([[[6.0, 0.0, 1e-9]]]), torch.tensor([[[2.0, 0.0, 1e-12]]])
+    assert weighted_mean(total, weight).tolist() == [[[3.0, 0.0, 0.0]]]

@@ -103,21 +103,6 @@ def test_nitransforms_reads_our_composite(tmp_path: Path) -> None:
     np.testing.assert_allclose(there, moved(VOLUME, make_ddf(VOLUME), make_start(VOLUME), index), rtol=0, atol=1e-4)
 
 
-def test_nitransforms_applies_the_field_of_all_steps(tmp_path: Path) -> None:
-    from nitransforms.nonlinear import DenseFieldTransform
-    from nitransforms.resampling import apply
-
-    moving = make_image(VOLUME)
-    write_transform(tmp_path / "displacement.nii.gz", registration(VOLUME))
-    write_image(tmp_path / "moving.nii.gz", moving, VOLUME)
-
-    transform = DenseFieldTransform.from_filename(tmp_path / "displacement.nii.gz", fmt="itk")
-    theirs = apply(transform, tmp_path / "moving.nii.gz", order=1).get_fdata()
-
-    ours = warped(VOLUME, moving, make_ddf(VOLUME), make_start(VOLUME))
-    np.testing.assert_allclose(interior(theirs), interior(ours), rtol=0, atol=1e-1)
-
-
 def test_learn2reg_holds_voxels_along_the_arrays_axes(tmp_path: Path) -> None:
     from scipy.ndimage import map_coordinates
 

@@ -2,25 +2,36 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
-from monai.data import MetaTensor
-from monai.transforms import Compose, EnsureTyped
+from monai.data import CacheDataset, DataLoader, Dataset, MetaTensor, ThreadDataLoader, decollate_batch
+from monai.networks.blocks import Warp
+from monai.transforms import Compose, EnsureTyped, Invertd, LoadImaged, SaveImaged, SqueezeDimd
+from monai.utils import SpaceKeys
 from scipy import ndimage
-from synthetic import deformed_pair, smooth_ddf, smooth_image
+from scipy.spatial.transform import Rotation
+from synthetic import deformed_pair, quick_settings, quickly, smooth_ddf, smooth_image
 from torch import Tensor
 
-from monai_nodeo.data.pair import PairError
-from monai_nodeo.flows import NODEONet
-from monai_nodeo.losses import RegistrationLoss
+from monai_nodeo import RegisterPair, RegisterPaird, Registration, WarpWithDDF, WarpWithDDFd
+from monai_nodeo.data import PairError
+from monai_nodeo.losses import LocalNCCLoss, MINDSSCLoss, RegistrationLoss
 from monai_nodeo.registration import transforms
-from monai_nodeo.registration.inferer import PairInferer, Registration
-from monai_nodeo.registration.transforms import RegisterPair, RegisterPaird, WarpWithDDF, WarpWithDDFd
 
 SHAPES = [(25, 21), (13, 17, 11)]
-FIXED_AFFINE = torch.tensor([[2.0, 0, 0, 5], [0, -3, 0.5, 6], [0, 0.5, 4, 7], [0, 0, 0, 1]], dtype=torch.float64)
-MOVING_AFFINE = torch.tensor([[2.0, 0, 0, 4], [0, -3, 0.5, 7], [0, 0.5, 4, 8], [0, 0, 0, 1]], dtype=torch.float64)
+TURNED = torch.from_numpy(Rotation.from_euler("x", 0.1).as_matrix() * [2, -3, 4])
+FIXED_AFFINE, MOVING_AFFINE = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
+FIXED_AFFINE[:3], MOVING_AFFINE[:3] = (
+    torch.cat([TURNED, torch.tensor(x, dtype=torch.float64)[:, None]], 1) for x in ((5, 6, 7), (4, 7, 8))
+)
 
 
 def label_map(shape: tuple[int, ...], dtype: torch.dtype = torch.uint8) -> Tensor:
@@ -36,19 +47,15 @@ def sampled(image: np.ndarray, ddf: np.ndarray, order: int, background: float = 
     return np.where(inside, ndimage.map_coordinates(image, positions, order=order, mode="nearest"), background)
 
 
-def inferer_of(shape: tuple[int, ...], iterations: int = 5) -> PairInferer:
-    return PairInferer(len(shape), iterations=[iterations], shrink_factors=[1])
-
-
 # WarpWithDDF
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_warp_is_linear_interpolation_with_the_minimum_outside(shape):
-    image = torch.cat([smooth_image(shape, seed) for seed in (0, 1)]) - 3
+    image = torch.cat([smooth_image(shape, seed) - seed for seed in (3, 10)])  # each channel has its own minimum
     ddf = smooth_ddf(shape, 2, largest=6, sigma=3)
-    expected = np.stack([sampled(channel.numpy(), ddf.numpy(), 1, float(image.min())) for channel in image])
-    assert (expected == float(image.min())).mean() > 0.01  # some lie outside
+    expected = np.stack([sampled(channel.numpy(), ddf.numpy(), 1, float(channel.min())) for channel in image])
+    assert (expected == image.amin((*range(1, image.ndim),), keepdim=True).numpy()).mean() > 0.01  # some lie outside
     np.testing.assert_allclose(WarpWithDDF()(image, ddf), expected, atol=2e-5)
 
 
@@ -114,12 +121,11 @@ def test_warp_of_tensors_without_a_place_of_their_own(mode):
 
 
 OBLIQUE = torch.tensor([[1.4, 0.3, 0, 5], [-0.3, 1.6, 0.2, 6], [0, -0.2, 2.5, 7], [0, 0, 0, 1]], dtype=torch.float64)
-START = torch.tensor([[0.98, 0.1, 0, 2], [-0.1, 1.03, 0, 1], [0, 0, 1.1, -1], [0, 0, 0, 1]], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("order", [0, 1])
-def test_warp_goes_through_both_affines_and_the_start_in_one_interpolation(shape, order):
+def test_warp_goes_through_both_affines_in_one_interpolation(shape, order):
     dims = len(shape)
     fixed = OBLIQUE.clone()
     if dims == 2:
@@ -128,16 +134,16 @@ def test_warp_goes_through_both_affines_and_the_start_in_one_interpolation(shape
     moving_affine = torch.diag(torch.tensor([0.9, -1.1, 1.3, 1], dtype=torch.float64))
     middle = torch.tensor([*[(n - 1) / 2 for n in shape], *[0] * (3 - dims), 1], dtype=torch.float64)
     own_middle = torch.tensor([*[(n - 1) / 2 for n in own], *[0] * (3 - dims)], dtype=torch.float64)
-    moving_affine[:3, 3] = (START @ fixed @ middle)[:3] - moving_affine[:3, :3] @ own_middle
+    moving_affine[:3, 3] = (fixed @ middle)[:3] - moving_affine[:3, :3] @ own_middle
     image = smooth_image(own, 3) + 1
     ddf = smooth_ddf(shape, 2, largest=3, sigma=4)
     warp = WarpWithDDF("bilinear" if order else "nearest")
-    found = warp(MetaTensor(image, affine=moving_affine), MetaTensor(ddf, affine=fixed), START)
+    found = warp(MetaTensor(image, affine=moving_affine), MetaTensor(ddf, affine=fixed))
 
     # voxel by voxel in homogeneous coordinates; a slice lies at 0 of its third axis
     places = np.zeros((4, *shape))
     places[:dims], places[3] = np.indices(shape) + ddf.numpy(), 1
-    matrix = (torch.linalg.inv(moving_affine) @ START @ fixed).numpy()
+    matrix = (torch.linalg.inv(moving_affine) @ fixed).numpy()
     positions = np.einsum("ij,j...->i...", matrix, places)[:dims]
     expected = ndimage.map_coordinates(image[0].numpy(), positions, order=order, mode="nearest")
     limit = np.reshape(own, (-1, *[1] * dims)) - 0.5
@@ -146,6 +152,14 @@ def test_warp_goes_through_both_affines_and_the_start_in_one_interpolation(shape
     assert inside.mean() > 0.3
     np.testing.assert_allclose(found.array[0][clear], expected[clear], atol=1e-4)
     assert torch.equal(found.affine, fixed)
+
+
+@pytest.mark.parametrize(
+    "transform", [WarpWithDDF, lambda mode: WarpWithDDFd("a", mode=mode), lambda m: RegisterPaird(mode=m)]
+)
+def test_a_misspelt_mode_is_refused(transform):
+    with pytest.raises(ValueError, match="'nearest'"):
+        transform("nearst")
 
 
 def test_warp_leaves_its_input_alone():
@@ -167,68 +181,35 @@ def row(shape: tuple[int, ...]) -> dict[str, Tensor]:
         "fixed": MetaTensor(smooth_image(shape), affine=FIXED_AFFINE),
         "moving": MetaTensor(smooth_image(shape, 1), affine=MOVING_AFFINE),
         "label": MetaTensor(label_map(shape), affine=MOVING_AFFINE),
-        "ddf": smooth_ddf(shape, 2, largest=6, sigma=3),
+        "ddf": MetaTensor(smooth_ddf(shape, 2, largest=6, sigma=3), affine=FIXED_AFFINE),
     }
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_dictionary_warp_is_the_array_warp(shape):
+@pytest.mark.parametrize("outputs", [["moving", "label"], ["warped", "warped_label"]])
+def test_dictionary_warp_is_the_array_warp(shape, outputs):
     data = row(shape)
-    on_fixed = MetaTensor(data["ddf"], affine=FIXED_AFFINE)
-    expected = {
-        "moving": WarpWithDDF()(data["moving"], on_fixed),
-        "label": WarpWithDDF("nearest")(data["label"], on_fixed),
-    }
-    found = WarpWithDDFd(["moving", "label"], mode=["bilinear", "nearest"])(data)
-    assert list(found) == list(data)
-    for key, value in expected.items():
-        assert torch.equal(found[key], value)
-        assert found[key].dtype == value.dtype
-        assert torch.equal(found[key].affine, FIXED_AFFINE)
-    assert found["fixed"] is data["fixed"]
-    assert found["ddf"] is data["ddf"]
-    assert torch.equal(data["moving"], row(shape)["moving"])  # the row that came is as it was
-
-
-def test_dictionary_warp_puts_results_where_asked():
-    data = row(SHAPES[0])
-    data["field"], data["template"] = data.pop("ddf"), data.pop("fixed")
-    warp = WarpWithDDFd(
-        ["moving", "label"],
-        ddf_key="field",
-        mode="nearest",
-        reference_key="template",
-        output_keys=["warped", "warped_label"],
-    )
-    found = warp(data)
-    on_fixed = MetaTensor(data["field"], affine=FIXED_AFFINE)
-    assert list(found) == [*data, "warped", "warped_label"]
-    assert all(found[key] is data[key] for key in data)
-    for source, result in (("moving", "warped"), ("label", "warped_label")):
-        assert torch.equal(found[result].as_tensor(), WarpWithDDF("nearest")(data[source], on_fixed).as_tensor())
-        assert torch.equal(found[result].affine, FIXED_AFFINE)
-
-
-def test_dictionary_warp_keeps_the_affine_of_the_image_without_a_fixed_one():
-    data = row(SHAPES[0])
-    del data["fixed"]
-    assert torch.equal(WarpWithDDFd("moving")(data)["moving"].affine, MOVING_AFFINE)
+    keys = ["moving", "label"]
+    found = WarpWithDDFd(keys, mode=["bilinear", "nearest"], output_keys=outputs)(data)
+    assert list(found) == list(dict.fromkeys([*data, *outputs]))
+    assert all(found[key] is data[key] for key in data if key not in outputs)
+    for key, output, mode in zip(keys, outputs, ("bilinear", "nearest"), strict=True):
+        expected = WarpWithDDF(mode)(data[key], data["ddf"])
+        assert torch.equal(found[output], expected)
+        assert found[output].dtype == expected.dtype
+        assert torch.equal(found[output].affine, FIXED_AFFINE)
+        assert torch.equal(data[key], row(shape)[key])  # the row that came is as it was
 
 
 def test_dictionary_warp_of_absent_keys():
     data = row(SHAPES[0])
     del data["label"]
-    options = {"mode": ["bilinear", "nearest"], "output_keys": ["warped", "warped_label"]}
+    options = {"mode": ["nearest", "bilinear"], "output_keys": ["warped_label", "warped"]}
     with pytest.raises(KeyError, match="label"):
         WarpWithDDFd(["label", "moving"], **options)(data)
-    options["mode"].reverse()
-    options["output_keys"].reverse()
     found = WarpWithDDFd(["label", "moving"], **options, allow_missing_keys=True)(data)
     assert list(found) == [*data, "warped"]
-    assert torch.equal(
-        found["warped"].as_tensor(),
-        WarpWithDDF()(data["moving"], MetaTensor(data["ddf"], affine=FIXED_AFFINE)).as_tensor(),
-    )
+    assert torch.equal(found["warped"], WarpWithDDF()(data["moving"], data["ddf"]))
 
 
 @pytest.mark.parametrize("option", ["mode", "output_keys"])
@@ -240,86 +221,336 @@ def test_dictionary_warp_refuses_lists_of_another_length(option):
 # RegisterPair and RegisterPaird
 
 
+def register_d(dims: int, *args: Any, **kwargs: Any) -> RegisterPaird:
+    changes = kwargs.pop("changes", {})
+    return RegisterPaird(*args, settings=quick_settings(dims, **changes), handlers=(), **kwargs)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_registration_as_one_step_of_a_compose(shape):
     fixed, moving, _ = deformed_pair(shape)
-    rows = Compose(
-        [
-            EnsureTyped(["fixed", "moving", "label"]),
-            RegisterPaird(len(shape), inferer=inferer_of(shape, 40)),
-            WarpWithDDFd(["moving", "label"], mode=["bilinear", "nearest"], output_keys=["warped", "warped_label"]),
-        ]
+    step = register_d(
+        len(shape),
+        ["moving", "label"],
+        mode=["bilinear", "nearest"],
+        ddf_key="ddf",
+        changes={"iterations": (30, 20)},
     )
     data = {
         "fixed": MetaTensor(fixed, affine=FIXED_AFFINE),
         "moving": MetaTensor(moving, affine=FIXED_AFFINE),
         "label": MetaTensor(label_map(shape), affine=FIXED_AFFINE),
     }
-    found = rows(data)
-    assert set(found) == {*data, "ddf", "warped", "warped_label"}
+    found = Compose([EnsureTyped(["fixed", "moving", "label"]), step])(data)
+    assert set(found) == {*data, "registration", "ddf"}
+    assert torch.equal(data["moving"], moving)
     assert found["ddf"].shape == (len(shape), *shape)
-    assert found["warped_label"].dtype == torch.uint8
-    for key in ("ddf", "warped", "warped_label"):
+    assert found["label"].dtype == torch.uint8
+    for key in ("ddf", "moving", "label"):
         assert torch.equal(found[key].affine, FIXED_AFFINE)
     inside = (slice(None), *[slice(3, -3)] * len(shape))
-    after, before = ((image - fixed)[inside].norm() for image in (found["warped"].as_tensor(), moving))
+    after, before = ((image - fixed)[inside].norm() for image in (found["moving"].as_tensor(), moving))
     assert after < 0.4 * before
+    for key, mode in (("moving", "bilinear"), ("label", "nearest")):
+        expected = WarpWithDDFd(key, mode=mode)({**data, "ddf": found["ddf"]})[key]
+        torch.testing.assert_close(found[key].as_tensor(), expected.as_tensor())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_array_and_dictionary_registration_are_those_of_the_inferer(shape):
+def test_plain_tensors_and_arrays_lie_on_the_fixed_grid(shape):
     fixed, moving, _ = deformed_pair(shape)
     dims = len(shape)
-    network = NODEONet(dims, bottleneck=4, downsample=3)
-    inferer = inferer_of(shape)
-    expected = inferer(fixed[None], network, moving[None])[0]
-    register = RegisterPair(dims, inferer, network)
-    result = register(fixed, moving)
-    assert isinstance(result, Registration)
-    assert type(result.ddf) is Tensor
-    assert torch.equal(result.ddf, expected)
-    assert result.iterations == len(result.history["loss"]) == 5
-    assert torch.equal(register(fixed.numpy(), moving.numpy()).ddf, expected)
-    assert torch.equal(Compose([register], map_items=False, unpack_items=True)((fixed, moving)).ddf, expected)
-    placed = MetaTensor(fixed, affine=FIXED_AFFINE)
-    of_grid = register(placed, MetaTensor(moving, affine=MOVING_AFFINE)).ddf
-    assert torch.equal(of_grid.affine, FIXED_AFFINE)
-    assert torch.equal(of_grid.as_tensor(), inferer(placed[None], network, moving[None])[0])  # its voxels are no cubes
-
-    named = RegisterPaird(dims, fixed_key="a", moving_key="b", ddf_key="u", inferer=inferer, network=network)
-    data = {"a": fixed, "b": moving, "other": 1}
-    found = named(data)
-    assert list(found) == ["a", "b", "other", "u"]
-    assert torch.equal(found["u"], expected)
-    assert list(data) == ["a", "b", "other"]
+    expected = quickly(fixed, moving)
+    register = RegisterPair(quick_settings(dims), handlers=())
+    assert type(expected.ddf) is Tensor
+    assert torch.equal(register(fixed.numpy(), moving.numpy()).ddf, expected.ddf)
+    placed = register(MetaTensor(fixed, affine=FIXED_AFFINE), MetaTensor(moving, affine=FIXED_AFFINE))
+    on_its_grid = register(MetaTensor(fixed, affine=FIXED_AFFINE), moving)
+    torch.testing.assert_close(on_its_grid.ddf, placed.ddf)
+    data = {"a": fixed, "b": moving, "labels": label_map(shape), "other": 1}
+    found = register_d(dims, ["b", "labels"], "a", ["bilinear", "nearest"], ddf_key="u", registration_key=None)(data)
+    assert list(found) == [*data, "u"]
+    assert torch.equal(found["u"], expected.ddf)
+    torch.testing.assert_close(found["b"].as_tensor(), WarpWithDDF()(moving, expected.ddf))
+    assert torch.equal(found["labels"].as_tensor(), WarpWithDDF("nearest")(label_map(shape), expected.ddf))
 
 
-@pytest.mark.parametrize("dims", [2, 3])
-def test_registration_without_options_is_the_inferers(dims):
-    register = RegisterPair(dims)
-    assert register.inferer.spatial_dims == register.network.spatial_dims == dims
-    assert register.inferer.iterations == PairInferer(dims).iterations
-
-
-def test_registration_of_images_that_do_not_fit():
-    fixed, moving, _ = deformed_pair(SHAPES[0])
-    with pytest.raises(ValueError, match="2 spatial axes and one shape"):
-        RegisterPair(2)(fixed, moving[:, 1:])
-    with pytest.raises(ValueError, match="3 spatial axes and one shape"):
-        RegisterPair(3)(fixed, moving)
-    with pytest.raises(ValueError, match="give MetaTensors"):
-        RegisterPaird(2)({"fixed": fixed, "moving": moving[:, 1:]})
-    with pytest.raises(KeyError, match="moving"):
-        RegisterPaird(2)({"fixed": fixed})
-
-
-def test_a_mask_that_the_loss_cannot_take_is_refused_before_a_start_is_searched_for():
-    inferer = PairInferer(2, RegistrationLoss(torch.nn.MSELoss()))
-    flat = torch.zeros(1, *SHAPES[0])  # no start can be found for it
-    with pytest.raises(PairError, match="fixed_mask: MSELoss cannot take masks"):
-        RegisterPaird(2, initial_transform="moments", inferer=inferer)(
-            {"fixed": flat, "moving": flat, "fixed_mask": torch.ones_like(flat)}
+@pytest.mark.parametrize("shape", SHAPES)
+def test_several_moving_images_of_one_dict(shape):
+    """Each with keys and a start of its own, one after the other."""
+    fixed = MetaTensor(deformed_pair(shape)[0], affine=FIXED_AFFINE)
+    far = FIXED_AFFINE.clone()
+    far[:2, 3] += 4
+    images = {
+        "t1": MetaTensor(deformed_pair(shape)[1], affine=MOVING_AFFINE),
+        "t2": MetaTensor(smooth_image(shape, 5), affine=far),
+    }
+    steps = [
+        register_d(
+            len(shape), key, registration_key=f"of {key}", ddf_key=f"ddf of {key}", changes={"initial_transform": start}
         )
+        for key, start in (("t1", "moments"), ("t2", None))
+    ]
+    found = Compose(steps)({"fixed": fixed, **images})
+    assert found["of t1"].settings.initial_transform == "moments"
+    for key, image in images.items():
+        expected = RegisterPair(found[f"of {key}"].settings, handlers=())(fixed, image)
+        assert torch.equal(found[f"ddf of {key}"].as_tensor(), expected.ddf)
+        assert torch.equal(found[key].as_tensor(), expected.warp(image).as_tensor())
+        again = WarpWithDDFd(key, f"ddf of {key}")({**found, key: image})[key]  # the ddf is the whole way
+        inside = (slice(None), *[slice(3, -3)] * len(shape))
+        torch.testing.assert_close(again.as_tensor()[inside], found[key].as_tensor()[inside], rtol=0, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:monai.networks.blocks.Warp")  # says how it samples
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("start", [None, "moments"])
+def test_the_ddf_is_what_the_warp_of_monai_needs(shape, start):
+    fixed, moving, _ = deformed_pair(shape)
+    data = {name: MetaTensor(image, affine=FIXED_AFFINE) for name, image in (("fixed", fixed), ("moving", moving))}
+    found = register_d(len(shape), ddf_key="ddf", changes={"initial_transform": start})(data)
+    assert (found["registration"].start is None) == (start is None)
+    theirs = Warp(mode="bilinear", padding_mode="border")(moving[None], found["ddf"].as_tensor()[None])[0]
+    inside = (slice(None), *[slice(3, -3)] * len(shape))
+    torch.testing.assert_close(theirs[inside], found["moving"].as_tensor()[inside], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_affines_in_lps_are_taken_as_such(shape):
+    fixed, moving, _ = deformed_pair(shape)
+    lps = torch.diag(torch.tensor([-1.0, -1, 1, 1], dtype=torch.float64))
+    images = {
+        "fixed": MetaTensor(fixed, affine=FIXED_AFFINE),
+        "moving": MetaTensor(moving, affine=MOVING_AFFINE),
+        "label": MetaTensor(label_map(shape), affine=MOVING_AFFINE),
+    }
+    step = register_d(len(shape), ["moving", "label"], mode=["bilinear", "nearest"], ddf_key="ddf")
+    expected = step(images)
+    for changed in (["fixed"], ["moving", "label"]):
+        given = images | {
+            key: MetaTensor(images[key].as_tensor(), affine=lps @ images[key].affine, meta={"space": SpaceKeys.LPS})
+            for key in changed
+        }
+        found = step(given)
+        torch.testing.assert_close(found["ddf"].as_tensor(), expected["ddf"].as_tensor(), rtol=0, atol=1e-3)
+        for key, mode in (("moving", "bilinear"), ("label", "nearest")):
+            assert torch.equal(found[key].affine, FIXED_AFFINE)
+            again = WarpWithDDFd(key, mode=mode)({**given, "ddf": found["ddf"]})[key]
+            torch.testing.assert_close(again.as_tensor(), found[key].as_tensor())
+
+
+def test_absent_keys():
+    fixed, moving, _ = deformed_pair(SHAPES[0])
+    keys = ["moving", "label"]
+    found = register_d(2, keys, allow_missing_keys=True)({"fixed": fixed, "moving": moving})
+    assert list(found) == ["fixed", "moving", "registration"]
+    with pytest.raises(KeyError, match="label"):
+        register_d(2, keys)({"fixed": fixed, "moving": moving})
+    for key in ("fixed", "moving"):
+        with pytest.raises(KeyError, match=key):
+            register_d(2, keys, allow_missing_keys=True)(
+                {k: v for k, v in (("fixed", fixed), ("moving", moving)) if k != key}
+            )
+
+
+def test_masks_are_found_by_their_keys():
+    fixed, moving, _ = deformed_pair(SHAPES[0])
+    mask = torch.ones_like(fixed)
+    mask[:, :, 12:] = 0
+    data = {"fixed": fixed, "moving": moving, "brain": mask}
+    found = register_d(2, fixed_mask_key="brain", ddf_key="ddf")(data)["ddf"]
+    expected = RegisterPair(quick_settings(2), handlers=())(fixed, moving, mask)
+    assert torch.equal(found, expected.ddf)
+    assert not torch.equal(found, quickly(fixed, moving).ddf)
+
+
+# Back to the moving grid
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("start", [None, "moments"])
+def test_inverse_brings_labels_back_to_the_moving_grid(shape, start):
+    larger = [n + 3 for n in shape]
+    moving_affine = torch.diag(torch.tensor([0.9, 0.9, 0.9, 1], dtype=torch.float64))
+    moving_affine[:3, 3] = -1
+    fixed, moving, _ = deformed_pair(shape)
+    blob = torch.zeros(1, *larger, dtype=torch.uint8)
+    blob[(0, *[slice(5, n - 6) for n in larger])] = 3
+    moved = MetaTensor(smooth_image(larger, 8), affine=moving_affine)
+    data = {"fixed": fixed, "moving": moved, "label": MetaTensor(blob, affine=moving_affine)}
+    step = register_d(
+        len(shape), ["moving", "label"], mode=["bilinear", "nearest"], changes={"initial_transform": start}
+    )
+    whole = Compose([EnsureTyped(["fixed", "moving", "label"]), step])
+    found = whole(data)
+    assert found["label"].shape == (1, *shape)
+
+    # what somebody found on the fixed grid, by the trace of the image
+    drawn = {**found, "drawn": MetaTensor(found["label"].as_tensor().float())}
+    post = Invertd("drawn", transform=whole, orig_keys="moving", nearest_interp=True)(drawn)
+
+    assert found["label"].applied_operations
+    back = whole.inverse(found)
+    assert not back["label"].applied_operations
+    assert back["label"].shape == blob.shape
+    assert back["label"].dtype == torch.uint8
+    overlap = ((back["label"] == 3) & (blob == 3)).sum() * 2 / ((back["label"] == 3).sum() + (blob == 3).sum())
+    assert overlap > 0.9  # nearest voxels, twice
+    assert torch.equal(post["drawn"].as_tensor(), back["label"].as_tensor().float())
+    for result in (back["label"], post["drawn"]):
+        assert torch.equal(result.affine, moving_affine)
+
+
+# Loaders: each item gets its own displacement
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Tensor]]:
+    return [dict(zip(("fixed", "moving"), deformed_pair(SHAPES[0], seed)[:2], strict=True)) for seed in range(6)]
+
+
+@pytest.mark.parametrize("kind", ["cache", "threads", "processes"])
+def test_many_workers_may_use_one_transform(rows, kind):
+    step = register_d(2, ddf_key="ddf")
+    alone = [step(row)["ddf"] for row in rows]
+    if kind == "cache":
+        items = list(CacheDataset(rows, step, num_workers=4, progress=False))
+    elif kind == "threads":
+        items = list(ThreadDataLoader(Dataset(rows, step), batch_size=1, num_workers=0, use_thread_workers=True))
+    else:
+        items = list(DataLoader(Dataset(rows, step), batch_size=1, num_workers=2))
+    for item, expected in zip(items, alone, strict=True):
+        found, registration = item["ddf"], item["registration"]
+        if kind != "cache":
+            found, (registration,) = found[0], registration
+        assert torch.equal(found, expected)
+        assert torch.equal(registration.ddf, expected)
+
+
+def test_batches_of_a_loader_are_taken_apart_and_inverted(rows):
+    step = register_d(2, registration_key=None)
+    (batch,) = DataLoader(Dataset(rows[:2], step), batch_size=2)
+    assert batch["moving"].shape == (2, 1, *SHAPES[0])
+    for item, row in zip(decollate_batch(batch), rows, strict=False):
+        back = step.inverse(item)["moving"].as_tensor()
+        inside = (slice(None), *[slice(4, -4)] * 2)
+        assert (back - row["moving"])[inside].abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
+def test_copies_do_the_same(rows, copied):
+    fixed, moving = rows[0]["fixed"], rows[0]["moving"]
+    expected = quickly(fixed, moving)
+    assert torch.equal(copied(register_d(2, ddf_key="ddf"))(rows[0])["ddf"], expected.ddf)
+    assert torch.equal(copied(RegisterPair(quick_settings(2), handlers=()))(fixed, moving).ddf, expected.ddf)
+    assert torch.equal(
+        copied(WarpWithDDFd("moving"))({**rows[0], "ddf": expected.ddf})["moving"], WarpWithDDF()(moving, expected.ddf)
+    )
+    other = copied(expected)
+    assert isinstance(other, Registration)
+    assert torch.equal(other.flow.displacement(), expected.displacement)
+    assert torch.equal(other.warp(moving), expected.warp(moving))
+    for loss in (LocalNCCLoss(2, 9), MINDSSCLoss(2), RegistrationLoss(LocalNCCLoss(2, 9))):
+        twin = copied(loss)
+        similarities = [getattr(x, "similarity", x)(fixed[None], moving[None]) for x in (twin, loss)]
+        assert torch.equal(*similarities)
+
+
+# Files: the name of the moving image, in the space of the fixed one
+
+
+AXES = {
+    "LIA": np.array([[-1.0, 0, 0, 8], [0, 0, 1.2, -7], [0, -0.9, 0, 9], [0, 0, 0, 1]]),
+    "oblique": FIXED_AFFINE.numpy(),
+}
+
+
+def save_pair(folder: Path, shape: tuple[int, ...], axes: np.ndarray) -> dict[str, str]:
+    fixed, moving, _ = deformed_pair([n for n in shape if n > 1])
+    nearby = axes @ np.array([[1.1, 0, 0, 0.5], [0, 1.1, 0, -0.3], [0, 0, 1.1, 0], [0, 0, 0, 1]])
+    label = (2 * moving > 1).float()
+    given = {"fixed": (fixed, axes), "subject 7": (moving, nearby), "subject 7 label": (label, nearby)}
+    for name, (image, affine) in given.items():
+        nib.save(nib.Nifti1Image(image[0].numpy().reshape(shape), affine), folder / f"{name}.nii.gz")
+    names = ("fixed", "moving", "label")
+    return {key: str(folder / f"{name}.nii.gz") for key, name in zip(names, given, strict=True)}
+
+
+def geometry(path: Path | str) -> np.ndarray:
+    image = sitk.ReadImage(str(path))
+    return np.array([*image.GetSize(), *image.GetOrigin(), *image.GetSpacing(), *image.GetDirection()])
+
+
+@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("shape", [(17, 13, 11), (25, 21, 1)])
+def test_saved_files_have_the_name_of_the_moving_image_and_the_space_of_the_fixed_one(tmp_path, axes, shape):
+    row = save_pair(tmp_path, shape, AXES[axes])
+    dims = 2 if shape[2] == 1 else 3
+    keys = ["moving", "label"]
+    saved = SaveImaged(
+        keys, output_dir=tmp_path / "out", separate_folder=False, print_log=False, squeeze_end_dims=False
+    )
+    step = register_d(dims, keys, mode=["bilinear", "nearest"], ddf_key="ddf")
+    load = LoadImaged(["fixed", *keys], ensure_channel_first=True)
+    found = Compose([load, step, saved])(row)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "subject 7 label_trans.nii.gz",
+        "subject 7_trans.nii.gz",
+    ]
+    for path, key in (("subject 7", "moving"), ("subject 7 label", "label")):
+        np.testing.assert_allclose(
+            geometry(tmp_path / "out" / f"{path}_trans.nii.gz"), geometry(row["fixed"]), atol=1e-5
+        )
+        stored = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / f"{path}_trans.nii.gz"))).T
+        np.testing.assert_allclose(stored, found[key][0].numpy(), atol=1e-6)
+
+    # the registration's own file of the whole way, applied by SimpleITK to the moving file
+    found["registration"].save(tmp_path / "result")
+    fixed, moving = (sitk.ReadImage(row[key], sitk.sitkFloat32) for key in ("fixed", "moving"))
+    if dims == 3:
+        way = sitk.ReadTransform(str(tmp_path / "result" / "transform.h5"))
+        theirs = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, way, sitk.sitkLinear, 0.0)).T
+        inside = (slice(3, -3),) * 3
+        np.testing.assert_allclose(theirs[inside], found["moving"][0].numpy()[inside], atol=1e-3)
+    # and the warp of what LoadImaged gives is the same, by the ddf or by the registration
+    raw = load(row)
+    for again in (
+        WarpWithDDFd("moving")({**raw, "ddf": found["ddf"]})["moving"],
+        found["registration"].warp(raw["moving"]),
+    ):
+        torch.testing.assert_close(
+            again.as_tensor().flatten(), found["moving"].as_tensor().flatten(), rtol=0, atol=1e-4
+        )
+
+
+@pytest.mark.filterwarnings("ignore:After SqueezeDim, img.affine is ill-posed")  # of the plane, in which it is not
+@pytest.mark.parametrize("axes", AXES)
+def test_slices_are_the_same_whatever_axes_they_come_with(tmp_path, axes):
+    row = save_pair(tmp_path, (25, 21, 1), AXES[axes])
+    load = LoadImaged(["fixed", "moving"], ensure_channel_first=True)
+    step = register_d(2, ddf_key="ddf")
+    stored = Compose([load, step])(row)
+    squeezed = Compose([load, SqueezeDimd(["fixed", "moving"], dim=-1), step])(row)
+    assert stored["moving"].shape == (1, 25, 21, 1)
+    assert squeezed["moving"].shape == (1, 25, 21)
+    assert torch.equal(stored["ddf"].as_tensor(), squeezed["ddf"].as_tensor())
+    assert torch.equal(stored["moving"].as_tensor()[..., 0], squeezed["moving"].as_tensor())
+
+
+# Errors
+
+
+def test_images_that_do_not_fit_are_refused():
+    fixed, moving, _ = deformed_pair(SHAPES[0])
+    register = RegisterPair(handlers=())
+    with pytest.raises(PairError, match="give MetaTensors"):
+        register(fixed, moving[:, 1:])
+    with pytest.raises(PairError, match="moving: shape .* is a slice, but the fixed image is a volume"):
+        register(deformed_pair(SHAPES[1])[0], moving)
+    with pytest.raises(PairError, match="take Settings.preset"):
+        register_d(3)({"fixed": fixed, "moving": moving})
+    with pytest.raises(PairError, match="channels first and no batch axis"):
+        register(fixed[None, None], moving[None, None])
 
 
 @pytest.mark.parametrize("name", ["RegisterPaird", "WarpWithDDFd"])
@@ -327,12 +558,3 @@ def test_names_of_the_dictionary_versions(name):
     classes = {getattr(transforms, name[:-1] + ending) for ending in ("d", "D", "Dict")}
     assert len(classes) == 1
     assert {name[:-1] + ending for ending in ("", "d", "D", "Dict")} <= set(transforms.__all__)
-
-
-SMALL_SHAPE = (25, 21)
-
-
-def test_dictionary_warp_falls_back_on_the_affine_of_the_ddf():
-    affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0], dtype=torch.float64))
-    data = {"moving": MetaTensor(smooth_image(SMALL_SHAPE)), "ddf": MetaTensor(smooth_ddf(SMALL_SHAPE), affine=affine)}
-    assert torch.equal(WarpWithDDFd("moving")(data)["moving"].affine, affine)

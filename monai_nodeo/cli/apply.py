@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from monai_nodeo.cli.options import file_of
+
 __all__ = ["command"]
 
 
@@ -22,7 +24,7 @@ __all__ = ["command"]
     multiple=True,
     help="A file, or the folder of a registration, whose flow is used. May be repeated; [FILE,1] inverts an affine.",
 )
-@click.option("--inverse", is_flag=True, help="The way back, by the flow of a registration.")
+@click.option("--inverse", is_flag=True, help="The way back through the first transform, a registration.")
 @click.option("--t0", type=click.FloatRange(0, 1), default=0.0, help="Begin at this time of the flow.")
 @click.option("--t1", type=click.FloatRange(0, 1), default=1.0, help="End at this time of the flow.")
 @click.option(
@@ -56,35 +58,35 @@ def command(
 
     The flow of a registration goes from time 0, the fixed image, to time 1, the moving image, and with --inverse back.
     """
-    from monai_nodeo.files import Transform, check_folder, check_image_target, read_points, write_points
+    from monai_nodeo.files import ImageGrid, Transform, check_folder, check_image_target, read_points, write_points
     from monai_nodeo.files.resampling import apply_to_image, apply_to_points, read_chain
 
     by_flow = Path(transforms[0]).is_dir()
     if not by_flow and (inverse or (t0, t1) != (0, 1)):
         raise click.UsageError("--inverse, --t0 and --t1 need the folder of a registration as the first transform.")
-    names = [str(Path(name) / "transform.h5") if Path(name).is_dir() else name for name in transforms]
-    further = read_chain(names[1:]).steps if by_flow and names[1:] else ()
     points = image.lower().endswith(".csv")
     if not points and reference is None:
         raise click.UsageError("an image needs a reference whose grid the result gets; give it with -r.")
     (check_folder if points else check_image_target)(output)
+    others = transforms[1:] if by_flow else transforms
+    chain = read_chain([file_of(name) for name in others]) if others else None
     if not by_flow:
-        chain = read_chain(names)
+        assert chain is not None
         if points:
             apply_to_points(image, chain, output)
         else:
             apply_to_image(image, str(reference), chain, output, interpolation, outside)
         return
-    from monai_nodeo.files import ImageGrid
-    from monai_nodeo.registration.applied import map_of_folder, moved_points, transform_on
-
-    grid = None if reference is None else ImageGrid.from_file(reference)
     if points:
         table = read_points(image)
-        moved = moved_points(map_of_folder(transforms[0], inverse, grid), table, t0, t1)
-        if further:
-            moved = moved.moved_to(Transform(further).map_points(moved.ras))
-        write_points(output, moved)
+        from monai_nodeo.registration.applied import moved_points
+
+        moved = moved_points(transforms[0], table, inverse, t0, t1)
+        write_points(output, moved if chain is None else moved.moved_to(chain.map_points(moved.ras)))
         return
-    first = transform_on(map_of_folder(transforms[0], inverse, grid), t0, t1)
-    apply_to_image(image, str(reference), Transform((*first.steps, *further)), output, interpolation, outside)
+    grid = ImageGrid.from_file(str(reference))
+    from monai_nodeo.registration.applied import transform_of_folder
+
+    flow = transform_of_folder(transforms[0], inverse, grid, t0, t1)
+    steps = flow.steps if chain is None else (*flow.steps, *chain.steps)
+    apply_to_image(image, str(reference), Transform(steps), output, interpolation, outside)

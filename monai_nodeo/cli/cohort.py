@@ -66,12 +66,13 @@ def command(pairs: str | None, output: Path, shard: tuple[int, int] | None, quie
     from monai_nodeo.cohort.storage import usable_folder
     from monai_nodeo.cohort.summary import describe
     from monai_nodeo.cohort.task import Job
+    from monai_nodeo.data.lists import spatial_dims_of
 
     configure_logging(quiet)
     rows = _rows(pairs, given)
     index, count = shard or (1, 1)
     start = None if given["initial_transform"] == "none" else given["initial_transform"]
-    settings = settings_of(_dims(rows), given["preset"], given["changes"], initial_transform=start)
+    settings = settings_of(spatial_dims_of(rows), given["preset"], given["changes"], initial_transform=start)
     folder = usable_folder(output)
     ledger = Ledger(folder, settings_key(settings.to_dict()))
     job = Job(str(folder), settings.to_dict(), ledger.settings_key, given["device"], given["report"])
@@ -98,18 +99,6 @@ def _rows(pairs: str | None, given: dict[str, Any]) -> list[dict[str, Any]]:
     return absolute(
         pairs_to_one(fixed, moving) if pairs is None else load_datalist(pairs, given["dataset_dir"], given["key"])
     )
-
-
-def _dims(rows: list[dict[str, Any]]) -> int:
-    """Of the first image that can be read."""
-    from monai_nodeo.files import ImageGrid
-
-    for row in rows:
-        try:
-            return ImageGrid.from_file(row["fixed"]).spatial_dims
-        except (KeyError, ValueError, OSError):
-            continue  # it will be reported with its pair
-    raise ValueError("no fixed image of the list can be read; check where its relative paths start (--dataset-dir).")
 
 
 def _engine(given: dict[str, Any]) -> Any:

@@ -5,11 +5,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from monai_nodeo.cli.figures import echo_figures
+from monai_nodeo.cli.options import file_of
+
+if TYPE_CHECKING:
+    from monai_nodeo.metrics.certificate import Certificate
 
 __all__ = ["command"]
 
@@ -23,7 +28,7 @@ __all__ = ["command"]
 @click.option("-o", "--output", help="File for the figures, JSON.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
 def command(transforms: tuple[str, ...], output: str | None, as_json: bool, **files: str | None) -> None:
-    """Judge a transform before and after: labels, landmarks, field.
+    """Judge a transform before and after: labels, landmarks, field; of any tool.
 
     Dice and HD95 (mm) are over the labels of the fixed image, the moving ones warped with nearest neighbours. The
     target registration error (mm) is the distance of landmarks. "Before" trusts the headers alone.
@@ -31,22 +36,34 @@ def command(transforms: tuple[str, ...], output: str | None, as_json: bool, **fi
     from monai_nodeo.files import atomic_path, check_folder
     from monai_nodeo.files.resampling import read_chain
     from monai_nodeo.metrics.evaluation import label_figures, landmark_figures
-    from monai_nodeo.metrics.transforms import certificates, transform_figures
+    from monai_nodeo.metrics.transforms import transform_figures
 
     for kind in ("label", "landmarks"):
         if (files[f"fixed_{kind}"] is None) != (files[f"moving_{kind}"] is None):
             raise click.UsageError(f"--fixed-{kind} and --moving-{kind} come together; give both or none.")
     if output:
         check_folder(output)
-    transform = read_chain(transforms)
+    transform = read_chain([file_of(name) for name in transforms])
     figures: dict[str, Any] = {}
     if files["fixed_label"] and files["moving_label"]:
         figures["labels"] = label_figures(transform, files["fixed_label"], files["moving_label"])
     if files["fixed_landmarks"] and files["moving_landmarks"]:
         figures["landmarks"] = landmark_figures(transform, files["fixed_landmarks"], files["moving_landmarks"])
     figures["step"] = transform_figures(transform)
-    figures["certificate"] = [certificate.to_dict() for certificate in certificates(transform)]
+    figures["certificate"] = [proof.to_dict() for name in transforms for proof in _certificates(name)]
     if output:
         with atomic_path(output) as partial:
             partial.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     echo_figures(figures, as_json)
+
+
+def _certificates(name: str) -> list[Certificate]:
+    """Of the flow of a registration, or of each field in a file."""
+    from monai_nodeo.files.resampling import read_chain
+    from monai_nodeo.metrics.transforms import certificates
+
+    if not Path(name).is_dir():
+        return certificates(read_chain([name]))
+    from monai_nodeo.registration.applied import certificate_of_folder
+
+    return [certificate_of_folder(name)]

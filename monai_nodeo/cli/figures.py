@@ -36,7 +36,7 @@ def _lines(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return "  ".join(_text(item) for item in value)
     if value is None:
         return "-"

@@ -38,19 +38,22 @@ def command(
     """Show how the moving image comes on to the fixed one in the registration of OUT.
 
     At time 0 it lies on the fixed image, at time 1 where it was before the deformation. Writes an image for each time,
-    labels and points too if there are some.
+    labels and points too if there are some; all lie on the fixed grid.
     """
+    import torch
+
     from monai_nodeo.files import check_output_dir, read_points, write_image, write_labels, write_points
     from monai_nodeo.registration import Registration
-    from monai_nodeo.registration.applied import moved_points
 
+    if animate and Path(animate).suffix not in ("", ".gif"):
+        raise click.BadParameter(f"{animate!r} is neither a .gif nor a folder.", param_hint="--animate")
+    table = read_points(points) if points else None
     found = Registration.load(registration)
     if found.pair is None:
         raise ValueError(f"{registration}: the images that were registered are not where they were.")
     folder = check_output_dir(output or registration / "flow")
     grid, moving = found.flow.grid, found.pair.moving
     dtype = moving.image.meta.get("original_dtype", "float32")
-    table = read_points(points) if points else None
     for time in times:
         name = f"time_{time:.3f}"
         write_image(folder / f"{name}.nii.gz", found.at(time)[0].as_tensor(), grid, dtype)
@@ -58,7 +61,8 @@ def command(
             label = found.at(time, moving.label, mode="nearest")
             write_labels(folder / f"{name}_label.nii.gz", label[0].as_tensor(), grid)
         if table is not None:
-            write_points(folder / f"{name}_points.csv", moved_points(found.map, table, 0.0, time))
+            there = found.flow(torch.from_numpy(table.ras), 0.0, time)
+            write_points(folder / f"{name}_points.csv", table.moved_to(there.numpy()))
         click.echo(folder / f"{name}.nii.gz")
     if animate:
         from monai_nodeo.report.film import write_film

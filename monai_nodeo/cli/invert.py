@@ -29,9 +29,9 @@ def command(transform: str, output: str, reference: str | None, as_json: bool) -
     check_transform_target(output)
     grid = ImageGrid.from_file(reference) if reference else None
     if Path(transform).is_dir():
-        from monai_nodeo.registration.applied import certificate_of_folder, map_of_folder, transform_on
+        from monai_nodeo.registration.applied import certificate_of_folder, transform_of_folder
 
-        write_transform(output, transform_on(map_of_folder(transform, inverse=True, grid=grid)), grid)
+        write_transform(output, transform_of_folder(transform, inverse=True, grid=grid), grid)
         certificates = [certificate_of_folder(transform)]
     else:
         import torch

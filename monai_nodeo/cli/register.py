@@ -54,7 +54,7 @@ def command(
     tensorboard: str | None,
     on_interrupt: str,
     quiet: bool,
-    changes: tuple[str, ...],
+    changes: tuple[tuple[str, Any], ...],
     **paths: str | None,
 ) -> None:
     """Register MOVING to FIXED and write the results to a folder.
@@ -62,21 +62,27 @@ def command(
     --set changes any setting, as in --set smoothness_weight=1. Whether the images are volumes or slices is read from
     the fixed image's header.
     """
+    started = time.perf_counter()
+    configure_logging(quiet)
+    start = None if initial_transform == "none" else initial_transform
+    _check_files(paths | {"init": None if start in _START else start})
+    if not quiet:
+        click.echo(f"registering {paths['moving']} to {paths['fixed']}")
     from monai_nodeo.data.lists import single_pair
     from monai_nodeo.files import ImageGrid, check_output_dir
 
-    started = time.perf_counter()
-    configure_logging(quiet)
-    _check_files(paths)
     dims = ImageGrid.from_file(str(paths["fixed"])).spatial_dims
-    settings = settings_of(dims, preset, changes, seed=seed, initial_transform=_start(initial_transform))
+    settings = settings_of(dims, preset, changes, seed=seed, initial_transform=start)
     folder = check_output_dir(output)
     (row,) = single_pair(**paths)  # type: ignore[arg-type]
-    if not quiet:
-        click.echo(f"registering {row['moving']} to {row['fixed']}")
-    figures = _register(row, settings, folder, device, tensorboard, on_interrupt, quiet, started)
+    registration, figures, interrupted = _register(
+        row, settings, folder, device, tensorboard, on_interrupt, quiet, started
+    )
     if report:
-        _report(figures, folder)
+        _report(registration, figures, folder)
+    if interrupted:
+        click.echo(f"interrupted: the flow is saved as far as it came, in {folder}.", err=True)
+        sys.exit(_INTERRUPTED)
 
 
 def _register(
@@ -88,7 +94,8 @@ def _register(
     on_interrupt: str,
     quiet: bool,
     started: float,
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[Any, dict[str, Any], bool]:
+    """The registration, its figures, and whether it was asked to end early."""
     from functools import partial
 
     from monai_nodeo.data.load import load_pair
@@ -115,30 +122,23 @@ def _register(
         click.echo(f"{figures['id']}: {summary_of(figures)}")
         click.echo(registration.certificate.verdict)
         click.echo(f"results are in {folder}")
-    if interrupt.requested:
-        click.echo(f"interrupted: the flow is saved as far as it came, in {folder}.", err=True)
-        sys.exit(_INTERRUPTED)
-    return registration, figures
+    return registration, figures, interrupt.requested
 
 
-def _report(result: tuple[Any, dict[str, Any]], folder: Path) -> None:
+def _report(registration: Any, figures: dict[str, Any], folder: Path) -> None:
     from monai_nodeo.report import write_report
 
     try:
-        write_report(*result, folder)
+        write_report(registration, figures, folder)
     except (OSError, ValueError) as error:  # the registration is there
         click.echo(f"warning: no report: {error}", err=True)
 
 
 def _check_files(paths: dict[str, str | None]) -> None:
-    """All of them, before anything slow is imported."""
+    """All of them, before anything slow is imported; `data.load` looks at them again."""
     for key, path in paths.items():
         if path is None:
             continue
         file = Path(path).expanduser()
         if not file.exists() and not ("#" in file.name and Path(str(file).rpartition("#")[0]).is_dir()):
             raise FileNotFoundError(f"{key} {path}: there is no such file; check the path.")
-
-
-def _start(initial_transform: str | None) -> str | None:
-    return None if initial_transform == "none" else initial_transform

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
+from functools import partial
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed as dist
+from torch import nn
 
 from monai_nodeo.cohort.keys import settings_key
 from monai_nodeo.cohort.run import InThisProcess, run_cohort
@@ -55,8 +59,8 @@ def run(inferer: PairInferer, dataset: PairDataset, output_dir: str | PathLike[s
     rank, count = _place()
     rows = absolute(dataset.data)
     settings = inferer.settings.to_dict()
-    parts = [type(part).__name__ for part in vars(inferer.components).values()]
-    key = settings_key(settings, parts)
+    used, named = (_described(vars(x.components)) for x in (inferer, PairInferer(inferer.settings)))
+    key = settings_key(settings, *([] if used == named else [used]))  # the command's, where the settings say it all
     job = Job(str(usable_folder(Path(output_dir))), settings, key, str(device()), report, inferer=inferer)
     summary = run_cohort(job, rows, rows[rank::count], InThisProcess())
     if summary["pending"]:
@@ -65,6 +69,24 @@ def run(inferer: PairInferer, dataset: PairDataset, output_dir: str | PathLike[s
     if summary["failed"]:
         raise PairsFailedError(text)
     logger.info(text)
+
+
+def _described(part: Any) -> Any:
+    """What an object was made of, as JSON holds it: its class and the plain values in it, of modules in it too."""
+    if part is None or isinstance(part, bool | int | float | str):
+        return part
+    if isinstance(part, Mapping):
+        return {str(name): _described(value) for name, value in part.items()}
+    if isinstance(part, list | tuple):
+        return [_described(value) for value in part]
+    if isinstance(part, partial):
+        return [_described(part.func), _described(part.args), _described(part.keywords)]
+    if hasattr(part, "__qualname__"):  # a class or a function
+        return f"{part.__module__}.{part.__qualname__}"
+    values = {name: value for name, value in getattr(part, "__dict__", {}).items() if not name.startswith("_")}
+    if isinstance(part, nn.Module):
+        values |= dict(part.named_children())
+    return [_described(type(part)), _described(values)]
 
 
 def _place() -> tuple[int, int]:

@@ -69,6 +69,11 @@ class PairDataset(IterableDataset):
             else:
                 yield made.pop()  # not kept here
 
+    def fail(self, id: str, cause: BaseException) -> None:
+        """Report a pair that was loaded and cannot be registered."""
+        ids = [row.get("id", f"row_{number}") for number, row in enumerate(self.data, start=1)]
+        self._fail(ids.index(id) + 1, id, cause)
+
     def _fail(self, number: int, id: str, cause: BaseException) -> None:
         expected = isinstance(cause, PairError | RowError)
         reason = str(cause) if expected else f"{type(cause).__name__}: {cause}"

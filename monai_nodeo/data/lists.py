@@ -30,6 +30,7 @@ __all__ = [
     "pairs_to_one",
     "requested_pairs",
     "single_pair",
+    "spatial_dims_of",
 ]
 
 PathLike = str | os.PathLike[str]
@@ -46,7 +47,7 @@ class RowError(ValueError):
 
 
 def load_datalist(path: PathLike, dataset_dir: PathLike | None = None, key: str | None = None) -> list[dict[str, Any]]:
-    """Read a list of ``{"fixed", "moving"}``, each with the other keys of `pairs` as it likes, and an "id".
+    """Read a list of ``{"fixed", "moving"}``, each with the other keys of `data.keys` as it likes, and an "id".
 
     A row without an id gets a name built from its two paths, "<moving>_to_<fixed>", unique in the list.
 
@@ -81,7 +82,7 @@ def single_pair(
         fixed: the image whose grid stays.
         moving: the image that is warped.
         id: name of the pair; by default built from the paths.
-        others: labels, masks and landmarks under the keys of `pairs`.
+        others: labels, masks and landmarks under the keys of `data.keys`.
 
     Example:
         >>> single_pair("0001/t1.nii.gz", "0002/t1.nii.gz")
@@ -114,6 +115,23 @@ def pairs_to_one(fixed: PathLike, moving: str) -> list[dict[str, Any]]:
 def absolute(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows with absolute paths, for processes that work elsewhere."""
     return [{**row, **{key: os.path.abspath(row[key]) for key in PATH_KEYS if key in row}} for row in rows]
+
+
+def spatial_dims_of(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Of the first fixed image that can be read; the others are reported with their pairs.
+
+    Raises:
+        DataListError: when there is none.
+    """
+    from monai_nodeo.files import ImageGrid  # reading a list shall not wait for numpy and ITK
+
+    reasons = []
+    for row in rows:
+        try:
+            return ImageGrid.from_file(row["fixed"]).spatial_dims
+        except (KeyError, ValueError, OSError) as error:
+            reasons.append(str(row.get(ERROR) or error))
+    raise DataListError(f"no fixed image of the list can be read: {reasons[0]} (relative paths start at dataset_dir).")
 
 
 def requested_pairs(datalist: PathLike | None, dataset_dir: PathLike | None, **pair: Any) -> list[dict[str, Any]]:

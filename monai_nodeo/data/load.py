@@ -8,6 +8,7 @@ is optimised.
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Mapping
 from os import PathLike, fspath
 from pathlib import Path
@@ -40,7 +41,7 @@ def load_pair(row: Mapping[str, Any], spatial_dims: int | None = None, min_size:
 
     "fixed" and "moving" must be there; labels and landmarks come in pairs or not at all, masks one by one; see
     `data.keys`. Each is a path or an image in memory, see `as_image`; landmarks may be arrays (N, 3), RAS mm. A mask
-    counts where it is greater than 0.
+    counts where it is greater than 0. Labels and masks that are plain arrays or tensors lie on the grid of their image.
 
     Args:
         row: key -> path or image; "id" names the pair, other keys are not looked at.
@@ -62,23 +63,26 @@ def load_pair(row: Mapping[str, Any], spatial_dims: int | None = None, min_size:
         if key in given:
             images[key] = as_image(given[key], key, spatial_dims, min_size)
             spatial_dims = spatial_dims or images[key].ndim - 1
-    _check_writable_grid(images["fixed"])
+    stored_grid(images["fixed"], "fixed")  # results are written on it: better to know now whether they can be
     _check_channels(images)
     scans = []
     for side, image_key in enumerate(IMAGE_KEYS):
         image, label, mask = (images.get(keys[side]) for keys in (IMAGE_KEYS, LABEL_KEYS, MASK_KEYS))
         assert image is not None
         _check_contrast(image_key, image)
+        for key, other in ((LABEL_KEYS[side], label), (MASK_KEYS[side], mask)):
+            if other is not None:
+                if isinstance(given[key], np.ndarray | Tensor) and not isinstance(given[key], MetaTensor):
+                    other.affine = image.affine  # a plain array has no place of its own
+                _check_grid_of_image(key, other, image)
         if label is not None:
-            _check_grid_of_image(LABEL_KEYS[side], label, image)
             label = _whole_numbers(LABEL_KEYS[side], label)
         if mask is not None:
-            _check_grid_of_image(MASK_KEYS[side], mask, image)
             mask = _ones_and_zeros(MASK_KEYS[side], mask)
         points = given.get(LANDMARK_KEYS[side])
         scans.append(Scan(image, label, mask, None if points is None else _points(LANDMARK_KEYS[side], points, image)))
     _check_landmarks(scans, given)
-    sources = tuple((key, fspath(path)) for key, path in paths.items())
+    sources = tuple((key, os.path.abspath(os.path.expanduser(path))) for key, path in paths.items())
     return Pair(scans[0], scans[1], str(row.get("id") or ""), sources)
 
 
@@ -105,7 +109,9 @@ def as_image(value: Image, key: str = "image", spatial_dims: int | None = None, 
     try:
         stored = _stored(value, name)
     except (ImageFileError, FileNotFoundError) as error:
-        raise PairError(f"{key} {error}") from error
+        raise _of_file(key, error) from error
+    if stored.dtype.kind not in "biuf":
+        raise PairError(f"{name}: the voxels are {stored.dtype}; expected real numbers.")
     spatial, channels = _layout(stored) if isinstance(value, Tensor) else (stored.shape, 1)
     _check_shape(key, name, spatial, spatial_dims)
     dims = 3 if len(spatial) == 3 and spatial[2] > 1 else 2
@@ -121,7 +127,7 @@ def as_image(value: Image, key: str = "image", spatial_dims: int | None = None, 
     try:
         voxels = _finite(name, stored).reshape(*spatial[:dims], channels)
     except ImageFileError as error:
-        raise PairError(f"{key} {error}") from error
+        raise _of_file(key, error) from error
     # The same keys as MONAI's own readers, so that its other transforms find what they expect.
     meta = {
         MetaKeys.ORIGINAL_AFFINE: stored.affine.copy(),
@@ -138,10 +144,17 @@ def as_image(value: Image, key: str = "image", spatial_dims: int | None = None, 
     return MetaTensor(first, affine=torch.from_numpy(stored.affine.copy()), meta=meta)
 
 
+def _of_file(key: str, error: Exception) -> PairError:
+    """An error that begins with the path of a file, if there is one."""
+    return PairError(f"{key} {error}".replace(f"{key} : ", f"{key}: ", 1))
+
+
 def _stored(value: Image, name: str) -> StoredImage:
     if isinstance(value, str | PathLike):
         return open_stored(value)
     if isinstance(value, SpatialImage):
+        if value.affine is None:
+            raise PairError(f"{name}: the image has no affine, which says where its voxels are; give it one.")
         return stored_nibabel(value.get_filename() or "", value)
     if isinstance(value, sitk.Image):
         return stored_itk("", value)
@@ -156,22 +169,23 @@ def _stored(value: Image, name: str) -> StoredImage:
 
 
 def _stored_tensor(tensor: Tensor, name: str) -> StoredImage:
-    if tensor.ndim not in (3, 4):
+    if tensor.ndim not in (3, 4) or not tensor.numel():
         raise PairError(
             f"{name}: a tensor of shape {tuple(tensor.shape)}; expected channels first and no batch axis, (C, X, Y, Z) "
             "or (C, X, Y)."
         )
     values = tensor.detach().cpu()
+    if values.dtype == torch.bfloat16:  # numpy has no such type
+        values = values.float()
     affine, path, codes = np.eye(4), "", (2, 2)
     stored_dims = tensor.ndim - 1  # a plain slice is a true 2D image
     if isinstance(tensor, MetaTensor):
         stored_dims = 3
-        affine = affine_3d(tensor).numpy().copy()
-        if tensor.meta.get(MetaKeys.SPACE) == SpaceKeys.LPS:
-            affine[:2] *= -1
+        affine = affine_3d(tensor).numpy()
         path = str(tensor.meta.get(ImageMetaKey.FILENAME_OR_OBJ, ""))
-        sform_code, qform_code = (max(1, int(tensor.meta.get(f"{form}_code", 2))) for form in ("sform", "qform"))
-        codes = sform_code, qform_code
+        sform_code, qform_code = (int(tensor.meta.get(f"{form}_code", 0)) for form in ("sform", "qform"))
+        sform_code = sform_code or qform_code or 2  # as of a file, where 0 is none
+        codes = sform_code, qform_code or sform_code
         values = values.as_subclass(Tensor)
     array = np.moveaxis(values.numpy(), 0, -1)
     spatial = (*array.shape[:-1], *[1] * (stored_dims + 1 - array.ndim))
@@ -216,14 +230,6 @@ def _check_channels(images: Mapping[str, MetaTensor]) -> None:
         raise PairError(
             f"{names[1]} has {counts[1]} channels and {names[0]} has {counts[0]}; give the same ones in the same order."
         )
-
-
-def _check_writable_grid(fixed: MetaTensor) -> None:
-    """The results are written on the fixed grid: better to know now whether it can be."""
-    try:
-        stored_grid(fixed)
-    except ValueError as error:
-        raise PairError(f"{source_name('fixed', fixed)}: {error}") from error
 
 
 def _check_shape(key: str, name: str, shape: tuple[int, ...], spatial_dims: int | None) -> None:
@@ -292,19 +298,16 @@ def _check_contrast(key: str, image: MetaTensor) -> None:
 
 def _check_grid_of_image(key: str, label: MetaTensor, image: MetaTensor) -> None:
     """Labels and masks belong to their image voxel by voxel: unlike a pair, they are never resampled to fit."""
-    name, image_name = source_name(key, label), image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "")
+    name, image_name = source_name(key, label), source_name("its image", image)
     advice = "resample it to the image's grid (nearest neighbour)."
-    if label.shape != image.shape:
+    if label.shape[1:] != image.shape[1:]:
         raise PairError(
-            f"{name}: shape {tuple(label.shape[1:])} differs from {tuple(image.shape[1:])} of its image {image_name}; "
-            f"{advice}"
+            f"{name}: shape {tuple(label.shape[1:])} differs from {tuple(image.shape[1:])} of {image_name}; {advice}"
         )
     shift = world_corners(label.affine, label.shape[1:]) - world_corners(image.affine, image.shape[1:])
     apart = float(torch.linalg.vector_norm(shift, dim=0).max())
     if apart > SAME_GRID_VOXELS * min(voxel_sides(image.affine, image.ndim - 1)):
-        raise PairError(
-            f"{name}: its affine puts a corner {apart:.3g} mm from that of its image {image_name}; {advice}"
-        )
+        raise PairError(f"{name}: its affine puts a corner {apart:.3g} mm from that of {image_name}; {advice}")
 
 
 def _whole_numbers(key: str, label: MetaTensor) -> Tensor:

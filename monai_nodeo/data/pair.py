@@ -46,7 +46,7 @@ class Pair:
         fixed: its grid stays.
         moving: is warped.
         id: name of the pair.
-        sources: key of a data list -> path that was read.
+        sources: key of a data list -> path that was read, absolute.
     """
 
     fixed: Scan
@@ -65,17 +65,21 @@ def source_name(key: str, image: MetaTensor) -> str:
     return f"{key} {image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, '')}".strip()
 
 
-def stored_grid(image: MetaTensor) -> ImageGrid:
+def stored_grid(image: MetaTensor, key: str = "image") -> ImageGrid:
     """The grid that an image was stored on, without opening its file again.
 
     Args:
         image: (C, *spatial), also after a data loader; without its meta, the grid in memory.
+        key: what errors call it.
 
     Raises:
-        ValueError: when ITK could not hold the grid.
+        PairError: when ITK could not hold the grid.
     """
     meta: dict[str, Any] = image.meta
     affine = meta.get(MetaKeys.ORIGINAL_AFFINE, image.affine)
     shape = meta.get(MetaKeys.SPATIAL_SHAPE, image.shape[1:])
     codes = {name: int(meta[name]) for name in ("sform_code", "qform_code") if name in meta}
-    return ImageGrid(np.asarray(affine, dtype=np.float64), tuple(int(size) for size in shape), **codes)
+    try:
+        return ImageGrid(np.asarray(affine, dtype=np.float64), tuple(int(size) for size in shape), **codes)
+    except ValueError as error:
+        raise PairError(f"{source_name(key, image)}: {error}") from error

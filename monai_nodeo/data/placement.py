@@ -12,7 +12,7 @@ from itertools import product
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import to_affine_nd
-from monai.utils import MetaKeys, look_up_option
+from monai.utils import MetaKeys, SpaceKeys, look_up_option
 from torch import Tensor
 
 from monai_nodeo.data.pair import PairError, source_name
@@ -21,6 +21,7 @@ from monai_nodeo.geometry.sampling import sample_voxels
 __all__ = [
     "SAME_GRID_VOXELS",
     "affine_3d",
+    "in_plane",
     "on_grid_of",
     "physical_map",
     "same_grid",
@@ -47,29 +48,38 @@ def on_grid_of(
     """A moving image on the fixed grid, interpolated once from its own voxels.
 
     Args:
-        fixed: image (C, *spatial), whose grid is meant.
-        moving: image or labels, (C, *its own spatial).
+        fixed: image (C, *spatial), whose grid is meant; a slice may be (C, X, Y, 1).
+        moving: image or labels, (C, *its own spatial); a slice likewise.
         initial_affine: (4, 4), RAS mm, fixed physical point -> moving physical point.
         ddf: displacement in voxels of the fixed grid, (D, *spatial), tensor axis order.
         mode: ``"bilinear"`` for images (linear in 3D too), ``"nearest"`` for labels.
 
     Returns:
-        (C, *spatial), float32, on the device of the ddf if there is one, with the fixed affine and otherwise the meta
-        of the moving image. Outside the moving field of view, which ends half a voxel beyond the last voxel as ITK's
-        does, each channel of an image is its minimum and labels are 0. Without a ddf, voxels of one grid stay as they
-        are.
+        (C, *spatial), float32, on the device of the ddf if there is one, with the fixed affine in RAS mm and otherwise
+        the meta of the moving image. Outside the moving field of view, which ends half a voxel beyond the last voxel as
+        ITK's does, each channel of an image is its minimum and labels are 0. Without a ddf, voxels of one grid stay as
+        they are.
 
     Raises:
         ValueError: for another mode.
     """
     look_up_option(mode, ("bilinear", "nearest"))
+    fixed, moving = in_plane(fixed), in_plane(moving)
     mapped = voxel_map(fixed, moving, initial_affine)
     shape = tuple(fixed.shape[1:])
     values = moving.as_tensor().to(ddf.device if ddf is not None else None, torch.float32)
     if ddf is not None or not same_grid(fixed, moving, mapped):
         values = torch.cat([_sampled(x, mapped, shape, ddf, mode, _background(x, mode)) for x in values.split(1)])
-    meta = {name: value for name, value in moving.meta.items() if name != MetaKeys.AFFINE}
-    return MetaTensor(values, affine=fixed.affine.clone(), meta=meta)
+    meta = {name: value for name, value in moving.meta.items() if name not in (MetaKeys.AFFINE, MetaKeys.SPACE)}
+    return MetaTensor(values, affine=affine_3d(fixed), meta=meta)
+
+
+def in_plane(image: MetaTensor) -> MetaTensor:
+    """A slice (C, X, Y, 1) as (C, X, Y), in its place; any other image as it is."""
+    if image.ndim != 4 or image.shape[-1] != 1:
+        return image
+    meta = {name: value for name, value in image.meta.items() if name != MetaKeys.AFFINE}
+    return MetaTensor(image.as_tensor()[..., 0], affine=image.affine.clone(), meta=meta)
 
 
 def voxel_sides(affine: Tensor, spatial_dims: int) -> tuple[float, ...]:
@@ -144,8 +154,19 @@ def to_voxels(points: Tensor, image: MetaTensor) -> Tensor:
 
 
 def affine_3d(image: MetaTensor) -> Tensor:
-    """(4, 4), voxel -> RAS mm, float64 on the CPU."""
-    return torch.as_tensor(to_affine_nd(3, image.affine)).to("cpu", torch.float64)
+    """(4, 4), voxel -> RAS mm, float64 on the CPU; also of an image whose meta says LPS, and of any slice.
+
+    MONAI's SqueezeDim makes the affine of a slice 3 x 3, without the third coordinate. The file's affine has it.
+    """
+    affine = torch.as_tensor(image.affine).to("cpu", torch.float64)
+    if affine.shape == (3, 3):
+        stored = torch.as_tensor(image.meta.get(MetaKeys.ORIGINAL_AFFINE, torch.eye(4))).to("cpu", torch.float64)
+        if stored.shape == (4, 4) and torch.equal(stored[[0, 1, 3]][:, [0, 1, 3]], affine):
+            affine = stored
+    affine = torch.as_tensor(to_affine_nd(3, affine))
+    if image.meta.get(MetaKeys.SPACE) == SpaceKeys.LPS:
+        affine = torch.tensor([-1.0, -1, 1, 1], dtype=affine.dtype)[:, None] * affine
+    return affine
 
 
 def world_corners(affine: Tensor, shape: tuple[int, ...], margin: float = 0.0) -> Tensor:

@@ -91,7 +91,7 @@ class EulerianVelocity(VelocityModel):
     def finer(self, image_size: Sequence[int], spacing: Sequence[float] | None = None) -> EulerianVelocity:
         """See :py:meth:`VelocityModel.finer`."""
         model = self.fresh(image_size, spacing)
-        model.base = resize(self.kept().images, image_size)  # d phi / dt does not depend on the grid
+        model.base = resize(self.kept().images.detach(), image_size)  # d phi / dt does not depend on the grid
         return model
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from os import PathLike
@@ -18,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+import monai_nodeo.flows.eulerian  # the models of this package make themselves known
+import monai_nodeo.flows.nodeo  # noqa: F401
 from monai_nodeo.files import ImageGrid, atomic_path
 from monai_nodeo.flows.runge_kutta import RungeKutta
 from monai_nodeo.flows.solver import ODESolver
@@ -49,6 +52,10 @@ class Flow(nn.Module):
         grid: of the fixed image.
         backward: exchange the times 0 and 1.
 
+    Raises:
+        ValueError: when the velocity, its domain and the grid are of different shapes or dimensions, or the solver
+            does not go from any point.
+
     Example:
         >>> registration = register("fixed.nii.gz", "moving.nii.gz")
         >>> there = registration.flow(points)
@@ -60,6 +67,15 @@ class Flow(nn.Module):
         self, velocity: VelocityModel, solver: Solver, domain: ImageGrid, grid: ImageGrid, backward: bool = False
     ) -> None:
         super().__init__()
+        if tuple(velocity.image_size) != domain.spatial_shape or grid.spatial_dims != domain.spatial_dims:
+            raise ValueError(
+                f"the velocity has nodes {tuple(velocity.image_size)}, its domain {domain.spatial_shape} and the grid "
+                f"{grid.spatial_shape}; expected one shape, and one number of dimensions."
+            )
+        if getattr(solver, "from_nodes_alone", False):
+            raise ValueError(
+                f"{type(solver).__name__} goes from the nodes alone, and a flow from any point; give RungeKutta()."
+            )
         self.velocity = velocity
         self.solver = solver
         self.domain = domain
@@ -84,6 +100,7 @@ class Flow(nn.Module):
         world = len(self.domain.shape) if points.shape[-1] == 2 else 3
         if points.shape[-1] != world:
             raise ValueError(f"points have shape {tuple(points.shape)}, expected (..., {world}).")
+        _check(t0, t1)
         if t0 == t1:
             return points
         flat = points.reshape(-1, world).double()
@@ -112,6 +129,7 @@ class Flow(nn.Module):
         on = self.grid if grid is None else grid
         if on.spatial_dims != self.domain.spatial_dims:
             raise ValueError(f"the flow is {self.domain.spatial_dims}D and the grid {on.spatial_dims}D.")
+        _check(t0, t1)
         shape = on.spatial_shape
         place = _Place.of(self.domain, on.affine if affine is None else affine)
         ddf = torch.zeros((len(shape), *shape), dtype=self.dtype, device=self.device)
@@ -165,9 +183,7 @@ class Flow(nn.Module):
         return Flow(self.velocity, solver, self.domain, self.grid, self.backward)
 
     def _carried(self, phi: Tensor, times: Sequence[float]) -> Sequence[Tensor] | Tensor:
-        for t in times:
-            if not 0 <= t <= 1:
-                raise ValueError(f"the flow goes from time 0 to 1, got {t}.")
+        _check(*times)
         return self.velocity.carry(phi, [1 - t for t in times] if self.backward else list(times), self.solver)
 
     @cached_property
@@ -196,15 +212,16 @@ class Flow(nn.Module):
         """
         if not hasattr(self.solver, "options"):
             raise TypeError(f"{type(self.solver).__name__} cannot be saved: give it a method options().")
+        velocity = self.velocity.kept()
         header = {
             "format": _FORMAT,
-            "velocity": {"name": type(self.velocity).__name__, "options": self.velocity.options()},
+            "velocity": {"name": type(velocity).__name__, "options": velocity.options()},
             "solver": {"name": type(self.solver).__name__, "options": self.solver.options()},
             "domain": _grid_to_json(self.domain),
             "grid": _grid_to_json(self.grid),
             "backward": self.backward,
         }
-        state = {name: x.detach().cpu().contiguous() for name, x in self.velocity.state_dict().items()}
+        state = {name: x.detach().cpu().contiguous() for name, x in velocity.state_dict().items()}
         data = save(state, {"flow": json.dumps(header)})
         with atomic_path(path) as partial:
             partial.write_bytes(data)
@@ -229,34 +246,40 @@ class Flow(nn.Module):
                 text = (file.metadata() or {}).get("flow", "{}")
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             header = json.loads(text)
-        except (SafetensorError, ValueError, OSError) as error:
-            raise FlowFileError(f"{path}: no file of safetensors, or a damaged one ({error}).") from error
-        if header.get("format") != _FORMAT:
-            raise FlowFileError(f"{path}: no flow of this package (format {header.get('format')!r}).")
+        except (SafetensorError, ValueError, OSError, RecursionError) as error:
+            raise FlowFileError(f"{path}: no file of safetensors, or a damaged one ({_in_a_line(error)}).") from error
+        if not isinstance(header, dict) or header.get("format") != _FORMAT:
+            raise FlowFileError(f"{path}: no flow of this package; expected the format {_FORMAT!r}.")
         try:
             points = math.prod(header["velocity"]["options"].get("image_size", ()))
             if points > _MOST_POINTS_A_NUMBER * sum(x.numel() for x in state.values()):
                 raise ValueError(f"too few numbers for {points} points")
             velocity = _made(path, "velocity model", VelocityModel.known, header["velocity"])
             velocity.to(next(iter(state.values())).dtype).load_state_dict(state)
+            velocity.requires_grad_(False)  # it is finished
             solver = solver or _made(path, "solver", _SOLVERS, header["solver"])
             domain, grid = (_grid_of_json(header[name]) for name in ("domain", "grid"))
             return cls(velocity, solver, domain, grid, bool(header["backward"]))
         except FlowFileError:
             raise
-        except (KeyError, TypeError, ValueError, RuntimeError, StopIteration) as error:
-            raise FlowFileError(f"{path}: a damaged flow ({type(error).__name__}: {error}).") from error
+        except Exception as error:  # whatever a model makes of options that are none
+            raise FlowFileError(f"{path}: a damaged flow ({type(error).__name__}: {_in_a_line(error)}).") from error
 
 
-def _made(
-    path: Any, what: str, known: dict[str, Any], described: dict[str, Any], state: dict[str, Tensor] | None = None
-) -> Any:
+def _check(*times: float) -> None:
+    for t in times:
+        if not 0 <= t <= 1:
+            raise ValueError(f"the flow goes from time 0 to 1, got {t}.")
+
+
+def _in_a_line(error: Exception) -> str:
+    return textwrap.shorten(str(error), 200)
+
+
+def _made(path: Any, what: str, known: dict[str, Any], described: dict[str, Any]) -> Any:
     name, options = str(described["name"]), dict(described["options"])
     if name not in known:
         raise FlowFileError(f"{path}: holds a {what} {name!r}; known are {', '.join(sorted(known))}. Import it first.")
-    size = math.prod(options.get("image_size", ()))
-    if state is not None and size > sum(x.numel() for x in state.values()) * 256:
-        raise FlowFileError(f"{path}: a damaged flow: far fewer numbers than its {size} points need.")
     return known[name](**options)
 
 

@@ -112,7 +112,8 @@ class Coordinates(Parametrisation):
         dims = len(self.image_size)
         positions = identity_grid(self.image_size)[0].flatten(1).t()
         phase = positions @ (torch.randn(dims, frequencies) * (math.pi * highest))
-        self.register_buffer("waves", torch.cat([positions, phase.sin(), phase.cos()], dim=1), persistent=False)
+        # random, and so a part of the state
+        self.register_buffer("waves", torch.cat([positions, phase.sin(), phase.cos()], dim=1))
         last = nn.Linear(channels, keyframes * dims)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)

@@ -18,6 +18,8 @@ from monai_nodeo.geometry.coordinates import voxels_per_unit
 
 __all__ = ["RungeKutta"]
 
+_MOST_STEPS = 4096  # from t = 0 to t = 1: a velocity that has run away must not take for ever
+
 
 class RungeKutta:
     """The classical method of fourth order, with shorter steps where the velocity changes fast.
@@ -37,7 +39,7 @@ class RungeKutta:
     adjoint = False
 
     def __init__(self, num_steps: int = 2, stretch: float = 0.25) -> None:
-        if num_steps < 1 or num_steps != int(num_steps) or stretch <= 0:
+        if num_steps < 1 or num_steps != int(num_steps) or not stretch > 0:
             raise ValueError(
                 f"num_steps must be a whole number from 1 and stretch greater than 0, got {num_steps} and {stretch}."
             )
@@ -59,8 +61,9 @@ class RungeKutta:
         if isinstance(velocity, NodeVelocity):
             kernels = None if _differentiable(phi0, velocity) else kernels_for(phi0, "flow")
             if kernels:
-                return kernels.integrate(velocity.keyframes, phi0, times, 1 / self.num_steps, self.stretch)
-            steps_a_unit = max(steps_a_unit, round(_largest_change(velocity) / self.stretch))
+                longest, shortest = 1 / self.num_steps, 1 / _MOST_STEPS
+                return kernels.integrate(velocity.keyframes, phi0, times, longest, shortest, self.stretch)
+            steps_a_unit = max(steps_a_unit, round(min(_largest_change(velocity) / self.stretch, _MOST_STEPS)))
         states = [phi0]
         for start, end in pairwise(times):
             states.append(_integrated(velocity, states[-1], start, end, steps_between(start, end, steps_a_unit)))

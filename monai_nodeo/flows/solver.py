@@ -71,7 +71,7 @@ def _valid_options(method: str) -> list[str]:
     }
     owned = {"self", "func", "y0", "rtol", "atol", "dtype", "norm"}
     if _is_fixed_grid(method):
-        owned |= {"step_size", "grid_constructor", "perturb"}
+        owned |= {"step_size", "grid_constructor", "perturb", "interp"}  # each requested time ends a step
     return sorted(names - owned)
 
 

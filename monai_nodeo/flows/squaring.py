@@ -30,6 +30,7 @@ class ScalingAndSquaring:
 
     waits_for_device = False
     adjoint = False
+    from_nodes_alone = True
 
     def __init__(self, num_squarings: int = 1) -> None:
         if num_squarings < 0:

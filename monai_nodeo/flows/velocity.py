@@ -241,7 +241,13 @@ class CloudModel(VelocityModel):
 
 
 def _sources(way: Tensor, phi: Tensor) -> Tensor:
-    """The points that a displacement of the cloud takes to phi."""
+    """The points that a displacement of the cloud takes to phi.
+
+    Raises:
+        ValueError: when a gradient is wanted, which a fixed point does not have.
+    """
+    if torch.is_grad_enabled() and phi.requires_grad:
+        raise ValueError("a cloud has no gradient for points on the way back, or from a time after 0; detach them.")
     shape = (1, len(phi[0]), -1, *[1] * (phi.ndim - 3))
 
     def displacement(points: Tensor) -> Tensor:

@@ -4,14 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from monai.transforms.utils import generate_spatial_bounding_box
 from torch import Tensor
-from torch.nn import functional as F
 
-__all__ = ["Box", "cropped", "extended", "foreground_box"]
+__all__ = ["Box", "cropped", "foreground_box"]
 
 _DIVISOR = 16
 
@@ -50,19 +48,3 @@ def cropped(tensor: Tensor, box: Box) -> Tensor:
     """The box of an image, mask or field (B, C, *spatial), as a contiguous tensor of its own."""
     index: tuple[Any, ...] = (..., *box)
     return tensor[index].contiguous()
-
-
-def extended(ddf: Tensor, box: Box, spatial_shape: Sequence[int]) -> Tensor:
-    """A displacement of the box continued to the grid around it, where each voxel moves as the nearest one of the box.
-
-    Args:
-        ddf: in voxels, (B, D, *spatial of the box).
-        box: as `foreground_box` gave it.
-        spatial_shape: of the grid.
-
-    Returns:
-        (B, D, *spatial_shape).
-    """
-    ends = [part.indices(size)[:2] for part, size in zip(box, spatial_shape, strict=True)]
-    padding = [n for (low, high), size in zip(ends, spatial_shape, strict=True) for n in (size - high, low)]
-    return F.pad(ddf, padding[::-1], mode="replicate")  # the last axis comes first there

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from monai.networks.blocks import Warp
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -17,6 +16,9 @@ from torch.nn import functional as F
 from monai_nodeo.geometry._kernels import kernels_for
 from monai_nodeo.geometry.coordinates import identity_grid, voxels_per_unit
 from monai_nodeo.geometry.resizing import resize
+
+if TYPE_CHECKING:  # MONAI takes seconds to import, and a command over files does not need it
+    from monai.networks.blocks import Warp
 
 __all__ = [
     "compose",
@@ -96,6 +98,8 @@ def make_warp(mode: str = "bilinear", padding_mode: str = "border") -> Warp:
         mode: ``"bilinear"`` (linear in 3D too) or ``"nearest"``.
         padding_mode: ``"border"``, ``"zeros"`` or ``"reflection"``.
     """
+    from monai.networks.blocks import Warp
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Using PyTorch native grid_sample.*")
         return Warp(mode=mode, padding_mode=padding_mode)

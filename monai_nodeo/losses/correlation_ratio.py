@@ -19,7 +19,7 @@ __all__ = ["LocalCorrelationRatioLoss", "MappedIntensityLoss"]
 class LocalCorrelationRatioLoss(VoxelwiseLoss):
     """One minus the share of the local variance that a parabola of the other image's values explains.
 
-    In every window the best ``a + b target + c target^2`` is fitted to ``pred``; the loss is one minus the mean of its
+    In every window the best ``a + b target + c target^2`` is fitted to ``input``; the loss is one minus the mean of its
     coefficient of determination. Contrasts may be inverted, bent or peak at a tissue in the middle, and they may change
     from place to place, which global mutual information takes for noise; a local correlation, for which they have to be
     straight lines, is the case ``c = 0``. (Correlation ratio: Roche et al., MICCAI 1998.)
@@ -49,24 +49,24 @@ class LocalCorrelationRatioLoss(VoxelwiseLoss):
         self.kernel_size = kernel_size
         self.eps = eps
 
-    def _map(self, pred: Tensor, target: Tensor, weight: Tensor | None, spacing: Sequence[float] | None) -> Tensor:
-        if pred.shape != target.shape or pred.ndim != self.spatial_dims + 2:
+    def _map(self, input: Tensor, target: Tensor, weight: Tensor | None, spacing: Sequence[float] | None) -> Tensor:
+        if input.shape != target.shape or input.ndim != self.spatial_dims + 2:
             raise ValueError(
                 f"expected two images (B, C) with {self.spatial_dims} spatial axes and one shape, "
-                f"got {tuple(pred.shape)} and {tuple(target.shape)}."
+                f"got {tuple(input.shape)} and {tuple(target.shape)}."
             )
-        windows = Windows(pred, self.kernel_size, spacing, weight)
-        unexplained = 1 - self._explained(windows, pred, target)
+        windows = Windows(input, self.kernel_size, spacing, weight)
+        unexplained = 1 - self._explained(windows, input, target)
         return unexplained if weight is None else unexplained * weight
 
-    def _explained(self, windows: Windows, pred: Tensor, target: Tensor) -> Tensor:
+    def _explained(self, windows: Windows, input: Tensor, target: Tensor) -> Tensor:
         """Coefficient of determination of the fit in each window, (B, C, *spatial), in [0, 1).
 
         The noise is added to the variances only, a ridge: two explanations that are alike there share the weight.
         """
         first = _standardised(windows, target)
         second = _standardised(windows, first.square())
-        values = _standardised(windows, pred)
+        values = _standardised(windows, input)
         means = [windows.mean(x) for x in (first, second, values)]
 
         def covariance(x: Tensor, y: Tensor, mean_x: Tensor, mean_y: Tensor) -> Tensor:
@@ -89,11 +89,11 @@ def _standardised(windows: Windows, x: Tensor) -> Tensor:
 
 
 class MappedIntensityLoss(ImageLoss):
-    """Mean squared difference of ``pred`` from the best function of ``target``, for images of different contrast.
+    """Mean squared difference of ``input`` from the best function of ``target``, for images of different contrast.
 
-    The function is the mean of ``pred`` where ``target`` has a value, linear between ``num_bins`` values: the intensity
-    loss of two images of one contrast after the other contrast has been learnt from the images as they lie. (Divided by
-    the variance of ``pred`` it would be one minus the correlation ratio, Roche et al., MICCAI 1998.)
+    The function is the mean of ``input`` where ``target`` has a value, linear between ``num_bins`` values: the
+    intensity loss of two images of one contrast after the other contrast has been learnt from the images as they lie.
+    (Divided by the variance of ``input`` it would be one minus the correlation ratio, Roche et al., MICCAI 1998.)
 
     Args:
         num_bins: values of the target at which the function is free.
@@ -109,13 +109,13 @@ class MappedIntensityLoss(ImageLoss):
         self.num_bins = num_bins
 
     def forward(
-        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
+        self, input: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
     ) -> Tensor:
         """See :py:meth:`monai_nodeo.losses.ImageLoss.forward`; each channel has a function of its own."""
-        if pred.shape != target.shape:
-            raise ValueError(f"the images have shapes {tuple(pred.shape)} and {tuple(target.shape)}, expected one.")
-        counts = torch.ones_like(pred) if weight is None else weight.expand_as(pred)
-        values, positions, counts = (x.reshape(pred.shape[0] * pred.shape[1], -1) for x in (pred, target, counts))
+        if input.shape != target.shape:
+            raise ValueError(f"the images have shapes {tuple(input.shape)} and {tuple(target.shape)}, expected one.")
+        counts = torch.ones_like(input) if weight is None else weight.expand_as(input)
+        values, positions, counts = (x.reshape(input.shape[0] * input.shape[1], -1) for x in (input, target, counts))
         fitted = self._fitted(values, positions.detach(), counts)
         return (counts * (values - fitted).square()).sum() / counts.sum().clamp(min=SMALLEST_WEIGHT)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from monai_nodeo.geometry.coordinates import axis_values
 from monai_nodeo.geometry.sampling import sample_points
+from monai_nodeo.losses._base import at_least_float32
 
 __all__ = ["landmark_errors", "landmark_loss"]
 
@@ -37,6 +38,7 @@ def landmark_errors(ddf: Tensor, landmarks: Tensor) -> Tensor:
             f"landmarks have shape {tuple(landmarks.shape)}, expected ({ddf.shape[0]}, N, 2, {dims}) for a ddf of "
             f"shape {tuple(ddf.shape)}."
         )
+    ddf = at_least_float32(ddf)  # half precision has no voxels between 128 and 129
     fixed, partner = landmarks.to(ddf).unbind(2)
     return partner - fixed - sample_points(ddf, fixed.mT).mT
 

@@ -55,8 +55,8 @@ class _SquaredCorrelationSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, pred: Tensor, t: _LocalStatistics, windows: Windows, eps: float, kernels: Any) -> Tensor:
-        total, gradient = kernels.squared_correlation(pred, t, windows, eps, _tiny(pred), ctx.needs_input_grad[0])
+    def forward(ctx: Any, input: Tensor, t: _LocalStatistics, windows: Windows, eps: float, kernels: Any) -> Tensor:
+        total, gradient = kernels.squared_correlation(input, t, windows, eps, _tiny(input), ctx.needs_input_grad[0])
         ctx.save_for_backward(gradient)
         return total.sum(1)
 
@@ -67,11 +67,11 @@ class _SquaredCorrelationSum(torch.autograd.Function):
         return gradient * grad.view(-1, *[1] * (gradient.ndim - 1)), None, None, None, None
 
 
-def _squared_correlation_sum(pred: Tensor, t: _LocalStatistics, windows: Windows, eps: float) -> Tensor:
-    kernels = kernels_for(pred, "windows")
+def _squared_correlation_sum(input: Tensor, t: _LocalStatistics, windows: Windows, eps: float) -> Tensor:
+    kernels = kernels_for(input, "windows")
     if kernels:
-        return _SquaredCorrelationSum.apply(pred, t, windows, eps, kernels)
-    squared = _squared_correlation(_LocalStatistics.of(pred, windows, eps), t, windows)
+        return _SquaredCorrelationSum.apply(input, t, windows, eps, kernels)
+    squared = _squared_correlation(_LocalStatistics.of(input, windows, eps), t, windows)
     return (squared if windows.weight is None else squared * windows.weight).flatten(1).sum(1)
 
 
@@ -132,7 +132,7 @@ class LocalNCCLoss(ImageLoss):
         return statistics
 
     def forward(
-        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
+        self, input: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
     ) -> Tensor:
         """See :py:meth:`ImageLoss.forward`.
 
@@ -140,41 +140,43 @@ class LocalNCCLoss(ImageLoss):
             ValueError: when the shapes differ or do not have ``spatial_dims`` spatial axes.
         """
         if self.reduction == LossReduction.NONE or target.requires_grad:
-            windows = self._windows(pred, target, weight, spacing)
-            p, t = (_LocalStatistics.of(image, windows, self.eps) for image in (pred, target))
+            windows = self._windows(input, target, weight, spacing)
+            p, t = (_LocalStatistics.of(image, windows, self.eps) for image in (input, target))
             dissimilarity = 1 - _squared_correlation(p, t, windows)
             if weight is not None:
                 dissimilarity = dissimilarity * weight.detach()
             if self.reduction == LossReduction.NONE:
                 return dissimilarity
-            return self._reduced(dissimilarity.sum(), voxel_counts(pred, windows.weight).sum())
-        unlike, voxels = self._sums(pred, target, weight, spacing)
+            return self._reduced(dissimilarity.sum(), voxel_counts(input, windows.weight).sum())
+        unlike, voxels = self._sums(input, target, weight, spacing)
         return self._reduced(unlike.sum(), voxels.sum())
 
     def of_each(
-        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
+        self, input: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
     ) -> Tensor:
         """See :py:meth:`ImageLoss.of_each`."""
         if self.reduction == LossReduction.NONE or target.requires_grad:
-            return super().of_each(pred, target, weight, spacing)
-        return self._reduced(*self._sums(pred, target, weight, spacing))
+            return super().of_each(input, target, weight, spacing)
+        return self._reduced(*self._sums(input, target, weight, spacing))
 
     def _sums(
-        self, pred: Tensor, target: Tensor, weight: Tensor | None, spacing: Sequence[float] | None
+        self, input: Tensor, target: Tensor, weight: Tensor | None, spacing: Sequence[float] | None
     ) -> tuple[Tensor, Tensor]:
         """Weighted sum of one minus the correlation, and of the weights, of each item, (B,)."""
-        windows = self._windows(pred, target, weight, spacing)
+        windows = self._windows(input, target, weight, spacing)
         statistics = self._statistics_of_target(target, windows)
-        voxels = voxel_counts(pred, windows.weight)
-        return voxels - _squared_correlation_sum(pred, statistics, windows, self.eps), voxels
+        voxels = voxel_counts(input, windows.weight)
+        return voxels - _squared_correlation_sum(input, statistics, windows, self.eps), voxels
 
     def _reduced(self, total: Tensor, count: Tensor) -> Tensor:
         return total if self.reduction == LossReduction.SUM else total / count
 
-    def _windows(self, pred: Tensor, target: Tensor, weight: Tensor | None, spacing: Sequence[float] | None) -> Windows:
-        if pred.shape != target.shape or pred.ndim != self.spatial_dims + 2:
+    def _windows(
+        self, input: Tensor, target: Tensor, weight: Tensor | None, spacing: Sequence[float] | None
+    ) -> Windows:
+        if input.shape != target.shape or input.ndim != self.spatial_dims + 2:
             raise ValueError(
                 f"expected two images (B, C) with {self.spatial_dims} spatial axes and one shape, "
-                f"got {tuple(pred.shape)} and {tuple(target.shape)}."
+                f"got {tuple(input.shape)} and {tuple(target.shape)}."
             )
-        return Windows(pred, self.kernel_size, spacing, weight)
+        return Windows(input, self.kernel_size, spacing, weight)

@@ -118,12 +118,12 @@ class MINDSSCLoss(VoxelwiseLoss):
         self._kept = (weakref.ref(target), target._version, spacing, descriptor)
         return descriptor
 
-    def _map(self, pred: Tensor, target: Tensor, weight: Tensor | None, spacing: Sequence[float] | None) -> Tensor:
-        if pred.shape != target.shape or pred.ndim != self.spatial_dims + 2:
+    def _map(self, input: Tensor, target: Tensor, weight: Tensor | None, spacing: Sequence[float] | None) -> Tensor:
+        if input.shape != target.shape or input.ndim != self.spatial_dims + 2:
             raise ValueError(
                 f"expected two images (B, 1) with {self.spatial_dims} spatial axes and one shape, "
-                f"got {tuple(pred.shape)} and {tuple(target.shape)}."
+                f"got {tuple(input.shape)} and {tuple(target.shape)}."
             )
-        descriptors = mind_ssc(pred, self.radius, self.dilation, spacing), self._descriptor_of_target(target, spacing)
+        descriptors = mind_ssc(input, self.radius, self.dilation, spacing), self._descriptor_of_target(target, spacing)
         values = (descriptors[0] - descriptors[1]).square().mean(1, keepdim=True)
         return values if weight is None else values * weight

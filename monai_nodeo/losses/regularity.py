@@ -5,18 +5,19 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from monai.utils import LossReduction
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from monai_nodeo.geometry._kernels import kernels_for
 from monai_nodeo.geometry.coordinates import axis_values
 from monai_nodeo.geometry.jacobian import check_ddf, jacobian_determinant
+from monai_nodeo.losses._base import SinglePrecisionLoss
 
 __all__ = ["DDFLoss", "FoldingLoss", "SmoothnessLoss", "VelocityMagnitudeLoss"]
 
@@ -55,7 +56,7 @@ def _roughness_sum(ddf: Tensor, weights: Tensor) -> Tensor:
     return (torch.stack(squares, -1) * weights).sum((1, 2))
 
 
-class DDFLoss(nn.Module, ABC):
+class DDFLoss(SinglePrecisionLoss):
     """A loss of a displacement or velocity that knows voxel sizes; MONAI's losses count in voxels."""
 
     @abstractmethod

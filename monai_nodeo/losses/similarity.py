@@ -4,46 +4,47 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from monai.utils import LossReduction
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from monai_nodeo.geometry._kernels import kernels_for
 from monai_nodeo.geometry.windows import SMALLEST_WEIGHT
+from monai_nodeo.losses._base import SinglePrecisionLoss
 
 __all__ = ["ImageLoss", "IntensityLoss", "VoxelwiseLoss", "each_item", "voxel_counts"]
 
 
-class ImageLoss(nn.Module, ABC):
+class ImageLoss(SinglePrecisionLoss):
     """A loss of two images that knows masks and voxel sizes; MONAI's losses know neither."""
 
     @abstractmethod
     def forward(
-        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
+        self, input: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
     ) -> Tensor:
         """Compare two images.
 
         Args:
-            pred: (B, C, *spatial).
+            input: (B, C, *spatial).
             target: same shape.
             weight: how much each voxel counts, not negative, (B, 1, *spatial); no gradient goes to it.
             spacing: voxel size along each axis in mm (or any unit); by default the voxels are cubes.
         """
 
     def of_each(
-        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
+        self, input: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
     ) -> Tensor:
         """The loss of each item of a batch, (B,): what :py:meth:`forward` gives for it alone.
 
         Here item by item; a loss that can do better does.
         """
-        weights = [None] * len(pred) if weight is None else each_item(weight)
-        items = zip(each_item(pred), each_item(target), weights, strict=True)
+        weights = [None] * len(input) if weight is None else each_item(weight)
+        items = zip(each_item(input), each_item(target), weights, strict=True)
         return torch.stack([self(p, t, w, spacing) for p, t, w in items])
 
 
@@ -69,33 +70,33 @@ class VoxelwiseLoss(ImageLoss):
     reduction: str
 
     @abstractmethod
-    def _map(self, pred: Tensor, target: Tensor, weight: Tensor | None, spacing: Sequence[float] | None) -> Tensor:
+    def _map(self, input: Tensor, target: Tensor, weight: Tensor | None, spacing: Sequence[float] | None) -> Tensor:
         """The values, (B, C, *spatial), times the weight; arguments as for :py:meth:`ImageLoss.forward`."""
 
     def forward(
-        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
+        self, input: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
     ) -> Tensor:
         """See :py:meth:`ImageLoss.forward`.
 
         Raises:
             ValueError: when the shapes differ or are not those of images that the loss takes.
         """
-        values = self._map(pred, target, weight, spacing)
+        values = self._map(input, target, weight, spacing)
         if self.reduction == LossReduction.NONE:
             return values
         total = values.sum()
-        return total if self.reduction == LossReduction.SUM else total / voxel_counts(pred, weight).sum()
+        return total if self.reduction == LossReduction.SUM else total / voxel_counts(input, weight).sum()
 
     def of_each(
-        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
+        self, input: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
     ) -> Tensor:
         """See :py:meth:`ImageLoss.of_each`."""
-        total = self._map(pred, target, weight, spacing).flatten(1).sum(1)
-        return total if self.reduction == LossReduction.SUM else total / voxel_counts(pred, weight)
+        total = self._map(input, target, weight, spacing).flatten(1).sum(1)
+        return total if self.reduction == LossReduction.SUM else total / voxel_counts(input, weight)
 
 
 class IntensityLoss(ImageLoss):
-    """Mean squared difference of the target and the best linear function of ``pred``; with weights, weighted means.
+    """Mean squared difference of the target and the best linear function of ``input``; with weights, weighted means.
 
     The function is fitted to each channel of each item anew (least squares), so that brightness and contrast of a
     scanner do not count: a difference of 3 % costs more Dice than many iterations bring. The gradient is that of the
@@ -103,39 +104,39 @@ class IntensityLoss(ImageLoss):
     """
 
     def forward(
-        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
+        self, input: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
     ) -> Tensor:
         """See :py:meth:`ImageLoss.forward`."""
-        total, count = self._sums(pred, target, weight)
+        total, count = self._sums(input, target, weight)
         return total.sum() / count.sum()
 
     def of_each(
-        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
+        self, input: Tensor, target: Tensor, weight: Tensor | None = None, spacing: Sequence[float] | None = None
     ) -> Tensor:
         """See :py:meth:`ImageLoss.of_each`."""
-        total, count = self._sums(pred, target, weight)
+        total, count = self._sums(input, target, weight)
         return total / count
 
-    def _sums(self, pred: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _sums(self, input: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
         """Weighted squares and weights of each item, (B,)."""
         weight = None if weight is None else weight.detach()
-        kernels = None if target.requires_grad else kernels_for(pred, "intensity")
+        kernels = None if target.requires_grad else kernels_for(input, "intensity")
         if kernels:
-            squares = _FittedSquares.apply(pred, target, weight, kernels)
-            return squares.sum(1), voxel_counts(pred, weight)
-        scale, shift = _linear_fit(pred.detach(), target.detach(), weight)
-        squares = torch.nn.functional.mse_loss(pred * scale + shift, target, reduction="none")
+            squares = _FittedSquares.apply(input, target, weight, kernels)
+            return squares.sum(1), voxel_counts(input, weight)
+        scale, shift = _linear_fit(input.detach(), target.detach(), weight)
+        squares = torch.nn.functional.mse_loss(input * scale + shift, target, reduction="none")
         if weight is not None:
             squares = weight * squares
-        return squares.flatten(1).sum(1), voxel_counts(pred, weight)
+        return squares.flatten(1).sum(1), voxel_counts(input, weight)
 
 
 class _FittedSquares(torch.autograd.Function):
     """Weighted squares of each channel after the best fit, (B, C), by kernels."""
 
     @staticmethod
-    def forward(ctx: Any, pred: Tensor, target: Tensor, weight: Tensor | None, kernels: Any) -> Tensor:
-        total, gradient = kernels.fitted_squares(pred, target, weight)
+    def forward(ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, kernels: Any) -> Tensor:
+        total, gradient = kernels.fitted_squares(input, target, weight)
         ctx.save_for_backward(gradient)
         return total
 
@@ -146,9 +147,9 @@ class _FittedSquares(torch.autograd.Function):
         return gradient * grad.view(*grad.shape, *[1] * (gradient.ndim - 2)), None, None, None
 
 
-def _linear_fit(pred: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Factor and summand that make ``target`` of ``pred``, (B, C, 1, ...); of a constant image, 0 and the mean."""
-    spatial = tuple(range(2, pred.ndim))
+def _linear_fit(input: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Factor and summand that make ``target`` of ``input``, (B, C, 1, ...); of a constant image, 0 and the mean."""
+    spatial = tuple(range(2, input.ndim))
 
     def mean(x: Tensor) -> Tensor:
         if weight is None:
@@ -156,8 +157,8 @@ def _linear_fit(pred: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Te
         total = weight.sum(spatial, keepdim=True).clamp(min=SMALLEST_WEIGHT)
         return (weight * x).sum(spatial, keepdim=True) / total
 
-    middle, centre = mean(pred), mean(target)
-    offset = pred - middle
+    middle, centre = mean(input), mean(target)
+    offset = input - middle
     variance = mean(offset.square())
-    scale = mean(offset * (target - centre)) / variance.clamp(min=torch.finfo(pred.dtype).tiny)
+    scale = mean(offset * (target - centre)) / variance.clamp(min=torch.finfo(input.dtype).tiny)
     return scale, centre - scale * middle

@@ -10,16 +10,16 @@ from .certificate import (
 from .certificate import (
     certify_flow as certify_flow,
 )
-from .fields import (
+from .field_metrics import (
     FoldedCellCountMetric as FoldedCellCountMetric,
 )
-from .fields import (
+from .field_metrics import (
     FoldingFractionMetric as FoldingFractionMetric,
 )
-from .fields import (
+from .field_metrics import (
     MeanDisplacementMetric as MeanDisplacementMetric,
 )
-from .fields import (
+from .field_metrics import (
     SDLogJacobianMetric as SDLogJacobianMetric,
 )
 from .fields import (

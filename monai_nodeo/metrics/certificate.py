@@ -7,15 +7,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from monai_nodeo.flows.flow import Flow
 from monai_nodeo.flows.inversion import Inversion, invert
 from monai_nodeo.geometry.folding import folded_cells, folds_by_difference
 from monai_nodeo.geometry.jacobian import jacobian_determinant
+
+if TYPE_CHECKING:  # figures of other tools' fields need neither a model nor MONAI
+    from monai_nodeo.flows.flow import Flow
 
 __all__ = ["Certificate", "Residual", "certify_field", "certify_flow"]
 
@@ -135,7 +137,7 @@ def certify_flow(flow: Flow, ddf: Tensor) -> Certificate:
     if finer is not None:
         better = flow.with_solver(finer()).carried(start, [0.0, 1.0])[-1]
         error = Residual.of(flow.to_voxels(there) - flow.to_voxels(better), to_mm)
-    inside = (there.abs() <= 1).all(0)
+    inside = (there.abs() <= 1 + 1e-5).all(0)  # the border too, whatever its rounding
     back = flow.inverse.carried(there[:, inside], [0.0, 1.0])[-1]
     residual = Residual.of(flow.to_voxels(back) - flow.to_voxels(start[:, inside]), to_mm)
     return Certificate(**_volumes(ddf), inverse=residual, solver_error=error)

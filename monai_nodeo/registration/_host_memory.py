@@ -8,23 +8,35 @@ import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["give_back_kept_memory", "keep_freed_memory"]
 
 # malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _DEFAULTS = {_M_TRIM_THRESHOLD: 128 * 1024, _M_TOP_PAD: 128 * 1024, _M_MMAP_MAX: 65536}
 _KEEP = {_M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 8 * 2**20, _M_MMAP_MAX: 0}
 
+_trims: list[Callable[[], None]] = []  # of the contexts that this process is in
+
+
+def give_back_kept_memory() -> None:
+    """Inside `keep_freed_memory`, give back what is free at the moment; elsewhere nothing.
+
+    Called now and then, it keeps holes between arrays of different sizes from adding up.
+    """
+    if _trims:
+        _trims[-1]()
+
 
 @contextmanager
 def keep_freed_memory() -> Iterator[Callable[[], None]]:
     """Inside, freed arrays are reused instead of unmapped; afterwards all free memory goes back to the system.
 
+    This is a setting of the whole process, so that it is for commands, never for a call of the library.
+
     Each iteration allocates the same large arrays. By default each is mapped anew and the kernel clears it page by
     page, which took 40 % of an iteration's time. Does nothing where the C library is not glibc.
 
-    Yields a function that gives back what is free at the moment. Called now and then, it keeps holes between arrays of
-    different sizes from adding up.
+    Yields what `give_back_kept_memory` calls.
     """
     try:
         libc = ctypes.CDLL(None)
@@ -34,9 +46,11 @@ def keep_freed_memory() -> Iterator[Callable[[], None]]:
         return
     for option, value in _KEEP.items():
         mallopt(option, value)
+    _trims.append(lambda: malloc_trim(0))
     try:
-        yield lambda: malloc_trim(0)
+        yield _trims[-1]
     finally:
+        _trims.pop()
         for option, value in _DEFAULTS.items():
             mallopt(option, value)
         malloc_trim(0)

@@ -6,38 +6,55 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from monai_nodeo.data.pair import stored_grid
-from monai_nodeo.files import Displacement, ImageGrid, Points, Transform
+from monai_nodeo.files import ImageGrid, Points, Transform
 from monai_nodeo.metrics.certificate import Certificate
 from monai_nodeo.registration.folder import read_figures
 from monai_nodeo.registration.pair_map import PairMap
 from monai_nodeo.registration.result import Registration
 
-__all__ = ["certificate_of_folder", "map_of_folder", "moved_points", "transform_on"]
+__all__ = ["certificate_of_folder", "moved_points", "transform_of_folder"]
 
 
-def map_of_folder(path: str | PathLike[str], inverse: bool = False, grid: ImageGrid | None = None) -> PairMap:
-    """The way between the images of a registration.
+def transform_of_folder(
+    path: str | PathLike[str],
+    inverse: bool = False,
+    grid: ImageGrid | None = None,
+    t0: float = 0.0,
+    t1: float = 1.0,
+) -> Transform:
+    """The way between the images of a registration, sampled on a grid.
 
     Args:
         path: folder of the registration.
         inverse: from the moving to the fixed image.
         grid: of the image whose points are taken; by default that of the fixed, or of the moving image.
+        t0: time of the flow at which they are there; see :py:meth:`PairMap.points`.
+        t1: time of the arrival.
 
     Raises:
         ValueError: for the inverse, without a grid, when the moving image is not there any more.
     """
-    registration = Registration.load(path, with_pair=inverse and grid is None)
-    if not inverse:
-        return registration.map if grid is None else registration.map.on(grid)
-    if grid is None:
-        if registration.pair is None:
-            raise ValueError(f"{path}: the moving image is not there; give one with its grid as reference.")
-        grid = stored_grid(registration.pair.moving.image)
-    return registration.map.inverse(grid)
+    registration = Registration.load(path, with_pair=False)
+    way = registration.map
+    if inverse:
+        way = way.inverse(grid or _moving_grid(path, read_figures(Path(path))))
+    elif grid is not None:
+        way = way.on(grid)
+    return way.transform if (t0, t1) == (0, 1) else way.on(way.grid, t0, t1).transform
+
+
+def moved_points(
+    path: str | PathLike[str], points: Points, inverse: bool = False, t0: float = 0.0, t1: float = 1.0
+) -> Points:
+    """A table of points, taken along by the flow of a registration; for the arguments see `transform_of_folder`."""
+    way: PairMap = Registration.load(path, with_pair=False).map
+    if inverse:
+        way = way.inverse(way.grid)
+    return points.moved_to(way.points(torch.from_numpy(points.ras), t0, t1).numpy())
 
 
 def certificate_of_folder(path: str | PathLike[str]) -> Certificate:
@@ -45,12 +62,8 @@ def certificate_of_folder(path: str | PathLike[str]) -> Certificate:
     return Certificate.from_dict(read_figures(Path(path))["certificate"])
 
 
-def transform_on(way: PairMap, t0: float = 0.0, t1: float = 1.0) -> Transform:
-    """A way as one field on its grid."""
-    part = way if (t0, t1) == (0, 1) else way.on(way.grid, t0, t1)
-    return Transform((Displacement(part.grid, part.ddf.cpu().numpy()),))
-
-
-def moved_points(way: PairMap, points: Points, t0: float = 0.0, t1: float = 1.0) -> Points:
-    """A table of points, taken along by the flow."""
-    return points.moved_to(way.points(torch.from_numpy(points.ras), t0, t1).numpy())
+def _moving_grid(path: str | PathLike[str], figures: dict[str, Any]) -> ImageGrid:
+    try:
+        return ImageGrid.from_file(figures["moving"])
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(f"{path}: the moving image is not there; give one with its grid as reference.") from error

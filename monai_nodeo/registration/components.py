@@ -59,10 +59,18 @@ _SIMILARITIES: dict[str, Callable[[Settings], nn.Module]] = {
     "mutual_information": lambda s: GlobalMutualInformationLoss(num_bins=32),
 }
 _INTENSITIES: dict[str, Callable[[], nn.Module]] = {"linear": IntensityLoss, "mapped": MappedIntensityLoss}
-_SCORES: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
-    "loss": lambda terms: terms["loss"],
-    "similarity_times_folding": lambda terms: terms["similarity"] * terms.get("folding", 1),
-}
+
+
+def _total_loss(terms: Mapping[str, Tensor]) -> Tensor:
+    return terms["loss"]
+
+
+def _similarity_times_folding(terms: Mapping[str, Tensor]) -> Tensor:
+    return terms["similarity"] * terms.get("folding", 1)
+
+
+# functions with a name, so that an inferer can be sent to another process
+_SCORES = {"loss": _total_loss, "similarity_times_folding": _similarity_times_folding}
 
 
 def make_velocity(settings: Settings) -> VelocityModel:

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from monai_nodeo.flows import Solver, VelocityBatch, VelocityModel
 from monai_nodeo.losses import RegistrationLoss
+from monai_nodeo.registration._host_memory import give_back_kept_memory
 from monai_nodeo.registration.levels import Level, PairBatch, make_levels
 from monai_nodeo.registration.settings import Settings
 from monai_nodeo.registration.trainer import PairTrainer
 
-__all__ = ["Components", "Fit", "fit"]
+__all__ = ["Components", "Fit", "fit", "made"]
 
 _GIVE_BACK_EVERY = 20  # iterations
 
@@ -66,7 +67,6 @@ def fit(
     spacing: Sequence[float],
     settings: Settings,
     components: Components,
-    give_back: Callable[[], Any] | None = None,
 ) -> Fit:
     """Optimise a velocity model for each pair of a batch, coarse to fine.
 
@@ -78,7 +78,6 @@ def fit(
         spacing: voxel size along each axis, mm.
         settings: levels, iterations, seed.
         components: what the settings name.
-        give_back: returns free memory to the system, see `keep_freed_memory`.
     """
     levels = make_levels(pairs.fixed.shape[2:], spacing, settings.shrink_factors, settings.point_spacing)
     costs = [n * math.prod(level.image_size) for n, level in zip(settings.iterations, levels, strict=True)]
@@ -96,14 +95,13 @@ def fit(
             components.loss,
             components.solver,
             settings.iterations[level.index],
-            [_made(factory) for factory in components.handlers],
+            [made(factory) for factory in components.handlers],
             level,
             cuda_graph,
         )
         trainer.state.iterations_ahead = sum(costs[level.index + 1 :]) / math.prod(level.image_size)
-        if give_back is not None:
-            give_back()  # the holes that the coarser level left
-            trainer.add_event_handler(Events.ITERATION_COMPLETED(every=_GIVE_BACK_EVERY), lambda _: give_back())
+        give_back_kept_memory()  # the holes that the coarser level left
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(every=_GIVE_BACK_EVERY), lambda _: give_back_kept_memory())
         trainer.run()
         cuda_graph = trainer.cuda_graph
         if interrupted is None and getattr(trainer.state, "interrupted", False):
@@ -133,7 +131,12 @@ def _started(starts: Sequence[Callable[..., VelocityModel]], level: Level, devic
     return VelocityBatch(models)
 
 
-def _made(factory: Any) -> Any:
+def made(factory: Any) -> Any:
+    """A handler, by its factory.
+
+    Raises:
+        TypeError: when it is a handler already.
+    """
     if not callable(factory) or (hasattr(factory, "attach") and not isinstance(factory, type)):
         raise TypeError(
             f"handlers are factories, called once a level, got {factory!r}; give a class or a function that makes one."

@@ -31,10 +31,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from monai_nodeo.files import (
-    ImageGrid,
     Transform,
     atomic_path,
     read_displacement,
+    write_displacement,
     write_image,
     write_labels,
     write_transform,
@@ -45,7 +45,7 @@ from monai_nodeo.metrics.pairs import device_name, peak_memory_mb
 
 __all__ = ["FIGURES", "FLOW", "HISTORY", "Contents", "read_figures", "read_folder", "write_folder"]
 
-FIGURES, FLOW, HISTORY = "metrics.json", "flow.safetensors", "history.csv"
+FIGURES, FLOW, HISTORY, FIELD = "metrics.json", "flow.safetensors", "history.csv", "displacement.nii.gz"
 _PACKAGES = ("monai-nodeo", "monai", "torch", "torchdiffeq", "pytorch-ignite", "nibabel", "numpy")
 
 
@@ -92,13 +92,14 @@ def write_folder(path: str | PathLike[str], contents: Contents) -> dict[str, Any
         write_image(folder / "warped.nii.gz", contents.warped[0], grid, contents.warped[1])
     if contents.label is not None:
         write_labels(folder / "warped_label.nii.gz", contents.label, grid)
-    for name in ("transform.h5", "displacement.nii.gz"):
-        write_transform(folder / name, contents.transform)
+    write_transform(folder / "transform.h5", contents.transform)
+    whole = contents.transform.displacement_on(str(folder / FIELD), grid)
+    write_displacement(folder / FIELD, whole, grid)
     determinant = jacobian_determinant(ddf[None])[None]
     on_grid = F.pad(determinant, (0, 1) * grid.spatial_dims, mode="replicate")
     write_image(folder / "jacobian.nii.gz", on_grid[0, 0], grid)
     _write_history(folder / HISTORY, contents.history)
-    proof = {**contents.figures["certificate"], "file_error_voxels": _file_error(folder, contents.transform, grid)}
+    proof = {**contents.figures["certificate"], "file_error_voxels": _file_error(folder / FIELD, whole)}
     figures = {
         **contents.figures,
         "certificate": proof,
@@ -106,9 +107,11 @@ def write_folder(path: str | PathLike[str], contents: Contents) -> dict[str, Any
         "device": device_name(ddf.device),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     }
+    text = json.dumps(figures, indent=2)
     with atomic_path(folder / FIGURES) as partial:
-        partial.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    return figures
+        partial.write_text(text + "\n", encoding="utf-8")
+    as_written: dict[str, Any] = json.loads(text)
+    return as_written
 
 
 def read_folder(path: str | PathLike[str]) -> tuple[Flow, dict[str, Tensor], dict[str, Any]]:
@@ -132,20 +135,22 @@ def read_figures(folder: Path) -> dict[str, Any]:
     """
     path = folder / FIGURES
     try:
-        figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        figures = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(figures, dict):
+            raise ValueError("no table of figures")
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{folder} holds no {FIGURES}, so no pair was finished there; register it first."
         ) from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # neither text nor JSON
         raise ValueError(f"{path} is damaged ({error}); register the pair again.") from error
     return figures
 
 
-def _file_error(folder: Path, transform: Transform, grid: ImageGrid) -> float:
-    """Largest difference in voxels between the displacement on disk and the whole way of the flow."""
-    stored, _ = read_displacement(folder / "displacement.nii.gz")
-    return float(np.abs(stored - transform.displacement_on("displacement.nii.gz", grid)).max())
+def _file_error(path: Path, ddf: np.ndarray) -> float:
+    """Largest difference in voxels between a displacement on disk and what it is to be."""
+    stored, _ = read_displacement(path)
+    return float(np.abs(stored - ddf).max())
 
 
 def _write_history(path: Path, history: Mapping[str, Tensor]) -> None:
@@ -157,7 +162,10 @@ def _write_history(path: Path, history: Mapping[str, Tensor]) -> None:
 
 
 def _read_history(path: Path) -> dict[str, Tensor]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    names = [name for name in rows[0] if name != "iteration"] if rows else []
-    return {name: torch.tensor([float(row[name]) for row in rows]) for name in names}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        names = [name for name in rows[0] if name != "iteration"] if rows else []
+        return {name: torch.tensor([float(row[name]) for row in rows]) for name in names}
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged ({error}); register the pair again.") from error

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -19,9 +21,12 @@ from ignite.engine import Engine, Events
 from monai.config import PathLike
 from monai.handlers import TensorBoardStatsHandler
 from torch import Tensor
-from tqdm import tqdm
 
 from monai_nodeo.metrics.fields import folding_fraction
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # a notebook without ipywidgets shows the bar as text
+    from tqdm.auto import tqdm
 
 __all__ = ["BestFit", "EarlyStop", "OnInterrupt", "ProgressBar", "TensorBoardCurves"]
 
@@ -121,6 +126,8 @@ class EarlyStop:
 class ProgressBar:
     """Level, iteration, loss terms, folds and time left: a tqdm bar, or in a file a line of the log now and then.
 
+    In a notebook the bar is one of ipywidgets, or text without them.
+
     The time left is that of all levels, if the run says in ``engine.state.iterations_ahead`` what the finer ones cost,
     in iterations of this level.
 
@@ -144,7 +151,11 @@ class ProgressBar:
         self._name = f"level {level.index + 1}/{level.count}"
         self._started = self._looked = time.monotonic()
         self._bar = tqdm(
-            total=engine.state.epoch_length, desc=self._name, disable=None, leave=False, bar_format=_BAR_FORMAT
+            total=engine.state.epoch_length,
+            desc=self._name,
+            disable=False if _in_notebook() else None,  # None: where the output is no terminal
+            leave=False,
+            bar_format=_BAR_FORMAT,
         )
 
     def __call__(self, engine: Engine) -> None:
@@ -265,6 +276,13 @@ class OnInterrupt:
             raise KeyboardInterrupt
         self.requested = True
         logger.warning("interrupted: saving the best field so far; once more to drop it.")
+
+
+def _in_notebook() -> bool:
+    """Whether a notebook shows what is printed: no terminal, but a bar can move there."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 def _figures(engine: Engine) -> dict[str, float]:

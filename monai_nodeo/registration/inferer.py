@@ -7,8 +7,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from monai_nodeo.data.load import as_image
 from monai_nodeo.data.pair import Pair, PairError, Scan, stored_grid
-from monai_nodeo.data.placement import affine_3d
+from monai_nodeo.data.placement import affine_3d, physical_map
 from monai_nodeo.files import ImageGrid
 from monai_nodeo.flows import CloudModel, Flow, RungeKutta, Solver, VelocityModel
 from monai_nodeo.flows.unfolding import unfolded
@@ -27,9 +27,8 @@ from monai_nodeo.geometry.cropping import Box, foreground_box
 from monai_nodeo.geometry.sampling import warp
 from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.metrics.certificate import certify_flow
-from monai_nodeo.registration._host_memory import keep_freed_memory
 from monai_nodeo.registration.components import make_loss, make_optimizer, make_score, make_solver, make_velocity
-from monai_nodeo.registration.fitting import Components, Fit, fit
+from monai_nodeo.registration.fitting import Components, Fit, fit, made
 from monai_nodeo.registration.handlers import BestFit, EarlyStop, ProgressBar
 from monai_nodeo.registration.levels import Level, PairBatch
 from monai_nodeo.registration.preparation import Prepared, prepare
@@ -38,9 +37,6 @@ from monai_nodeo.registration.settings import Settings
 from monai_nodeo.registration.trainer import DivergedError
 
 __all__ = ["PairInferer"]
-
-# Voxels of the images: above, what is kept between two uses costs more memory (a fifth) than it saves time.
-_KEEP_UP_TO = 2**23
 
 logger = logging.getLogger(__name__)
 
@@ -97,13 +93,12 @@ class PairInferer(Inferer):
     ) -> None:
         super().__init__()
         self.settings = settings or Settings.preset()
-        score, window = make_score(self.settings), self.settings.best_window
         own: list[Callable[[], Any]] = []
-        if window is not None:
-            own.append(lambda: BestFit(window, score))
+        if self.settings.best_window is not None:
+            own.append(partial(BestFit, self.settings.best_window, make_score(self.settings)))
         threshold = self.settings.convergence_threshold
         if threshold is not None:
-            own.append(lambda: EarlyStop(threshold))
+            own.append(partial(EarlyStop, threshold))
         self.components = Components(
             velocity or make_velocity(self.settings),
             solver or make_solver(self.settings),
@@ -111,7 +106,6 @@ class PairInferer(Inferer):
             optimizer or make_optimizer(self.settings),
             (*own, *handlers),
         )
-        self.one_by_one = threshold is not None or any(getattr(handler, "one_pair", False) for handler in handlers)
 
     def register(
         self, pairs: Sequence[Pair], device: torch.device | str | None = None, network: VelocityModel | None = None
@@ -135,9 +129,10 @@ class PairInferer(Inferer):
         # An evaluator calls inferers under no_grad, perhaps under autocast too; half precision stops the optimisation.
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(where.type, enabled=False):
             tasks = [self._task(pair, where) for pair in pairs]
+            one_by_one = len(pairs) > 1 and self._one_by_one()
             alike: dict[Any, list[int]] = {}
             for number, task in enumerate(tasks):
-                alike.setdefault(number if self.one_by_one else task.kind, []).append(number)
+                alike.setdefault(number if one_by_one else task.kind, []).append(number)
             found: dict[int, Registration] = {}
             for numbers in alike.values():
                 together = self._register_alike([tasks[n] for n in numbers], [pairs[n] for n in numbers], velocity)
@@ -171,6 +166,10 @@ class PairInferer(Inferer):
         found = self.register(pairs, inputs.device, network)
         return torch.stack([registration.ddf.to(inputs.device) for registration in found])
 
+    def _one_by_one(self) -> bool:
+        """Whether a handler is for one pair at a time; only what a factory makes can tell."""
+        return any(getattr(made(factory), "one_pair", False) for factory in self.components.handlers)
+
     def _check(self, pair: Pair, velocity: VelocityModel) -> None:
         dims = self.settings.spatial_dims
         if pair.spatial_dims != dims:
@@ -190,7 +189,7 @@ class PairInferer(Inferer):
         tensors = prepared.batch(device)
         everything: Box = (slice(None),) * self.settings.spatial_dims
         box = foreground_box(tensors.fixed, tensors.moving) if self.settings.crop_air else everything
-        return _Task(prepared, stored_grid(pair.fixed.image), tensors.cropped(box), box)
+        return _Task(prepared, stored_grid(pair.fixed.image, "fixed"), tensors.cropped(box), box)
 
     def _register_alike(
         self, tasks: Sequence[_Task], pairs: Sequence[Pair], velocity: VelocityModel
@@ -198,12 +197,9 @@ class PairInferer(Inferer):
         started = time.perf_counter()
         components = Components(**{**vars(self.components), "velocity": velocity})
         batch = PairBatch.of([task.tensors for task in tasks])
-        size = batch.fixed.numel()
-        keep = batch.fixed.device.type == "cpu" and size <= _KEEP_UP_TO
-        with keep_freed_memory() if keep else nullcontext(None) as give_back:
-            fitted = fit(batch, tasks[0].prepared.spacing, self.settings, components, give_back)
-            del batch
-            flows = [self._finished(n, fitted, task) for n, task in enumerate(tasks)]
+        fitted = fit(batch, tasks[0].prepared.spacing, self.settings, components)
+        del batch
+        flows = [self._finished(n, fitted, task) for n, task in enumerate(tasks)]
         seconds = (time.perf_counter() - started) / len(tasks)
         return [
             self._result(n, fitted, task, pair, *flow, seconds)
@@ -230,7 +226,7 @@ class PairInferer(Inferer):
         certificate = certify_flow(flow, ddf)
         registration = Registration(
             flow=flow,
-            start=task.prepared.start,
+            start=_start(pair, task.prepared.start),
             displacement=ddf,
             history={name: values[:, number] for name, values in fitted.history.items()},
             settings=self.settings,
@@ -262,13 +258,14 @@ def pair_of_tensors(
     Raises:
         PairError: when a tensor is no image, or a plain one has another shape than the fixed image.
     """
+    fixed, moving = torch.as_tensor(fixed), torch.as_tensor(moving)  # arrays have channels here
     images = {"fixed": as_image(fixed, "fixed")}
     dims = images["fixed"].ndim - 1
     for key, tensor in (("moving", moving), ("fixed_mask", fixed_mask), ("moving_mask", moving_mask)):
         if tensor is None:
             continue
         reference = images["moving" if key == "moving_mask" else "fixed"]
-        image = as_image(tensor, key, dims)
+        image = as_image(torch.as_tensor(tensor), key, dims)
         if not isinstance(tensor, MetaTensor):
             if image.shape[1:] != reference.shape[1:]:
                 raise PairError(
@@ -284,6 +281,14 @@ def pair_of_tensors(
     return Pair(
         Scan(images["fixed"], mask=images.get("fixed_mask")), Scan(images["moving"], mask=images.get("moving_mask"))
     )
+
+
+def _start(pair: Pair, start: Tensor | None) -> Tensor | None:
+    """From the fixed to the moving image in space: slices of different levels are put on one another."""
+    if pair.spatial_dims == 3:
+        return start
+    through = physical_map(pair.fixed.image, pair.moving.image, start)
+    return start if start is None and torch.allclose(through, torch.eye(4).to(through), atol=1e-6) else through
 
 
 def _domain(task: _Task, level: Level) -> ImageGrid:

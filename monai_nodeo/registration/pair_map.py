@@ -14,7 +14,7 @@ from torch import Tensor
 
 from monai_nodeo.data.load import Image, as_image
 from monai_nodeo.data.placement import on_grid_of, voxel_map
-from monai_nodeo.files import ImageGrid
+from monai_nodeo.files import ImageGrid, Transform
 from monai_nodeo.flows import Flow
 
 __all__ = ["PairMap"]
@@ -66,6 +66,12 @@ class PairMap:
     def ddf(self) -> Tensor:
         """The whole way in voxels of the grid, (D, *spatial): what MONAI's ``Warp`` needs of an image on that grid."""
         return self._with_affines(self.flow_displacement)
+
+    @property
+    def transform(self) -> Transform:
+        """The whole way for files, ITK, ANTs and Slicer: the field of the flow on the grid, then an affine."""
+        field = self.flow_displacement.cpu().numpy()
+        return Transform.of_registration(field, self.grid, (self.after @ self.before).numpy())
 
     def on(self, grid: ImageGrid, t0: float = 0.0, t1: float = 1.0) -> PairMap:
         """The same map for another grid, or a part of its way; see :py:meth:`points` for times."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from monai_nodeo.data.keys import PATH_KEYS
 from monai_nodeo.data.load import Image, load_pair
 from monai_nodeo.data.pair import Pair, PairError, stored_grid
-from monai_nodeo.data.placement import on_grid_of, physical_map
+from monai_nodeo.data.placement import on_grid_of
 from monai_nodeo.files import Transform
 from monai_nodeo.flows import Flow
 from monai_nodeo.metrics.certificate import Certificate
@@ -125,11 +125,7 @@ class Registration:
     @property
     def transform(self) -> Transform:
         """The whole way for files, ITK, ANTs and Slicer: the field, then the affine start."""
-        start = self.start
-        if self.pair is not None:  # slices of different planes are put on one another
-            start = physical_map(self.pair.fixed.image, self.pair.moving.image, start)
-        field = self.displacement.cpu().numpy()
-        return Transform.of_registration(field, self.flow.grid, None if start is None else start.numpy())
+        return self.map.transform
 
     def figures(self) -> dict[str, Any]:
         """Figures of the pair before and after, of the field and the certificate, as JSON holds them."""
@@ -191,18 +187,21 @@ class Registration:
         """
         flow, history, figures = read_folder(path)
         start = figures.get("initial_affine")
-        return cls(
-            flow=flow,
-            start=None if start is None else torch.tensor(start, dtype=torch.float64),
-            displacement=flow.displacement(),
-            history=history,
-            settings=Settings.from_dict(figures["settings"]),
-            certificate=Certificate.from_dict(figures["certificate"]),
-            similarity=(figures["before"]["similarity"], figures["after"]["similarity"]),
-            seconds=figures["seconds_optimisation"],
-            interrupted=figures["interrupted_level"],
-            pair=_pair_again(path, figures, flow.grid.spatial_dims) if with_pair else None,
-        )
+        try:
+            return cls(
+                flow=flow,
+                start=None if start is None else torch.tensor(start, dtype=torch.float64).view(4, 4),
+                displacement=flow.displacement(),
+                history=history,
+                settings=Settings.from_dict(figures["settings"]),
+                certificate=Certificate.from_dict(figures["certificate"]),
+                similarity=(figures["before"]["similarity"], figures["after"]["similarity"]),
+                seconds=figures["seconds_optimisation"],
+                interrupted=figures["interrupted_level"],
+                pair=_pair_again(path, figures, flow.grid.spatial_dims) if with_pair else None,
+            )
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path}: damaged figures ({type(error).__name__}: {error}).") from error
 
     def __repr__(self) -> str:
         before, after = self.similarity

@@ -9,6 +9,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike, fspath
 from typing import Any, get_args, get_type_hints
 
 from monai_nodeo.registration.presets import preset_values
@@ -114,14 +115,16 @@ class Settings:
             changes: settings that are to be others.
 
         Raises:
-            ValueError: when there is no such preset.
-            SettingsError: for a change that cannot be.
+            SettingsError: when there is no such preset, or for a change that cannot be.
 
         Example:
             >>> Settings.preset("fast", spatial_dims=2, smoothness_weight=1.0).smoothness_weight
             1.0
         """
-        values = {**preset_values(spatial_dims, name), "spatial_dims": spatial_dims}
+        try:
+            values = {**preset_values(spatial_dims, name), "spatial_dims": spatial_dims}
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
         return cls.from_dict(values | cls._known(changes))
 
     @classmethod
@@ -189,6 +192,8 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
         return int(value)
     if wanted is float and numeric and value >= 0:
         return float(value)
+    if wanted is str and isinstance(value, PathLike):
+        return fspath(value)
     if wanted in (bool, str) and isinstance(value, wanted):
         return value
     words = {int: "a whole number", float: "a number of 0 or more", bool: "true or false", str: "a word"}

@@ -13,6 +13,7 @@ from monai.engines import Trainer
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
+from monai_nodeo.data.pair import PairError
 from monai_nodeo.flows import Solver, VelocityBatch
 from monai_nodeo.geometry.coordinates import identity_grid, phi_to_ddf, rescale_points, voxels_per_unit
 from monai_nodeo.geometry.sampling import sample_resized, weighted_mean
@@ -22,7 +23,7 @@ from monai_nodeo.registration.levels import Level, PairBatch, make_levels
 __all__ = ["DivergedError", "PairTrainer"]
 
 
-class DivergedError(ValueError):
+class DivergedError(PairError):
     """An optimisation that left the finite numbers.
 
     Args:
@@ -133,7 +134,8 @@ class PairTrainer(Trainer):
         """Names of the loss terms, their values (terms, B), and the displacement, after a step of the optimiser."""
         level = self.state.level
         self.optimizer.step()  # none in the first iteration, where there is no gradient yet
-        self.optimizer.zero_grad(set_to_none=True)
+        # a recorded step reads the gradient from where it was when it was recorded, so that it has to stay there
+        self.optimizer.zero_grad(set_to_none=not self.cuda_graph)
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         states, velocities = self._cloud()
         ddf = phi_to_ddf(states[-1], self.identity)

@@ -7,16 +7,17 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform, Transform
-from monai.utils import MetaKeys, TraceKeys, ensure_tuple_rep, look_up_option
+from monai.utils import MetaKeys, SpaceKeys, TraceKeys, ensure_tuple_rep, look_up_option
 from torch import Tensor
+from torch.utils.data._utils.collate import default_collate_fn_map  # to be added to, says torch's default_collate
 
-from monai_nodeo.data.load import as_image
 from monai_nodeo.data.pair import Pair
-from monai_nodeo.data.placement import on_grid_of
+from monai_nodeo.data.placement import affine_3d, in_plane, on_grid_of
 from monai_nodeo.registration.inferer import PairInferer, pair_of_tensors
 from monai_nodeo.registration.result import Registration
 from monai_nodeo.registration.settings import Settings
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 _MODES = ("bilinear", "nearest")
-_OF_ITS_GRID = (MetaKeys.AFFINE, MetaKeys.ORIGINAL_AFFINE, MetaKeys.SPATIAL_SHAPE, MetaKeys.SPACE)
+_OF_ITS_GRID = (MetaKeys.AFFINE, "sform_code", "qform_code")
 
 
 class RegisterPair(Transform):
@@ -89,7 +90,8 @@ class RegisterPaird(MapTransform, InvertibleTransform):
         keys: the moving image, (C, *its own spatial), and what else of it is to be warped, such as labels.
         fixed_key: key of the fixed image, (C, *spatial).
         mode: ``"bilinear"`` for images (linear in 3D too), ``"nearest"`` for labels; one for all keys or one a key.
-        registration_key: where the registration is put; None: nowhere.
+        registration_key: where the registration is put, in a data loader's batch a list of them; None: nowhere, as for
+            batches that MONAI's ``decollate_batch`` takes apart.
         ddf_key: where the displacement of the whole way is put, (D, *spatial), voxels of the fixed grid: what MONAI's
             ``Warp`` takes; None: nowhere.
         fixed_mask_key: key of a mask of the fixed image, greater than 0 where it counts.
@@ -144,9 +146,8 @@ class RegisterPaird(MapTransform, InvertibleTransform):
         """Bring what is on the fixed grid back to the grid of the moving image."""
         results = dict(data)
         for key in self.key_iterator(data):
-            traced = self.pop_transform(data[key])
-            info = traced[TraceKeys.EXTRA_INFO]
-            back = info["registration"].inverse.warp(data[key], info["mode"])
+            info = self.pop_transform(data[key])[TraceKeys.EXTRA_INFO]
+            back = _named_like(info["registration"].inverse.warp(data[key], info["mode"]), data[key])
             back.applied_operations = data[key].applied_operations
             results[key] = back
         return results
@@ -185,11 +186,11 @@ class WarpWithDDF(Transform):
             ValueError: when a plain tensor has another shape than what it is taken to be on the grid of.
         """
         moving, field = _placed(image, ddf), _placed(ddf, image)
-        warped = on_grid_of(field, moving, None, _plain(ddf), self.mode)
+        warped = on_grid_of(field, moving, None, in_plane(field).as_tensor(), self.mode)
         if self.mode == "nearest":
             warped = warped.to(moving.dtype)
-        placed = isinstance(image, MetaTensor) or isinstance(ddf, MetaTensor)
-        return _named_like(warped, image) if placed else _plain(warped)
+        named = _named_like(warped, image)
+        return named if isinstance(image, MetaTensor) or isinstance(ddf, MetaTensor) else _plain(named)
 
 
 class WarpWithDDFd(MapTransform):
@@ -229,39 +230,59 @@ RegisterPairD = RegisterPairDict = RegisterPaird
 WarpWithDDFD = WarpWithDDFDict = WarpWithDDFd
 
 
+def _in_a_list(batch: Sequence[Registration], **_: Any) -> list[Registration]:
+    return list(batch)
+
+
+default_collate_fn_map[Registration] = _in_a_list  # what a data loader makes of the registrations of a batch
+
+
 def _plain(x: Any) -> Tensor:
     return x.as_tensor() if isinstance(x, MetaTensor) else torch.as_tensor(x)
 
 
 def _warped(registration: Registration, given: Tensor, moving: Tensor, mode: str) -> MetaTensor:
     """What belongs to the moving image, on the fixed grid, with its own name."""
-    placed = given if isinstance(given, MetaTensor) else _placed(given, moving)
+    placed = _placed(given, moving)
     if not isinstance(moving, MetaTensor):  # it was taken to be on the fixed grid
         placed = MetaTensor(_plain(given), affine=torch.from_numpy(registration.flow.grid.affine.copy()))
-    values = as_image(placed, "image") if placed.is_floating_point() else placed
-    warped = registration.warp(values, mode)
-    return _named_like(warped if mode == "bilinear" else warped.to(placed.dtype), given)
+    return _named_like(registration.warp(placed, mode), given)
 
 
 def _named_like(values: MetaTensor, source: Any) -> MetaTensor:
-    """The values with their affine, and the meta of the source but for its grid."""
+    """The values on their grid with the name of the source, and with the third axis of a slice if that has one."""
+    if source.ndim == 4 and values.ndim == 3:
+        values = MetaTensor(values.as_tensor()[..., None], affine=values.affine)
+    affine = affine_3d(values)
     meta = {name: value for name, value in getattr(source, "meta", {}).items() if name not in _OF_ITS_GRID}
-    return MetaTensor(values.as_tensor(), affine=values.affine.clone(), meta=meta)
+    # what a writer takes for the grid of the file
+    meta |= {
+        MetaKeys.ORIGINAL_AFFINE: affine.numpy().copy(),
+        MetaKeys.SPATIAL_SHAPE: np.array(values.shape[1:]),
+        MetaKeys.SPACE: SpaceKeys.RAS,
+    }
+    return MetaTensor(values.as_tensor(), affine=affine, meta=meta)
 
 
 def _with_affine(values: Tensor, reference: Any) -> Tensor:
     """The values with the affine of the reference, if it has one."""
-    return MetaTensor(values, affine=reference.affine.clone()) if isinstance(reference, MetaTensor) else values
+    return MetaTensor(values, affine=affine_3d(reference)) if isinstance(reference, MetaTensor) else values
 
 
 def _placed(values: Any, reference: Any) -> MetaTensor:
     """The values with their own affine, or else that of the reference, on whose grid they have to be then."""
     if isinstance(values, MetaTensor):
         return values
-    if values.shape[1:] != reference.shape[1:]:
+    if _spatial(values) != _spatial(reference):
         raise ValueError(
             f"a plain tensor of shape {tuple(values.shape)} and an image or field of shape {tuple(reference.shape)} "
             "differ; give MetaTensors, whose affines say where their voxels are."
         )
-    affine = reference.affine.clone() if isinstance(reference, MetaTensor) else torch.eye(4, dtype=torch.float64)
+    affine = affine_3d(reference) if isinstance(reference, MetaTensor) else torch.eye(4, dtype=torch.float64)
     return MetaTensor(_plain(values), affine=affine)
+
+
+def _spatial(values: Any) -> tuple[int, ...]:
+    """Shape without channels, and without the third axis of a slice."""
+    shape = tuple(values.shape[1:])
+    return shape[:2] if shape[2:] == (1,) else shape

@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,8 @@ def write_report(registration: Registration, figures: dict[str, Any], folder: Pa
         verdict=verdict,
         evidence=evidence,
         certificate=figures["certificate"],
+        differences=_differences(figures["certificate"]["folded_by_difference"]),
+        proofs=_proofs(figures["certificate"]),
         comparisons=_comparisons(pair.figures, evidence),
         planes=[(plane, make_layers(plane, largest)) for plane in planes],
         gradients={
@@ -179,3 +182,26 @@ def _tiles(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Peak memory", f"{figures['peak_memory_mb'] / 1000:.2f} GB"),
         ("Device", figures["device"]),
     ]
+
+
+def _differences(counts: Sequence[int]) -> list[tuple[str, int]]:
+    """Name of each difference, in the order of a certificate, and the cells that it folds."""
+    dims = 2 if len(counts) == 4 else 3
+    names = ["".join(signs) for signs in product("+\N{MINUS SIGN}", repeat=dims)]
+    names += ["even", "odd"] if dims == 3 else []
+    return list(zip(names, counts, strict=True)) if counts else []
+
+
+def _proofs(certificate: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def at(extreme: tuple[float, Sequence[int]]) -> str:
+        return f"{extreme[0]:.3g} at voxel {', '.join(map(str, extreme[1]))}"
+
+    proofs = [
+        ("Folded cells, any difference", f"{certificate['folded_cells']} of {certificate['cells']}"),
+        ("Smallest volume", at(certificate["smallest_volume"])),
+        ("Largest volume", at(certificate["largest_volume"])),
+        ("Volumes below \N{VULGAR FRACTION ONE QUARTER}", f"{certificate['small_percent']:.3g} %"),
+        ("Volumes above 4", f"{certificate['large_percent']:.3g} %"),
+    ]
+    error = certificate["file_error_voxels"]
+    return proofs if error is None else [*proofs, ("File differs from the flow by", f"{error:.2g} voxels")]

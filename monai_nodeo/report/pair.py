@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
+from monai_nodeo.data.keys import PATH_KEYS
 from monai_nodeo.data.placement import on_grid_of
 from monai_nodeo.registration.result import Registration
 
@@ -57,9 +59,11 @@ def shown(registration: Registration, figures: dict[str, Any]) -> ShownPair:
     """
     pair = registration.pair
     if pair is None:
+        paths = [figures[key] for key in PATH_KEYS if key in figures]
+        gone = ", ".join(path for path in paths if not Path(path).exists()) or "the images that were registered"
         raise ValueError(
-            f"{figures['id']}: the images that were registered are not where they were, and the pictures show them; "
-            "put them back, or correct their paths in metrics.json."
+            f"{figures['id']}: without {gone} there are no pictures; put the images back where they were, or correct "
+            "their paths in metrics.json."
         )
     fixed, moving = pair.fixed, pair.moving
 

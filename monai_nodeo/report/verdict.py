@@ -1,6 +1,9 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A verdict on a registration in words, with its reasons; where the thresholds come from: docs/decisions.md."""
+"""A verdict on a registration in words, with its reasons.
+
+Where the thresholds come from: docs/decisions/verdict-information.md.
+"""
 
 from __future__ import annotations
 

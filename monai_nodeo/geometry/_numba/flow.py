@@ -21,7 +21,7 @@ _1, _2, _3, _4, _5 = (np.uint64(n) for n in range(1, 6))
 
 
 def integrate(
-    keyframes: Sequence[Tensor], phi: Tensor, times: Sequence[float], longest: float, stretch: float
+    keyframes: Sequence[Tensor], phi: Tensor, times: Sequence[float], longest: float, shortest: float, stretch: float
 ) -> list[Tensor]:
     """Positions at several times, by the classical Runge-Kutta method, each point in steps of its own.
 
@@ -29,7 +29,8 @@ def integrate(
         keyframes: d phi / dt at equally spaced times from 0 to 1, each (B, D, *nodes), linear in between.
         phi: positions in [-1, 1] at the first time, (B, D, *cloud).
         times: growing or falling.
-        longest: time of a step.
+        longest: most time of a step.
+        shortest: about the least, however fast the velocity changes.
         stretch: most that the difference of velocities of neighbouring nodes moves them apart in a step, in their
             distance.
 
@@ -41,14 +42,17 @@ def integrate(
     states = np.empty((len(times), len(phi), dims, phi[0, 0].numel()), kind)
     states[0] = as_array(phi.flatten(2))
     for item in range(len(phi)):
-        # A slice is a volume whose first axis has one voxel. Vectors lie together, as they are used.
+        # A slice is a volume whose first axis has one voxel. Vectors lie together, as they are used. Other axes of one
+        # voxel have it twice, so that every node has a neighbour in memory.
         images = [as_array(image[min(item, len(image) - 1)]) for image in keyframes]
-        shape = (*[1] * (3 - dims), *images[0].shape[1:])
+        given = (*[1] * (3 - dims), *images[0].shape[1:])
+        shape = (given[0], *[max(n, 2) for n in given[1:]])
         field = np.zeros((len(images), *shape, 3), kind)
         for target, image in zip(field, images, strict=True):
-            target[..., 3 - dims :] = np.moveaxis(image, 0, -1).reshape(*shape, dims)
+            target[..., 3 - dims :] = np.moveaxis(image, 0, -1).reshape(*given, dims)
         changes = np.zeros(shape, kind)
         in_threads(_largest_changes, shape[0], field, changes)
+        np.fmin(changes, stretch / shortest, out=changes)
         parts = -(-states.shape[-1] // _TOGETHER)
         for number, (start, end) in enumerate(pairwise(times)):
             points, found = states[number, item], states[number + 1, item]

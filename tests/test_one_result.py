@@ -1,0 +1,102 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever way a pair is registered, the result is the same bit for bit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from cohorts import as_it_was
+from monai.transforms import Compose, LoadImaged
+from synthetic import deformed_pair
+
+from monai_nodeo import RegisterPaird, Registration, Settings, register
+from monai_nodeo.cli import main
+from monai_nodeo.cohort.task import Job, register_pairs
+from monai_nodeo.registration.presets import preset_files
+from monai_nodeo.workflow import NodeoWorkflow
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def save_pair(folder: Path, shape: tuple[int, ...]) -> dict[str, str]:
+    """Two images on grids of their own, as NIfTI files."""
+    fixed, moving, _ = deformed_pair([n for n in shape if n > 1])
+    row = {}
+    for name, image, affine in (
+        ("fixed", 1000 * fixed, np.array([[-1.0, 0, 0, 8], [0, 0, 1.2, -7], [0, -0.9, 0, 9], [0, 0, 0, 1]])),
+        ("moving", 50 * moving + 3, np.array([[-1.0, 0, 0, 8.5], [0, 0, 1.1, -6], [0, -0.9, 0, 9], [0, 0, 0, 1]])),
+    ):
+        row[name] = str(folder / f"{name}.nii.gz")
+        nib.save(nib.Nifti1Image(image[0].numpy().reshape(shape), affine), row[name])
+    return row
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")  # MONAI says so of every file
+@pytest.mark.parametrize("shape", [(33, 29, 1), (19, 17, 13)])
+def test_every_way_gives_the_same_bit_for_bit(tmp_path, shape):
+    row = save_pair(tmp_path, shape)
+    dims = 2 if shape[2] == 1 else 3
+    settings = Settings.preset("fast", dims, iterations=[3] * (dims - 1) + [2], initial_transform="moments")
+    changes = {"iterations": list(settings.iterations), "initial_transform": "moments"}
+    folders = {way: tmp_path / way for way in ("python", "cli", "workflow", "transform", "worker", "bundle")}
+
+    found = register(row["fixed"], row["moving"], settings, device="cpu", handlers=())
+    found.save(folders["python"])
+
+    words = [word for key in row for word in (f"--{key}", row[key])]
+    with as_it_was():
+        given = ["--preset", "fast", "--set", f"iterations={changes['iterations']}", "--init", "moments"]
+        command = ["register", *words, "-o", str(folders["cli"]), *given, "--device", "cpu", "--no-report", "--quiet"]
+        result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+
+    overrides = {f"settings::{name}": value for name, value in changes.items()}
+    workflow = NodeoWorkflow(
+        preset="fast", **row, output_dir=str(folders["workflow"]), device="cpu", report=False, **overrides
+    )
+    with ThreadPoolExecutor(1) as threads:  # not the main one, which alone may listen to signals
+        for step in (workflow.initialize, workflow.run, workflow.finalize):
+            threads.submit(step).result()
+
+    load = LoadImaged(["fixed", "moving"], ensure_channel_first=True)
+    data = Compose([load, RegisterPaird(ddf_key="ddf", settings=settings, handlers=())])(row)
+    data["registration"].save(folders["transform"])
+
+    (recorded,) = register_pairs(
+        Job(str(folders["worker"]), settings.to_dict(), "key", "cpu", report=False), [{**row, "id": "pair"}]
+    )
+    assert recorded["status"] == "done", recorded
+
+    if dims == 2:  # once: a process takes a while
+        files = [str(file) for file in preset_files(dims, "fast")]
+        options = {**row, "output_dir": folders["bundle"], "report": False, "device": "cpu", **overrides}
+        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files)]
+        command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+    else:
+        del folders["bundle"]
+
+    assert found.displacement.abs().max() > 0.3
+    assert torch.equal(data["ddf"].as_tensor(), found.ddf)
+    for way, folder in folders.items():
+        (path,) = folder.rglob("metrics.json")
+        other = Registration.load(path.parent, with_pair=False)
+        for name in ("flow.safetensors", "history.csv"):
+            assert (path.parent / name).read_bytes() == (folders["python"] / name).read_bytes(), f"{way}: {name}"
+        assert torch.equal(other.start, found.start)
+        assert torch.equal(other.displacement, found.displacement)
+        assert torch.equal(other.ddf, found.ddf)
+        for name in ("displacement.nii.gz", "warped.nii.gz"):
+            ours, theirs = (nib.load(at / name) for at in (path.parent, folders["python"]))
+            np.testing.assert_array_equal(ours.get_fdata(), theirs.get_fdata(), err_msg=f"{way}: {name}")
+            np.testing.assert_array_equal(ours.affine, theirs.affine)

@@ -1,0 +1,200 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+from loss_inputs import folded_field, images, random_weight
+from monai.losses import (
+    BendingEnergyLoss,
+    DiffusionLoss,
+    GlobalMutualInformationLoss,
+    LocalNormalizedCrossCorrelationLoss,
+    SSIMLoss,
+)
+from synthetic import deformed_pair
+from torch import Tensor, nn
+
+from monai_nodeo.flows import NODEONet, ODESolver, VelocityBatch
+from monai_nodeo.losses import (
+    FoldingLoss,
+    IntensityLoss,
+    LocalNCCLoss,
+    RegistrationLoss,
+    SmoothnessLoss,
+    VelocityMagnitudeLoss,
+    landmark_loss,
+)
+from monai_nodeo.registration.levels import PairBatch
+from monai_nodeo.registration.trainer import PairTrainer
+
+SHAPES = [(11, 9), (9, 7, 5)]
+
+
+class _Fails(nn.Module):
+    def forward(self, *_: Tensor) -> Tensor:
+        raise AssertionError("a term of weight 0 was worked out")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_registration_loss_is_the_weighted_sum_of_its_terms(shape):
+    warped, fixed = images(shape)
+    ddf = folded_field(shape)
+    velocities = [torch.randn_like(ddf) for _ in range(3)]
+    similarity, folding, smoothness, magnitude = (
+        LocalNCCLoss(len(shape), 5),
+        FoldingLoss(),
+        SmoothnessLoss(),
+        VelocityMagnitudeLoss(),
+    )
+    loss = RegistrationLoss(
+        similarity,
+        ddf_terms={"folding": (2.5, folding), "smoothness": (0.05, smoothness), "unused": (0, _Fails())},
+        velocity_terms={"magnitude": (5e-2, magnitude), "idle": (0.0, _Fails())},
+    )
+    terms = loss(warped, fixed, ddf, velocities)
+    expected = {
+        "similarity": similarity(warped, fixed),
+        "folding": folding(ddf),
+        "smoothness": smoothness(ddf),
+        "magnitude": sum(magnitude(v) for v in velocities) / 3,
+    }
+    assert list(terms) == ["loss", *expected]
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value.expand(1))
+    total = expected["similarity"] + 2.5 * expected["folding"] + 0.05 * expected["smoothness"]
+    torch.testing.assert_close(terms["loss"].sum(), total + 5e-2 * expected["magnitude"])
+    assert all(term.shape == (1,) for term in terms.values())
+
+
+def test_registration_loss_passes_on_weights_spacings_and_landmarks():
+    shape, spacing, ddf_spacing = (9, 7), (1.0, 2.0), (3.0, 1.0)
+    warped, fixed = images(shape)
+    weight, ddf, velocity = random_weight(shape), torch.randn(1, 2, 5, 6).double(), torch.randn(1, 2, 5, 6).double()
+    landmarks = 4 * torch.rand(1, 3, 2, 2, dtype=torch.float64)
+    loss = RegistrationLoss(
+        LocalNCCLoss(2, 5),
+        image_terms={"intensity": (10.0, IntensityLoss()), "idle": (0, _Fails())},
+        ddf_terms={"folding": (2.0, FoldingLoss())},
+        velocity_terms={"smoothness": (0.3, SmoothnessLoss())},
+        landmark_weight=0.1,
+    )
+    terms = loss(warped, fixed, ddf, [velocity], weight, spacing, ddf_spacing, 4.0, landmarks)
+    expected = {
+        "similarity": LocalNCCLoss(2, 5)(warped, fixed, weight, spacing),
+        "intensity": IntensityLoss()(warped, fixed, weight),
+        "folding": FoldingLoss()(ddf),
+        "smoothness": SmoothnessLoss()(velocity, ddf_spacing),
+        "landmarks": landmark_loss(ddf, landmarks, ddf_spacing),
+    }
+    assert list(terms) == ["loss", *expected]
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value.expand(1))
+    factors = {"similarity": 1, "intensity": 10, "folding": 2, "smoothness": 4 * 0.3, "landmarks": 0.1}
+    torch.testing.assert_close(
+        terms["loss"].sum(), sum(factors[name] * value for name, value in expected.items()).sum()
+    )
+    without = loss(warped, fixed, ddf, [velocity])
+    assert list(without) == ["loss", "similarity", "intensity", "folding", "smoothness"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_certainty_is_a_weight_for_those_that_take_weights(shape):
+    warped, fixed = images(shape)
+    ddf = folded_field(shape)
+    weight, certainty = torch.rand(2, 1, 1, *shape, dtype=warped.dtype)
+    own = RegistrationLoss(LocalNCCLoss(len(shape), 5), image_terms={"intensity": (1.0, IntensityLoss())})
+
+    assert own(warped, fixed, ddf, [], weight, certainty=certainty) == own(warped, fixed, ddf, [], weight * certainty)
+    assert own(warped, fixed, ddf, [], certainty=certainty) == own(warped, fixed, ddf, [], certainty)
+    other = RegistrationLoss(nn.MSELoss())
+    assert other(warped, fixed, ddf, [], certainty=certainty) == other(warped, fixed, ddf, [])
+    with pytest.raises(ValueError, match="MSELoss cannot take masks"):
+        other(warped, fixed, ddf, [], weight, certainty=certainty)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_regulariser_of_the_trajectory(shape):
+    """It is given the displacements at its times, and asks the solver for them."""
+    warped, fixed = images(shape)
+    ddf = folded_field(shape)
+    trajectory = torch.stack([0 * ddf, 0.4 * ddf, ddf])
+
+    class Bent(nn.Module):
+        def forward(self, ways: Tensor) -> Tensor:
+            return (ways[2] - 2 * ways[1] + ways[0]).square().flatten(1).sum(1)
+
+    loss = RegistrationLoss(
+        nn.MSELoss(), trajectory_terms={"bent": (0.5, Bent())}, trajectory_times=(0.0, 0.5, 1.0), landmark_weight=0
+    )
+    terms = loss(warped, fixed, ddf, [], trajectory=trajectory)
+    assert loss.times == (0.0, 0.5, 1.0)
+    torch.testing.assert_close(terms["bent"], 0.04 * ddf.square().sum()[None])
+    torch.testing.assert_close(terms["loss"], terms["similarity"] + 0.5 * terms["bent"])
+    unused = RegistrationLoss(nn.MSELoss(), trajectory_terms={"idle": (0.0, Bent())}, trajectory_times=(0.0, 0.5, 1.0))
+    assert unused.times == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("kind", ["image_terms", "ddf_terms", "velocity_terms", "trajectory_terms"])
+@pytest.mark.parametrize("name", ["loss", "ddf", "level", "similarity", "landmarks", "same"])
+def test_a_name_that_is_taken_is_refused(kind, name):
+    term = {name: (1.0, FoldingLoss())}
+    others = {other: term for other in ("image_terms", "ddf_terms") if name == "same" and other != kind}
+    with pytest.raises(ValueError, match=f"'{name}' of a loss term is taken"):
+        RegistrationLoss(nn.MSELoss(), **{kind: term}, **others)
+
+
+def test_a_loss_tells_before_the_work_whether_it_takes_masks():
+    image = torch.rand(1, 1, 5, 7)
+    unused, used = (
+        RegistrationLoss(LocalNCCLoss(2, 5), image_terms={"difference": (factor, nn.L1Loss())}) for factor in (0.0, 1.0)
+    )
+    unused.check_masks()
+    with pytest.raises(ValueError, match=r"L1Loss cannot take masks.*LocalNCCLoss"):
+        used.check_masks()
+    with pytest.raises(ValueError, match="L1Loss cannot take masks"):
+        used(image, image, torch.zeros(1, 2, 5, 7), [], weight=torch.ones(1, 1, 5, 7))
+
+
+def fitted(shape: tuple[int, ...], loss: RegistrationLoss) -> dict[str, Tensor]:
+    """The history of a few iterations."""
+    fixed, moving, _ = deformed_pair(shape)
+    network = VelocityBatch([NODEONet(len(shape), shape)])
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.005, amsgrad=True)
+    trainer = PairTrainer(PairBatch(fixed[None], moving[None]), network, optimizer, loss, ODESolver(), iterations=5)
+    trainer.run()
+    return trainer.state.history
+
+
+@pytest.mark.parametrize(
+    "similarity",
+    [
+        lambda dims: LocalNormalizedCrossCorrelationLoss(dims, kernel_size=9),
+        lambda dims: GlobalMutualInformationLoss(num_bins=16),
+        lambda dims: SSIMLoss(dims, win_size=7),
+        lambda dims: nn.MSELoss(),
+        lambda dims: LocalNCCLoss(dims, 9),
+    ],
+    ids=["LNCC", "MI", "SSIM", "MSE", "own LNCC"],
+)
+@pytest.mark.parametrize("shape", [(33, 29), (17, 19, 15)])
+def test_image_losses_drop_in(shape, similarity):
+    curve = fitted(shape, RegistrationLoss(similarity(len(shape))))["similarity"]
+    assert curve.shape == (5, 1)
+    assert (curve.diff(dim=0) < 0).all()
+
+
+# MONAI's finite differences index with a list
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence for multidimensional indexing")
+@pytest.mark.parametrize("penalty", [BendingEnergyLoss, DiffusionLoss])
+@pytest.mark.parametrize("shape", [(33, 29), (17, 19, 15)])
+def test_field_losses_drop_in(shape, penalty):
+    rough = {}
+    for weight in (1e-3, 1e3):
+        loss = RegistrationLoss(LocalNCCLoss(len(shape), 9), ddf_terms={"rough": (weight, penalty())})
+        history = fitted(shape, loss)
+        assert list(history) == ["loss", "similarity", "rough"]
+        rough[weight] = history["rough"][-1]
+        if weight < 1:
+            assert (history["loss"].diff(dim=0) < 0).all()
+    assert rough[1e3] < rough[1e-3]  # it acts

@@ -1,0 +1,151 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+from loss_inputs import folded_field, gradient, linear_field
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from monai_nodeo.geometry.coordinates import phi_to_ddf
+from monai_nodeo.losses import FoldingLoss, SmoothnessLoss, VelocityMagnitudeLoss
+
+SHAPES = [(11, 9), (9, 7, 5)]
+
+
+def determinants(ddf: Tensor) -> Tensor:
+    """By torch.linalg, cell by cell, (B, *(spatial - 1))."""
+    dims = ddf.ndim - 2
+    cells = (..., *[slice(0, -1)] * dims)
+    columns = [ddf.diff(dim=2 + axis)[(..., *[slice(0, n - 1) for n in ddf.shape[2:]])] for axis in range(dims)]
+    jacobian = torch.stack(columns, -1).movedim(1, -2) + torch.eye(dims, dtype=ddf.dtype)
+    assert jacobian.shape[:-2] == ddf[:, 0][cells].shape
+    return torch.linalg.det(jacobian)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_folding_value_and_gradient_are_those_of_autograd(shape, margin):
+    ddf = folded_field(shape, batch=2)
+
+    def plain(x: Tensor) -> Tensor:
+        return (margin - determinants(x)).relu().square()
+
+    torch.testing.assert_close(FoldingLoss(margin, "none")(ddf), plain(ddf))
+    for reduction in ("mean", "sum"):
+        loss = FoldingLoss(margin, reduction)
+
+        def reduced(x: Tensor, reduction: str = reduction) -> Tensor:
+            return getattr(plain(x), reduction)()
+
+        torch.testing.assert_close(loss(ddf), reduced(ddf))
+        torch.testing.assert_close(gradient(loss, ddf), gradient(reduced, ddf))
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (4, 3, 5)])
+def test_folding_passes_gradcheck(shape):
+    assert gradcheck(FoldingLoss(), folded_field(shape).requires_grad_())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_folding_of_linear_fields_is_analytic(shape):
+    dims = len(shape)
+    eye = torch.eye(dims, dtype=torch.float64)
+    loss = FoldingLoss(0.5)
+    assert loss(0 * linear_field(eye, shape)) == 0  # identity
+    assert loss(0 * linear_field(eye, shape) + 7) == 0  # translation
+    for factor in (0.3, 0.6, 1.2):
+        expected = max(0.5 - factor**dims, 0) ** 2
+        assert loss(linear_field((factor - 1) * eye, shape)).item() == pytest.approx(expected, abs=1e-12)
+    factors = torch.tensor([0.4, 0.9, 1.1][:dims], dtype=torch.float64)
+    sheared = torch.diag(factors - 1) + 0.7 * eye.roll(1, 0).tril()  # below the diagonal: the determinant is the same
+    expected = (0.5 - factors.prod().item()) ** 2
+    assert loss(linear_field(sheared, shape)).item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [(shape, axis) for shape in SHAPES for axis in range(len(shape))])
+def test_folding_is_positive_for_a_fold(shape, axis):
+    ddf = torch.zeros(1, len(shape), *shape)
+    ddf[0, axis].select(axis, 2).fill_(1.5)  # passes its neighbour, det -0.5
+    assert FoldingLoss(0.0)(ddf) > 0
+    ddf[0, axis].select(axis, 2).fill_(0.8)  # close to it, det 0.2: no fold, only within the margin
+    assert FoldingLoss(0.0)(ddf) == 0
+    assert FoldingLoss(0.5)(ddf).item() == pytest.approx(0.3**2 / (shape[axis] - 1), rel=1e-5)
+
+
+def test_folding_and_smoothness_swap_axes_with_their_field():
+    ddf = folded_field((9, 7, 5))
+    swapped = ddf.permute(0, 1, 4, 2, 3)
+    torch.testing.assert_close(FoldingLoss()(swapped[:, [2, 0, 1]]), FoldingLoss()(ddf))
+    torch.testing.assert_close(SmoothnessLoss()(swapped), SmoothnessLoss()(ddf))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("shape", [(1, 4, 5, 7, 9), (1, 3, 5, 7), (1, 2, 5, 7, 9), (1, 1, 5, 7)])
+def test_folding_refuses_fields_with_other_channels(shape, reduction):
+    with pytest.raises(ValueError, match="ddf must be"):
+        FoldingLoss(reduction=reduction)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("sides", [None, (1.0, 2.5, 0.7)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_smoothness_value_and_gradient_are_those_of_autograd(shape, sides):
+    """In mm per mm."""
+    dims = len(shape)
+    spacing = None if sides is None else sides[:dims]
+    mm = torch.tensor(spacing or (1.0,) * dims, dtype=torch.float64)
+    ddf = torch.randn(2, dims, *shape, dtype=torch.float64)
+
+    def plain(x: Tensor) -> Tensor:
+        lengths = x * mm.view(1, -1, *[1] * dims)
+        return sum((lengths.diff(dim=2 + a) / mm[a]).square().mean() for a in range(dims))
+
+    def loss(x: Tensor) -> Tensor:
+        return SmoothnessLoss()(x, spacing)
+
+    torch.testing.assert_close(loss(ddf), plain(ddf))
+    torch.testing.assert_close(gradient(loss, ddf), gradient(plain, ddf))
+    # the unit does not matter, only the proportions do
+    torch.testing.assert_close(SmoothnessLoss()(ddf, tuple((3 * mm).tolist())), loss(ddf))
+
+
+@pytest.mark.parametrize("loss", [SmoothnessLoss(), VelocityMagnitudeLoss()])
+@pytest.mark.parametrize("shape", [(5, 4), (4, 3, 5)])
+def test_quadratic_penalties_pass_gradcheck(shape, loss):
+    ddf = torch.randn(2, len(shape), *shape, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda x: loss(x, (1.0, 2.0, 0.5)[: len(shape)]), ddf)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_smoothness_of_a_linear_field_is_analytic(shape):
+    dims = len(shape)
+    matrix = torch.randn(dims, dims, dtype=torch.float64)
+    expected = matrix.square().sum() / dims  # mean over the components, sum over the axes
+    torch.testing.assert_close(SmoothnessLoss()(linear_field(matrix, shape)), expected)
+    assert SmoothnessLoss()(0 * linear_field(matrix, shape) + 7) == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_velocity_magnitude_is_the_mean_squared_length(shape):
+    phi = torch.randn(2, len(shape), *shape, dtype=torch.float64)  # in [-1, 1] per unit time
+    velocity = phi_to_ddf(phi, torch.zeros_like(phi))
+    torch.testing.assert_close(VelocityMagnitudeLoss()(velocity), phi.square().sum(1).mean())
+    still = torch.zeros_like(velocity)
+    assert VelocityMagnitudeLoss()(still) == 0
+    assert torch.equal(gradient(VelocityMagnitudeLoss(), still), still)  # the norm itself has no gradient there
+
+
+@pytest.mark.parametrize("loss", [FoldingLoss(), SmoothnessLoss(), VelocityMagnitudeLoss()])
+@pytest.mark.parametrize("shape", [(31, 37), (17, 19, 21)])
+def test_penalties_in_float32_are_near_float64(shape, loss):
+    ddf = 3 * torch.randn(1, len(shape), *shape, dtype=torch.float64)
+    assert loss(ddf.float()).item() == pytest.approx(loss(ddf).item(), rel=1e-5)
+    expected = gradient(loss, ddf)
+    assert (gradient(loss, ddf.float()) - expected).norm() < 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("loss", [FoldingLoss(), VelocityMagnitudeLoss()])
+def test_determinant_and_phi_do_not_depend_on_voxel_sizes(loss):
+    ddf = folded_field((9, 7, 5))
+    assert torch.equal(loss(ddf, (1.0, 2.0, 3.0)), loss(ddf))

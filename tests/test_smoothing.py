@@ -1,0 +1,184 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from monai_nodeo.geometry.axes import apply_along_axes
+from monai_nodeo.geometry.smoothing import AveragingSmoothing, GaussianSmoothing, SeparableSmoothing, odd_window
+
+SHAPES = [(9, 13), (12, 7), (9, 11, 13), (1, 8, 5)]
+# Windows shorter and longer than the sides.
+LAYERS: dict[str, Callable[..., SeparableSmoothing]] = {
+    "average 3": lambda dims, **more: AveragingSmoothing(dims, 3, **more),
+    "average 15": lambda dims, **more: AveragingSmoothing(dims, **more),
+    "average 31": lambda dims, **more: AveragingSmoothing(dims, 31, **more),
+    "gauss 0.8": lambda dims, **more: GaussianSmoothing(dims, 0.8, **more),
+    "gauss 4, window 5": lambda dims, **more: GaussianSmoothing(dims, 4.0, 5, **more),
+    "gauss 6": lambda dims, **more: GaussianSmoothing(dims, 6.0, **more),
+}
+every_layer = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS.keys())
+every_shape = pytest.mark.parametrize("shape", SHAPES)
+
+
+def by_scipy(layer: SeparableSmoothing, x: np.ndarray) -> np.ndarray:
+    """One pass along the spatial axes of (B, C, *spatial)."""
+    for axis in range(2, x.ndim):
+        if isinstance(layer, AveragingSmoothing):
+            x = ndimage.uniform_filter1d(x, layer.window, axis=axis, mode="nearest")
+        elif isinstance(layer, GaussianSmoothing):
+            x = ndimage.gaussian_filter1d(x, layer.sigma, axis=axis, mode="nearest", radius=layer.window // 2)
+    return x
+
+
+@every_layer
+@every_shape
+@pytest.mark.parametrize("passes", [0, 1, 3])
+def test_a_constant_stays_a_constant(
+    make: Callable[..., SeparableSmoothing], shape: tuple[int, ...], passes: int
+) -> None:
+    constant = torch.full((2, len(shape), *shape), -3.7)
+
+    torch.testing.assert_close(make(len(shape), passes=passes)(constant), constant)
+
+
+@every_layer
+@every_shape
+def test_smoothing_is_scipys_with_the_border_repeated(
+    make: Callable[..., SeparableSmoothing], shape: tuple[int, ...]
+) -> None:
+    layer = make(len(shape))
+    x = torch.randn(2, 3, *shape, dtype=torch.float64)
+
+    torch.testing.assert_close(layer(x), torch.from_numpy(by_scipy(layer, x.numpy())))
+    torch.testing.assert_close(layer(x.float()).double(), layer(x), rtol=0, atol=1e-6)
+
+
+@every_layer
+@every_shape
+def test_two_passes_are_the_kernel_twice(make: Callable[..., SeparableSmoothing], shape: tuple[int, ...]) -> None:
+    once = make(len(shape))
+    x = torch.randn(1, 2, *shape, dtype=torch.float64)
+
+    torch.testing.assert_close(make(len(shape), passes=2)(x), once(once(x)))
+
+
+@every_layer
+@every_shape
+def test_gradient_is_the_transposed_smoothing(make: Callable[..., SeparableSmoothing], shape: tuple[int, ...]) -> None:
+    layer = make(len(shape), passes=2)
+    x = torch.randn(1, 2, *shape, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(1, 2, *shape, dtype=torch.float64)
+
+    (gradient,) = torch.autograd.grad(layer(x), x, weight)
+
+    transposed = [m.t() for m in layer.matrices(shape, torch.float64)]
+    torch.testing.assert_close(gradient, apply_along_axes(weight, transposed))
+
+
+@every_layer
+def test_strided_input_gives_the_same(make: Callable[..., SeparableSmoothing]) -> None:
+    layer = make(3)
+    x = torch.randn(2, 9, 11, 13, 3).movedim(-1, 1)
+
+    torch.testing.assert_close(layer(x), layer(x.contiguous()))
+
+
+@every_layer
+def test_smoothing_has_nothing_to_learn_or_to_save(make: Callable[..., SeparableSmoothing]) -> None:
+    layer = make(2)
+    layer(torch.randn(1, 2, 9, 13))
+
+    assert not list(layer.parameters())
+    assert not layer.state_dict()
+
+
+@every_layer
+@pytest.mark.parametrize(("dims", "shape"), [(2, (1, 2, 9, 11, 13)), (3, (1, 3, 9, 11)), (2, (2, 9, 11))])
+def test_other_dimensions_are_refused(
+    make: Callable[..., SeparableSmoothing], dims: int, shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match=rf"expected \(B, C\) and {dims} spatial axes, got shape \({shape[0]}, "):
+        make(dims)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("window", [4, 0, -3, 2])
+def test_a_window_without_a_centre_is_refused(window: int) -> None:
+    for make in (lambda: AveragingSmoothing(2, window), lambda: GaussianSmoothing(2, 1.0, window)):
+        with pytest.raises(ValueError, match=rf"positive odd number of voxels, got {window}"):
+            make()
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.5])
+def test_a_gaussian_needs_a_width(sigma: float) -> None:
+    with pytest.raises(ValueError, match=f"sigma must be positive .*got {sigma}"):
+        GaussianSmoothing(3, sigma)
+
+
+@every_layer
+def test_passes_are_counted_from_zero(make: Callable[..., SeparableSmoothing]) -> None:
+    with pytest.raises(ValueError, match="passes must not be negative, got -1"):
+        make(3, passes=-1)
+
+
+@pytest.mark.parametrize(("sigma", "window"), [(0.3, 3), (1.0, 7), (2.0, 13), (2.1, 15)])
+def test_gaussian_reaches_three_standard_deviations(sigma: float, window: int) -> None:
+    layer = GaussianSmoothing(3, sigma)
+
+    assert layer.window == window
+    assert len(layer.kernel()) == window
+
+
+def test_a_kernel_of_ones_own() -> None:
+    class Binomial(SeparableSmoothing):
+        def kernel(self, scale: float = 1.0) -> tuple[float, ...]:
+            return (1.0, 2.0, 1.0)
+
+    x = torch.randn(1, 1, 9, 13, dtype=torch.float64)
+
+    expected = x.numpy()
+    for axis in (2, 3):
+        expected = ndimage.correlate1d(expected, [0.25, 0.5, 0.25], axis=axis, mode="nearest")
+    torch.testing.assert_close(Binomial(2)(x), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize(
+    ("length", "window"),
+    [(0.1, 1), (1, 1), (1.9, 1), (2.5, 3), (3, 3), (4.2, 5), (5, 5), (7.3, 7), (21 / 5, 5), (9 / 3, 3)],
+)
+def test_a_window_is_the_nearest_odd_number(length: float, window: int) -> None:
+    assert odd_window(length) == window
+
+
+@every_layer
+@pytest.mark.parametrize(("shape", "spacing"), [((9, 13), (2.0, 1.0)), ((9, 11, 13), (1.0, 3.0, 1.5))])
+def test_smoothing_is_as_long_in_mm_along_every_axis(
+    make: Callable[..., SeparableSmoothing], shape: tuple[int, ...], spacing: tuple[float, ...]
+) -> None:
+    layer = make(len(shape))
+
+    matrices = layer.matrices(shape, spacing=spacing)
+
+    for matrix, own, side in zip(matrices, layer.matrices(shape), spacing, strict=True):
+        assert torch.equal(matrix, own) == (side == min(spacing))
+        reach = (matrix[matrix.shape[0] // 2] > 1e-6).sum() // 2 * side
+        limit = layer.passes * (len(layer.kernel()) // 2) * min(spacing)
+        assert reach <= limit + side / 2 + 1e-6
+    doubled = layer.matrices(shape, spacing=[2 * side for side in spacing])
+    assert all(torch.equal(a, b) for a, b in zip(matrices, doubled, strict=True))
+
+
+def test_matrix_made_in_inference_mode_serves_a_later_training() -> None:
+    smooth = AveragingSmoothing(2, window=3)
+    x = torch.rand(1, 1, 23, 29)
+    with torch.inference_mode():
+        smooth(x)
+
+    smooth(x.requires_grad_()).sum().backward()
+
+    assert x.grad is not None
