@@ -125,7 +125,10 @@ def as_image(value: Image, key: str = "image", spatial_dims: int | None = None, 
         )
     _check_affine(name, stored.affine)
     try:
-        voxels = _finite(name, stored).reshape(*spatial[:dims], channels)
+        values = stored.load()
+        if key in LABEL_KEYS:
+            _check_ids(name, values)
+        voxels = _finite(name, values).reshape(*spatial[:dims], channels)
     except ImageFileError as error:
         raise _of_file(key, error) from error
     # The same keys as MONAI's own readers, so that its other transforms find what they expect.
@@ -276,16 +279,24 @@ def _check_affine(name: str, affine: np.ndarray) -> None:
         )
 
 
-def _finite(name: str, stored: StoredImage) -> np.ndarray:
+def _finite(name: str, values: np.ndarray) -> np.ndarray:
     """The voxels as a contiguous float32 array, all of them finite."""
     with np.errstate(over="ignore", invalid="ignore"):  # too large for float32: infinite, and found below
-        voxels = np.ascontiguousarray(stored.load(), dtype=np.float32)
+        voxels = np.ascontiguousarray(values, dtype=np.float32)
     bad = int(voxels.size - np.count_nonzero(np.isfinite(voxels)))
     if bad:
         raise PairError(
             f"{name}: {bad} of {voxels.size} voxels are NaN or infinite in float32; replace them, for example by 0."
         )
     return voxels
+
+
+def _check_ids(name: str, values: np.ndarray) -> None:
+    """Labels that float32 would take for others."""
+    too_large = values[(values >= _FLOAT32_EXACT) | (values <= -_FLOAT32_EXACT)]
+    if too_large.size and np.isfinite(too_large[0]):
+        largest = max(int(too_large.max()), int(too_large.min()), key=abs)
+        raise PairError(f"{name}: label {largest} is not below {_FLOAT32_EXACT}; renumber the labels.")
 
 
 def _check_contrast(key: str, image: MetaTensor) -> None:
@@ -316,12 +327,8 @@ def _whole_numbers(key: str, label: MetaTensor) -> Tensor:
     if fractions:
         raise PairError(
             f"{source_name(key, label)}: {fractions} voxels are no whole numbers; "
-            "expected a label map, perhaps this is the image or labels that were resampled linearly."
-        )
-    largest = float(rounded.abs().max())
-    if largest >= _FLOAT32_EXACT:
-        raise PairError(
-            f"{source_name(key, label)}: label {largest:.0f} is not below {_FLOAT32_EXACT}; renumber the labels."
+            "expected a label map; perhaps this is the image, or labels that were resampled linearly or whose header "
+            "scales them (scl_slope)."
         )
     return rounded
 

@@ -11,8 +11,8 @@ file                                   holds
 ``disp_FFFF_MMMM.nii.gz``              Learn2Reg: the same in voxels of the fixed grid, (X, Y, Z, 3)
 =====================================  =================================================================
 
-Reading, the two kinds of NIfTI are told apart by their contents. Other vector images that ITK reads (``.mha``,
-``.nrrd``) are taken as displacement fields.
+Reading, the kinds of NIfTI are told apart by their headers, and those of other tools are read or refused, see
+`files.foreign`. Other vector images that ITK reads (``.mha``, ``.nrrd``) are taken as displacement fields.
 """
 
 from __future__ import annotations
@@ -23,10 +23,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import SimpleITK as sitk
+from nibabel.nifti1 import Nifti1Pair
+from nibabel.spatialimages import SpatialImage
 
 from monai_nodeo.files.atomic import atomic_path, check_folder
+from monai_nodeo.files.foreign import read_foreign
 from monai_nodeo.files.grid import ImageGrid, PathLike, grid_of, itk_geometry, open_image
 from monai_nodeo.files.nifti import read_displacement, read_values, save_nifti, write_displacement
+from monai_nodeo.files.places import warn
 from monai_nodeo.files.transform import Affine, Displacement, Transform
 
 __all__ = ["check_transform_target", "read_affine", "read_transform", "write_affine", "write_transform"]
@@ -159,9 +163,14 @@ def _read_field(path: PathLike) -> Displacement:
 
 def _read_nifti(path: PathLike) -> Displacement:
     image = open_image(path)
-    if len(image.shape) != 4 or image.shape[3] != 3:
+    foreign = read_foreign(path, image)
+    if foreign is not None:
+        return foreign
+    if len(image.shape) != 4 or image.shape[3] != 3 or _intent(image):
         ddf, grid = read_displacement(path)
         return Displacement(grid, ddf)
+    if not _LEARN2REG.fullmatch(Path(path).name.lower()):
+        warn(f"{path}: nothing says what its values are; taken for a field of Learn2Reg, in voxels of its own grid.")
     grid = grid_of(path, image, image.shape[:3])
     ddf = np.moveaxis(read_values(path, image), 3, 0).astype(np.float32)
     if grid.spatial_dims == 2:
@@ -169,6 +178,10 @@ def _read_nifti(path: PathLike) -> Displacement:
             raise ValueError(f"{path}: the displacement leaves the slice, expected none: a 2D ddf cannot hold it.")
         ddf = ddf[:2, :, :, 0]
     return Displacement(grid, ddf)
+
+
+def _intent(image: SpatialImage) -> int:
+    return int(image.header["intent_code"]) if isinstance(image, Nifti1Pair) else 0
 
 
 def _write_learn2reg(path: PathLike, ddf: np.ndarray, grid: ImageGrid) -> None:
@@ -182,30 +195,35 @@ def _write_learn2reg(path: PathLike, ddf: np.ndarray, grid: ImageGrid) -> None:
 
 
 def _write_composite(path: PathLike, transform: Transform) -> None:
-    """ITK writes the file with fields of one voxel, and the fields themselves go in here.
+    """The groups that ITK writes, without its times, so that the same transform gives the same bytes.
 
-    ITK takes them through several copies in double precision and does not compress them; single precision is what a
-    displacement file has.
+    Fields are compressed and in single precision, as in a displacement file; ITK would store doubles as they are.
     """
     steps = transform.steps[::-1]  # ITK lets the step that was added last act first
-    frame = sitk.CompositeTransform(transform.world_dims)
-    for step in steps:
-        frame.AddTransform(step.itk if isinstance(step, Affine) else _one_voxel(transform.world_dims))
-    with atomic_path(path) as partial:
-        sitk.WriteTransform(frame, partial)
-        with h5py.File(partial, "r+") as file:
-            for number, step in enumerate(steps, start=1):  # 0 is the composite
-                if isinstance(step, Displacement):
-                    _put_field(file[f"TransformGroup/{number}"], step)
+    dims = transform.world_dims
+    with atomic_path(path) as partial, h5py.File(partial, "w") as file:
+        _put_texts(file, "ITKVersion", sitk.Version.ITKVersionString())
+        _put_texts(file, "HDFVersion", h5py.version.hdf5_version)
+        for number, step in enumerate([None, *steps]):
+            group = file.create_group(f"TransformGroup/{number}")
+            if step is None:
+                _put_texts(group, "TransformType", f"CompositeTransform_double_{dims}_{dims}")
+                continue
+            kind = "AffineTransform" if isinstance(step, Affine) else "DisplacementFieldTransform"
+            _put_texts(group, "TransformType", f"{kind}_double_{dims}_{dims}")
+            if isinstance(step, Affine):
+                group["TransformFixedParameters"] = np.array(step.itk.GetFixedParameters())
+                group["TransformParameters"] = np.array(step.itk.GetParameters())
+            else:
+                _put_field(group, step)
 
 
-def _one_voxel(dims: int) -> sitk.Transform:
-    return sitk.DisplacementFieldTransform(sitk.Image([1] * dims, sitk.sitkVectorFloat64))
+def _put_texts(group: h5py.Group, name: str, text: str) -> None:
+    group.create_dataset(name, data=np.array([text], dtype=object), dtype=h5py.string_dtype("ascii"))
 
 
 def _put_field(group: h5py.Group, step: Displacement) -> None:
     geometry = itk_geometry(step.grid)
-    del group["TransformFixedParameters"], group["TransformParameters"]
     group["TransformFixedParameters"] = np.concatenate([step.grid.shape, *geometry.values()], dtype=np.float64)
     group.create_dataset(
         "TransformParameters",

@@ -8,6 +8,7 @@ import logging
 import os
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -15,7 +16,8 @@ import numpy as np
 import SimpleITK as sitk
 from nibabel.spatialimages import SpatialImage
 
-from monai_nodeo.files.images import RAS_TO_LPS, itk_place, nifti_place, open_stored
+from monai_nodeo.files.images import open_stored
+from monai_nodeo.files.places import ALIGNED, RAS_TO_LPS, itk_place, nifti_place
 
 __all__ = [
     "RAS_TO_LPS",
@@ -38,7 +40,6 @@ PathLike = str | os.PathLike[str]
 # ITK stores orthonormal direction cosines. A skew this small changes a displacement by half a percent at most.
 _MAX_SKEW = 5e-3
 _LEAVES = 1e-3  # of the thickness of a slice: a displacement that leads out of it by more is none of the slice
-_ALIGNED = 2  # NIFTI_XFORM_ALIGNED_ANAT: the code for an affine of unknown origin
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +63,8 @@ class ImageGrid:
 
     affine: np.ndarray
     shape: tuple[int, ...]
-    sform_code: int = _ALIGNED
-    qform_code: int = _ALIGNED
+    sform_code: int = ALIGNED
+    qform_code: int = ALIGNED
 
     def __post_init__(self) -> None:
         affine = np.array(self.affine, dtype=np.float64)
@@ -223,7 +224,7 @@ def _check_geometry(affine: np.ndarray, shape: tuple[int, ...]) -> None:
 def grid_of(path: PathLike, image: SpatialImage, shape: tuple[int, ...]) -> ImageGrid:
     """The grid of a file's header, with its errors named after the file."""
     try:
-        affine, *codes = nifti_place(image)
+        affine, *codes = nifti_place(str(path), image, Path(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return _named(path, affine, shape, *codes)

@@ -13,9 +13,11 @@ A DICOM series is a folder. Where it holds several, ``folder#5`` is the one with
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -23,12 +25,12 @@ import SimpleITK as sitk
 from nibabel.nifti1 import Nifti1Header
 from nibabel.spatialimages import SpatialImage
 
+from monai_nodeo.files.dicom import UNEVEN, frame_places
+from monai_nodeo.files.places import ALIGNED, itk_place, nifti_place, quiet_itk, warn
+
 __all__ = [
-    "RAS_TO_LPS",
     "ImageFileError",
     "StoredImage",
-    "itk_place",
-    "nifti_place",
     "open_stored",
     "stored_itk",
     "stored_nibabel",
@@ -36,11 +38,8 @@ __all__ = [
 
 _NIBABEL = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz", ".mgz", ".mgh")
 _FORMATS = "NIfTI, NRRD, MHA, a folder of DICOM files, or PNG or TIFF for a slice"
-_MILLIMETRES = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
-_ALIGNED = 2  # NIFTI_XFORM_ALIGNED_ANAT: the code for an affine of unknown origin
-RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])  # and back
 _SERIES_NUMBER, _SERIES_DESCRIPTION, _POSITION = "0020|0011", "0008|103e", "0020|0032"
-_UNEVEN = 0.05  # of the distance of two slices: more than rounding in the headers explains
+_FRAMES = "0028|0008"
 
 
 class ImageFileError(ValueError):
@@ -68,8 +67,8 @@ class StoredImage:
     shape: tuple[int, ...]
     dtype: np.dtype
     load: Callable[[], np.ndarray]
-    sform_code: int = _ALIGNED
-    qform_code: int = _ALIGNED
+    sform_code: int = ALIGNED
+    qform_code: int = ALIGNED
     steps: tuple[tuple[float, ...], str] = ((), "unknown")
 
 
@@ -93,41 +92,6 @@ def open_stored(path: str | os.PathLike[str]) -> StoredImage:
     return _open_nibabel(name, file) if file.name.lower().endswith(_NIBABEL) else _open_itk(name, file)
 
 
-def nifti_place(image: SpatialImage) -> tuple[np.ndarray, int, int]:
-    """Affine, sform code and qform code of an image of nibabel.
-
-    Returns:
-        The affine in RAS mm, whatever unit the header has, and the codes to write with it. nibabel takes the affine
-        from the sform if that has a code; a qform that holds another space does not lend its code to it.
-
-    Raises:
-        ValueError: when the header's unit is no length.
-    """
-    affine = np.asarray(image.affine, dtype=np.float64)
-    header = image.header
-    if not isinstance(header, Nifti1Header):
-        return affine, _ALIGNED, _ALIGNED
-    unit = header.get_xyzt_units()[0]
-    if unit not in _MILLIMETRES:
-        raise ValueError(f"the spatial unit in the header is {unit!r}, expected 'mm'; repair the header.")
-    qform, qform_code = header.get_qform(coded=True)
-    sform_code = int(header["sform_code"]) or qform_code or _ALIGNED
-    if qform is None or not np.allclose(qform, affine, rtol=0, atol=1e-3):
-        qform_code = sform_code
-    return np.diag([*[_MILLIMETRES[unit]] * 3, 1.0]) @ affine, sform_code, qform_code
-
-
-def itk_place(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
-    """ITK's geometry of the first three axes as an affine in RAS mm, (4, 4), with a third axis of 1 mm in 2D."""
-    dims = image.GetDimension()
-    axes = min(dims, 3)
-    affine = np.eye(4)
-    affine[:axes, :axes] = np.reshape(image.GetDirection(), (dims, dims))[:axes, :axes] * image.GetSpacing()[:axes]
-    affine[:axes, 3] = image.GetOrigin()[:axes]
-    affine[:3] = RAS_TO_LPS @ affine[:3]
-    return affine
-
-
 def _existing(name: str) -> tuple[Path, str]:
     """The file or folder, and the series behind its ``#``."""
     whole = Path(name).expanduser()
@@ -148,11 +112,11 @@ def _open_nibabel(name: str, file: Path) -> StoredImage:
         ) from error
     if not isinstance(image, SpatialImage) or image.affine is None:
         raise ImageFileError(f"{name}: a {type(image).__name__} has no voxel grid; expected {_FORMATS}.")
-    return stored_nibabel(name, image)
+    return stored_nibabel(name, image, file)
 
 
-def stored_nibabel(name: str, image: SpatialImage) -> StoredImage:
-    """An image of nibabel, see `open_stored`; errors begin with the name."""
+def stored_nibabel(name: str, image: SpatialImage, file: Path | None = None) -> StoredImage:
+    """An image of nibabel, read from the file or in memory, see `open_stored`; errors begin with the name."""
     stored = image.get_data_dtype()
     if np.issubdtype(stored, np.complexfloating):
         raise _complex(name, str(stored))
@@ -160,7 +124,7 @@ def stored_nibabel(name: str, image: SpatialImage) -> StoredImage:
     dtype = stored[0] if channels else stored
     scaling = getattr(image.dataobj, "slope", 1), getattr(image.dataobj, "inter", 0)
     try:
-        affine, sform_code, qform_code = nifti_place(image)
+        affine, sform_code, qform_code = nifti_place(name, image, file)
     except ValueError as error:
         raise ImageFileError(f"{name}: {error}") from error
     shape = _shape(_with_channels(image.shape, channels))
@@ -168,7 +132,7 @@ def stored_nibabel(name: str, image: SpatialImage) -> StoredImage:
         name,
         affine,
         shape,
-        dtype if scaling == (1, 0) else np.dtype(np.float32),
+        dtype if scaling == (1, 0) else np.result_type(dtype, np.float32),  # which holds all whole numbers of dtype
         lambda: _load(name, lambda: _numbers(np.asanyarray(image.dataobj), channels).reshape(shape)),
         sform_code,
         qform_code,
@@ -211,14 +175,33 @@ def _open_itk(name: str, file: Path) -> StoredImage:
         raise _complex(name, pixel)
     shape = _shape(_with_channels(reader.GetSize(), channels))
     further = reader.GetSpacing()[3:]
+    order, affine = _frames(name, file, reader, shape)
     return StoredImage(
         name,
-        itk_place(reader),
+        affine,
         shape,
         _numpy_type(reader.GetPixelID()),
-        lambda: _load(name, lambda: _itk_values(reader.Execute()).reshape(shape)),
+        lambda: _load(name, lambda: _itk_values(reader.Execute()).reshape(shape)[(slice(None), slice(None), *order)]),
         steps=(further if len(shape) == 3 + len(further) else (), "unknown"),
     )
+
+
+def _frames(
+    name: str, file: Path, reader: sitk.ImageFileReader, shape: tuple[int, ...]
+) -> tuple[tuple[Any, ...], np.ndarray]:
+    """How to index the third axis, if it has to be sorted, and the affine."""
+    affine = itk_place(reader)
+    if len(shape) < 3 or shape[2] < 2 or not reader.HasMetaDataKey(_FRAMES):
+        return (), affine
+    try:
+        places = frame_places(file, shape[2])
+    except (ValueError, IndexError, struct.error) as error:
+        raise ImageFileError(f"{name}: {error}") from error
+    if places is None:
+        warn(f"{name}: its frames have no places; they are taken in their order, with the voxel size that ITK gives.")
+        return (), affine
+    order, affine = places
+    return (order,), affine
 
 
 def _itk_values(image: sitk.Image) -> np.ndarray:
@@ -229,18 +212,16 @@ def _itk_values(image: sitk.Image) -> np.ndarray:
 
 def _open_series(name: str, folder: Path, wanted: str) -> StoredImage:
     files = _choose(name, folder, wanted)
+    if len(files) == 1:
+        return _open_itk(name, Path(files[0]))
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files)
     reader.MetaDataDictionaryArrayUpdateOn()
-    # ITK only warns of uneven slices, on the terminal; here they are an error, see _check_slices().
-    warned = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
-        image = reader.Execute()
+        with quiet_itk():  # it only warns of uneven slices; here they are an error, see _check_slices()
+            image = reader.Execute()
     except RuntimeError as error:
         raise ImageFileError(f"{name}: the series cannot be read ({_short(error)}); copy it again.") from error
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(warned)
     _check_slices(name, image, reader, len(files))
     shape = _shape(_with_channels(image.GetSize(), image.GetNumberOfComponentsPerPixel()))
     voxels = _itk_values(image).reshape(shape)
@@ -291,7 +272,7 @@ def _check_slices(name: str, image: sitk.Image, reader: sitk.ImageSeriesReader, 
     stored = [[float(number) for number in reader.GetMetaData(i, _POSITION).split("\\")] for i in range(count)]
     expected = [image.TransformIndexToPhysicalPoint((0, 0, i)) for i in range(count)]
     apart = np.linalg.norm(np.subtract(stored, expected), axis=1)
-    if apart.max() > _UNEVEN * image.GetSpacing()[2]:
+    if apart.max() > UNEVEN * image.GetSpacing()[2]:
         raise ImageFileError(
             f"{name}: the slices are no regular grid (slice {int(apart.argmax()) + 1} of {count} lies "
             f"{apart.max():.3g} mm from its place in one): some are missing, several acquisitions are mixed, or "

@@ -174,7 +174,7 @@ def save_nifti(
     """
     check_image_target(path)
     # A fresh header: the fixed image's scaling, display range and extensions are not those of the new values.
-    image = nib.Nifti1Image(data, grid.affine)
+    image = nib.Nifti1Image(data, grid.affine, dtype=data.dtype)  # as it is, also 64 bits
     # The same affine in both forms: nibabel and ITK do not always prefer the same one.
     image.set_sform(grid.affine, grid.sform_code)
     image.set_qform(grid.affine, grid.qform_code)

@@ -30,6 +30,9 @@ __all__ = ["INTERPOLATIONS", "apply_to_image", "apply_to_points", "check_place",
 INTERPOLATIONS = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "label": sitk.sitkLabelLinear}
 
 _INVERTED = re.compile(r"\[(?P<path>.+),\s*(?P<invert>[01])\s*\]")
+_OF_ITK = [np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32)]
+_OF_ITK += [np.dtype(np.float32), np.dtype(np.float64)]
+_EXACT = 2**53  # whole numbers up to it are doubles
 _LATTICE = 9  # points along an axis of the reference at which a transform is tried out
 _SMALL_SHARE = 0.5
 
@@ -105,16 +108,26 @@ def resample(
             neighbours.
 
     Returns:
-        (*grid.shape, *further axes), of the type of the stored values.
+        (*grid.shape, *further axes), of the type of the stored values; bool and half precision, which NIfTI lacks,
+        as uint8 and float32.
 
     Raises:
-        ValueError: when the transform, the image and the grid differ in dimension, or labels are fractions.
+        ValueError: when the transform, the image and the grid differ in dimension, labels are fractions, integers are
+            too large to be interpolated, or the image's type does not hold the value outside.
     """
     source = _grid(stored, transform.world_dims)
-    values = _native(stored.load().astype(stored.dtype, copy=False))
-    kind = values.dtype
-    if interpolation == "label":
-        values = _whole_numbers(stored.path, values)
+    kind = _kind(stored.dtype)
+    _check_outside(stored.path, kind, outside)
+    values = stored.load().astype(kind, copy=False)
+    labels = None
+    if interpolation == "label" and kind.kind == "f":
+        _check_whole(stored.path, values)
+    if interpolation != "linear" and (kind not in _OF_ITK or (interpolation == "label" and kind.kind == "f")):
+        # by their numbers in a list: ITK has no such integers, and takes every fraction for a label, for hours
+        labels, numbers = np.unique(np.append(values, kind.type(outside or 0)), return_inverse=True)
+        values, outside = numbers[:-1].astype(np.int32), int(numbers[-1])
+    elif kind not in _OF_ITK:
+        values = _in_doubles(stored.path, values)
     volumes = values.reshape(*source.shape, -1)
     images = [_as_itk(volumes[..., i], source) for i in range(volumes.shape[-1])]
     itk: sitk.Transform = transform.to_itk()
@@ -125,13 +138,16 @@ def resample(
     mode = INTERPOLATIONS[interpolation]
     fills = [outside] * len(images)
     if outside is None:
-        fills = [float(volumes[..., i].min()) if interpolation == "linear" else 0.0 for i in range(len(images))]
+        fills = [_least(volumes[..., i]) if interpolation == "linear" else 0.0 for i in range(len(images))]
     warped = [
         sitk.Resample(one, grid.shape, itk, mode, *itk_geometry(grid).values(), fill, one.GetPixelID())
         for one, fill in zip(images, fills, strict=True)
     ]
     stack = np.stack([sitk.GetArrayViewFromImage(one).T for one in warped], axis=-1)
-    return stack.reshape(*grid.shape, *stored.shape[3:]).astype(kind, copy=False)
+    stack = stack.reshape(*grid.shape, *stored.shape[3:])
+    if labels is not None:
+        return labels[stack]
+    return (np.rint(stack) if kind.kind in "iu" and stack.dtype.kind == "f" else stack).astype(kind, copy=False)
 
 
 def check_place(transform: Transform, grid: ImageGrid, stored: StoredImage) -> None:
@@ -199,21 +215,48 @@ def _grid(stored: StoredImage, world_dims: int) -> ImageGrid:
         raise ValueError(f"{stored.path}: {error}") from error
 
 
-def _native(values: np.ndarray) -> np.ndarray:
-    """The same values in a type that both ITK and NIfTI hold."""
-    narrow = {np.dtype(np.float16): np.float32, np.dtype(np.int64): np.int32, np.dtype(np.uint64): np.uint32}
-    native = values.astype(values.dtype.newbyteorder("="), copy=False)
-    small = native.astype(narrow.get(native.dtype, native.dtype), copy=False)
-    return small if np.array_equal(small, native) else native.astype(np.float64)
+def _kind(stored: np.dtype) -> np.dtype:
+    """The type of a result: that of the image, or the next one that NIfTI holds."""
+    native = stored.newbyteorder("=")
+    return np.dtype({"bool": "uint8", "float16": "float32"}.get(native.name, native))
 
 
-def _whole_numbers(name: str, values: np.ndarray) -> np.ndarray:
-    """Label maps of float types as integers: ITK would take every fraction for a label of its own, for hours."""
-    if values.dtype.kind != "f":
-        return values
+def _check_outside(name: str, kind: np.dtype, outside: float | None) -> None:
+    """A value that the image's type does not hold would come out as another one."""
+    if outside is None:
+        return
+    if kind.kind in "iu":
+        limits = np.iinfo(kind)
+        held, holds = limits.min <= outside <= limits.max and outside % 1 == 0, f"from {limits.min} to {limits.max}"
+    else:
+        held, holds = abs(outside) <= np.finfo(kind).max or not np.isfinite(outside), f"up to {np.finfo(kind).max:.3g}"
+    if not held:
+        raise ValueError(f"{name}: the value outside is {outside:g}, and its voxels are {kind}, {holds}; give another.")
+
+
+def _check_whole(name: str, values: np.ndarray) -> None:
     if not np.array_equal(values, np.rint(values)):
         raise ValueError(f"{name}: the values are no whole numbers, expected labels; use -n linear for an image.")
-    return values.astype(np.int32)
+
+
+def _in_doubles(name: str, values: np.ndarray) -> np.ndarray:
+    """Values of types that ITK does not interpolate."""
+    doubles = values.astype(np.float64)
+    if values.dtype.kind in "iu" and values.size and np.abs(doubles).max() > _EXACT:
+        raise ValueError(
+            f"{name}: values of {values.dtype} up to {np.abs(doubles).max():.0f} cannot be interpolated exactly; "
+            "use -n nearest or -n label for labels."
+        )
+    return doubles
+
+
+def _least(values: np.ndarray) -> float:
+    """The smallest value that is a number."""
+    low = float(values.min())
+    if np.isfinite(low):
+        return low
+    finite = values[np.isfinite(values)]
+    return float(finite.min()) if finite.size else 0.0
 
 
 def _as_itk(values: np.ndarray, grid: ImageGrid) -> sitk.Image:

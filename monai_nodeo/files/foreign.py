@@ -1,0 +1,86 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Displacement fields that other tools write as NIfTI, told by their headers: read where exact, else refused by name.
+
+============  ================================  ================================================
+tool          header                            values
+============  ================================  ================================================
+SPM           intent name "Mapping"             places in RAS mm, ``y_*.nii``: read
+NiftyReg      intent name "NREG_TRANS", p1 = 0  places in RAS mm: read
+NiftyReg      the same, p1 = 1                  displacements in RAS mm: read
+NiftyReg      the same, p1 > 1                  control points or velocities: refused
+FSL           intent 2006 to 2018               need the header of the moving image too: refused
+AFNI          AFNI's extension                  in a space of its own for oblique images: refused
+============  ================================  ================================================
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Header, Nifti1Pair
+from nibabel.spatialimages import SpatialImage
+
+from monai_nodeo.files.grid import RAS_TO_LPS, ImageGrid, PathLike, displacement_from_lps, grid_of
+from monai_nodeo.files.nifti import read_values
+from monai_nodeo.files.transform import Displacement
+
+__all__ = ["read_foreign"]
+
+_FSL = range(2006, 2019)
+_AFNI_EXTENSION = 4
+_SPM, _NIFTYREG = "Mapping", "NREG_TRANS"
+_PLACES, _DISPLACEMENTS = 0, 1  # NiftyReg's intent_p1
+_BY_NITRANSFORMS = "convert it to ITK's format with nitransforms or wb_command -convert-warpfield"
+
+
+def read_foreign(path: PathLike, image: SpatialImage) -> Displacement | None:
+    """The field of another tool; None if the file is of none of them.
+
+    Args:
+        path: the file.
+        image: the same, opened.
+
+    Raises:
+        ValueError: when it is a field of another tool that is not read; names the tool and what to do.
+    """
+    header = image.header
+    if not isinstance(image, Nifti1Pair) or not isinstance(header, Nifti1Header):
+        return None
+    intent, name = int(header["intent_code"]), header.get_intent()[2].strip()
+    if intent in _FSL:
+        raise _refused(path, "FSL", f"intent code {intent}", _BY_NITRANSFORMS)
+    if any(extension.get_code() == _AFNI_EXTENSION for extension in header.extensions):
+        raise _refused(path, "AFNI", "AFNI's header extension", _BY_NITRANSFORMS)
+    if name == _SPM:
+        return _read(path, image, places=True)
+    if name == _NIFTYREG:
+        kind = int(header["intent_p1"])
+        if kind not in (_PLACES, _DISPLACEMENTS):
+            raise _refused(
+                path, "NiftyReg", f"kind {kind}, control points or velocities", "make a field of it with reg_transform"
+            )
+        return _read(path, image, places=kind == _PLACES)
+    return None
+
+
+def _refused(path: PathLike, tool: str, found: str, advice: str) -> ValueError:
+    return ValueError(f"{path}: a transform of {tool} ({found}), which is not read; {advice}.")
+
+
+def _read(path: PathLike, image: SpatialImage, places: bool) -> Displacement:
+    """Values in RAS mm, (X, Y, Z, 1, 3): the places of the voxels in the moving image, or the way there."""
+    shape = image.shape
+    if len(shape) != 5 or shape[3:] != (1, 3):
+        raise ValueError(f"{path}: a field of shape {shape}, expected (X, Y, Z, 1, 3).")
+    grid = grid_of(path, image, shape[:3])
+    ras = read_values(path, image)[:, :, :, 0]
+    if places:
+        ras -= _world(grid)
+    lps = (ras @ RAS_TO_LPS).reshape(*grid.spatial_shape, 3)
+    return Displacement(grid, displacement_from_lps(path, lps, grid))
+
+
+def _world(grid: ImageGrid) -> np.ndarray:
+    """RAS mm of the voxels, (*shape, 3)."""
+    index = np.moveaxis(np.indices(grid.shape), 0, -1)
+    return index @ grid.affine[:3, :3].T + grid.affine[:3, 3]
