@@ -27,6 +27,7 @@ from monai_nodeo.data.keys import PATH_KEYS
 from monai_nodeo.data.lists import load_datalist, requested_pairs, spatial_dims_of
 from monai_nodeo.data.load import load_pair
 from monai_nodeo.data.pair import Pair, PairError
+from monai_nodeo.expressions import EXPRESSION, RUNS_CODE, check_safe_files, check_values
 from monai_nodeo.files import ImageGrid, check_output_dir
 from monai_nodeo.flows import VelocityModel
 from monai_nodeo.registration.presets import bundle_dir, preset_files
@@ -34,7 +35,15 @@ from monai_nodeo.registration.result import Registration
 from monai_nodeo.registration.settings import Settings
 from monai_nodeo.registration.table import TABLE, failed_row, row_of, summary_of, write_table
 
-__all__ = ["NodeoWorkflow", "PairsFailedError", "SavePairs", "reader", "register_pairs", "requested", "run"]
+__all__ = [
+    "NodeoWorkflow",
+    "PairsFailedError",
+    "SavePairs",
+    "reader",
+    "register_pairs",
+    "requested",
+    "run",
+]
 
 _PATHS = (*PATH_KEYS, "datalist", "dataset_dir", "output_dir")
 _ARGUMENTS = ("meta_file", "logging_file", "init_id", "run_id", "final_id", "tracking", "properties_path")
@@ -50,19 +59,21 @@ class PairsFailedError(RuntimeError):
 class NodeoWorkflow(ConfigWorkflow):
     """Runs the bundle's config with inputs that are taken as they are.
 
-    A path is a path, whatever characters it has: MONAI would evaluate one that begins with ``$``. An override of an id
-    that there is not is an error. Without a config file it is that of the bundle, for slices or for volumes as the
-    first fixed image is one. Inputs may also be set later, as attributes.
+    A path is a path, whatever characters it has: MONAI would evaluate one that begins with ``$``. Expressions of Python
+    belong in config files; an override that holds one is an error, and so is one of an id that there is not. Without a
+    config file it is that of the bundle, for slices or for volumes as the first fixed image is one. Inputs may also be
+    set later, as attributes.
 
     Args:
         config_file: one or several files of a config.
         preset: settings laid over the bundle's, instead of config files.
         spatial_dims: 2 for slices, 3 for volumes; by default what the images are, 3 without images.
         workflow_type: as MONAI has it.
+        safe: refuse config files that could run code: only values are allowed in those that are not the package's own.
         override: ids and values; arguments of MONAI's ``ConfigWorkflow``, such as ``logging_file=False``.
 
     Raises:
-        ValueError: names an id that there is not, and the nearest one.
+        ValueError: names an id that there is not, and the nearest one; or what could run code.
 
     Example:
         >>> workflow = NodeoWorkflow(output_dir="out")
@@ -77,6 +88,7 @@ class NodeoWorkflow(ConfigWorkflow):
         preset: str | None = None,
         spatial_dims: int | None = None,
         workflow_type: str | None = "infer",
+        safe: bool = False,
         **override: Any,
     ) -> None:
         known = {name: override.pop(name) for name in _ARGUMENTS if name in override}
@@ -86,6 +98,9 @@ class NodeoWorkflow(ConfigWorkflow):
             override.setdefault("bundle_root", str(bundle_dir()))
         elif preset is not None or spatial_dims is not None:
             raise ValueError("preset and spatial_dims choose config files; give them or config_file.")
+        if safe:
+            check_safe_files([config_file] if isinstance(config_file, str | PathLike) else config_file)
+            check_values("an override", override, RUNS_CODE)
         with _without_a_remark():
             super().__init__(config_file=config_file, workflow_type=workflow_type, **known)
         for id in _PATHS:
@@ -157,6 +172,7 @@ def _literal(id: str, value: Any) -> Any:
     """Paths as objects that MONAI does not look into, and the words of JSON for what they say."""
     if value is not None and id.replace("::", "#") in (*_PATHS, "settings#initial_transform"):
         return Path(_as_typed(id, value))
+    check_values("an override", {id: value}, EXPRESSION)
     return _WORDS.get(value, value) if isinstance(value, str) else value
 
 

@@ -85,7 +85,7 @@ def test_registration_loss_passes_on_weights_spacings_and_landmarks():
         "intensity": IntensityLoss()(warped, fixed, weight),
         "folding": FoldingLoss()(ddf),
         "smoothness": SmoothnessLoss()(velocity, ddf_spacing),
-        "landmarks": landmark_loss(ddf, landmarks, ddf_spacing),
+        "landmarks": landmark_loss(ddf, landmarks, [4 * side for side in ddf_spacing]),  # of finest voxels
     }
     assert list(terms) == ["loss", *expected]
     for name, value in expected.items():

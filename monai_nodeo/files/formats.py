@@ -28,7 +28,8 @@ from nibabel.spatialimages import SpatialImage
 
 from monai_nodeo.files.atomic import atomic_path, check_folder
 from monai_nodeo.files.foreign import read_foreign
-from monai_nodeo.files.grid import ImageGrid, PathLike, grid_of, itk_geometry, open_image
+from monai_nodeo.files.grid import ImageGrid, PathLike, grid_of, itk_geometry
+from monai_nodeo.files.images import open_nibabel
 from monai_nodeo.files.nifti import read_displacement, read_values, save_nifti, write_displacement
 from monai_nodeo.files.places import warn
 from monai_nodeo.files.transform import Affine, Displacement, Transform
@@ -141,7 +142,7 @@ def _unknown(path: PathLike, endings: tuple[str, ...]) -> ValueError:
 def _read_itk(path: PathLike) -> sitk.Transform:
     try:
         return sitk.ReadTransform(path)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # ValueError: the reason itself is no text in UTF-8
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(
             f"{path}: no transform of ITK ({reason}); the .mat of FSL and SPM are others, convert them first."
@@ -162,7 +163,7 @@ def _read_field(path: PathLike) -> Displacement:
 
 
 def _read_nifti(path: PathLike) -> Displacement:
-    image = open_image(path)
+    image = open_nibabel(path, path)
     foreign = read_foreign(path, image)
     if foreign is not None:
         return foreign

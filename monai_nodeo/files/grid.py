@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import logging
 import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 from nibabel.spatialimages import SpatialImage
@@ -28,7 +26,6 @@ __all__ = [
     "grid_from_itk",
     "grid_of",
     "itk_geometry",
-    "open_image",
     "vectors_of",
     "within_slice",
 ]
@@ -186,17 +183,6 @@ def itk_geometry(grid: ImageGrid) -> dict[str, list[float]]:
 def grid_from_itk(image: sitk.Image) -> ImageGrid:
     """The grid of an image of ITK with two or three axes, the inverse of `itk_geometry`."""
     return ImageGrid(itk_place(image), image.GetSize())
-
-
-def open_image(path: PathLike) -> SpatialImage:
-    """Header and lazy voxels; FileNotFoundError comes from nibabel as it is, naming the file."""
-    try:
-        image = nib.load(path)
-    except (EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
-        raise ValueError(f"{path}: not an image that nibabel reads ({error}).") from error
-    if not isinstance(image, SpatialImage):
-        raise ValueError(f"{path}: a {type(image).__name__} has no voxel grid, expected an image.")
-    return image
 
 
 def _check_geometry(affine: np.ndarray, shape: tuple[int, ...]) -> None:

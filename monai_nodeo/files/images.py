@@ -22,7 +22,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
-from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti1 import Nifti1Header, unit_codes
 from nibabel.spatialimages import SpatialImage
 
 from monai_nodeo.files.dicom import UNEVEN, frame_places
@@ -31,6 +31,8 @@ from monai_nodeo.files.places import ALIGNED, itk_place, nifti_place, quiet_itk,
 __all__ = [
     "ImageFileError",
     "StoredImage",
+    "load_voxels",
+    "open_nibabel",
     "open_stored",
     "stored_itk",
     "stored_nibabel",
@@ -89,7 +91,9 @@ def open_stored(path: str | os.PathLike[str]) -> StoredImage:
         return _open_series(name, file, series)
     if file.stat().st_size == 0:
         raise ImageFileError(f"{name}: the file is empty; copy or download it again.")
-    return _open_nibabel(name, file) if file.name.lower().endswith(_NIBABEL) else _open_itk(name, file)
+    if file.name.lower().endswith(_NIBABEL):
+        return stored_nibabel(name, open_nibabel(name, file), file)
+    return _open_itk(name, file)
 
 
 def _existing(name: str) -> tuple[Path, str]:
@@ -103,16 +107,24 @@ def _existing(name: str) -> tuple[Path, str]:
     raise FileNotFoundError(f"{name}: there is no such file; check the path (relative paths start at {Path.cwd()}).")
 
 
-def _open_nibabel(name: str, file: Path) -> StoredImage:
+def open_nibabel(name: str | os.PathLike[str], file: str | os.PathLike[str]) -> SpatialImage:
+    """Header and lazy voxels of an image of nibabel; errors begin with the name.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        ImageFileError: when it is no image, or a damaged one.
+    """
     try:
         image = nib.load(file)
+    except FileNotFoundError:
+        raise
     except Exception as error:  # nibabel, gzip and the disk raise too many kinds to list
         raise ImageFileError(
-            f"{name}: not an image that nibabel reads, or a damaged one ({error}); expected {_FORMATS}."
+            f"{name}: not an image that nibabel reads, or a damaged one ({_short(error)}); expected {_FORMATS}."
         ) from error
     if not isinstance(image, SpatialImage) or image.affine is None:
         raise ImageFileError(f"{name}: a {type(image).__name__} has no voxel grid; expected {_FORMATS}.")
-    return stored_nibabel(name, image, file)
+    return image
 
 
 def stored_nibabel(name: str, image: SpatialImage, file: Path | None = None) -> StoredImage:
@@ -133,7 +145,7 @@ def stored_nibabel(name: str, image: SpatialImage, file: Path | None = None) -> 
         affine,
         shape,
         dtype if scaling == (1, 0) else np.result_type(dtype, np.float32),  # which holds all whole numbers of dtype
-        lambda: _load(name, lambda: _numbers(np.asanyarray(image.dataobj), channels).reshape(shape)),
+        lambda: load_voxels(name, lambda: _numbers(np.asanyarray(image.dataobj), channels).reshape(shape)),
         sform_code,
         qform_code,
         _steps(image, len(shape)),
@@ -157,7 +169,10 @@ def _numbers(values: np.ndarray, channels: int) -> np.ndarray:
 
 
 def _steps(image: SpatialImage, axes: int) -> tuple[tuple[float, ...], str]:
-    unit = image.header.get_xyzt_units()[1] if isinstance(image.header, Nifti1Header) else "unknown"
+    unit = "unknown"
+    if isinstance(image.header, Nifti1Header):
+        code = int(image.header["xyzt_units"]) // 8 * 8
+        unit = str(unit_codes.label[code]) if code in unit_codes.value_set() else unit
     return tuple(float(step) for step in image.header.get_zooms()[3:axes]), unit
 
 
@@ -181,7 +196,7 @@ def _open_itk(name: str, file: Path) -> StoredImage:
         affine,
         shape,
         _numpy_type(reader.GetPixelID()),
-        lambda: _load(name, lambda: _itk_values(reader.Execute()).reshape(shape)[(slice(None), slice(None), *order)]),
+        lambda: load_voxels(name, lambda: _itk_values(reader.Execute()).reshape(shape)[order]),
         steps=(further if len(shape) == 3 + len(further) else (), "unknown"),
     )
 
@@ -189,7 +204,7 @@ def _open_itk(name: str, file: Path) -> StoredImage:
 def _frames(
     name: str, file: Path, reader: sitk.ImageFileReader, shape: tuple[int, ...]
 ) -> tuple[tuple[Any, ...], np.ndarray]:
-    """How to index the third axis, if it has to be sorted, and the affine."""
+    """How to index the voxels so that their frames are sorted, and the affine."""
     affine = itk_place(reader)
     if len(shape) < 3 or shape[2] < 2 or not reader.HasMetaDataKey(_FRAMES):
         return (), affine
@@ -201,7 +216,7 @@ def _frames(
         warn(f"{name}: its frames have no places; they are taken in their order, with the voxel size that ITK gives.")
         return (), affine
     order, affine = places
-    return (order,), affine
+    return (slice(None), slice(None), order), affine
 
 
 def _itk_values(image: sitk.Image) -> np.ndarray:
@@ -285,10 +300,11 @@ def _shape(stored: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:3] if set(shape[3:]) <= {1} else shape  # time or vector axes of length 1 hold nothing
 
 
-def _load(name: str, read: Callable[[], np.ndarray]) -> np.ndarray:
+def load_voxels(name: str | os.PathLike[str], read: Callable[[], np.ndarray]) -> np.ndarray:
+    """What a function reads; an error of the file is an `ImageFileError`."""
     try:
         return read()
-    except Exception as error:  # as in _open_nibabel
+    except Exception as error:  # as in open_nibabel
         raise ImageFileError(
             f"{name}: the voxels cannot be read, the file is truncated or damaged ({_short(error)}); "
             "copy or download it again."

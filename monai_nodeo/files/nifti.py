@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Sequence
 
 import nibabel as nib
@@ -21,8 +20,8 @@ from monai_nodeo.files.grid import (
     displacement_from_lps,
     displacement_to_lps,
     grid_of,
-    open_image,
 )
+from monai_nodeo.files.images import load_voxels, open_nibabel
 
 __all__ = [
     "check_image_target",
@@ -75,7 +74,7 @@ def read_displacement(path: PathLike) -> tuple[np.ndarray, ImageGrid]:
     Raises:
         ValueError: when the file is no such field, or a one-slice field that points out of its slice.
     """
-    image = open_image(path)
+    image = open_nibabel(path, path)
     _check_itk_layout(path, image)
     grid = grid_of(path, image, image.shape[: image.shape[4]])
     lps = read_values(path, image).reshape(*grid.spatial_shape, -1)
@@ -132,10 +131,7 @@ def read_values(path: PathLike, image: SpatialImage) -> np.ndarray:
     Raises:
         ValueError: when the file is damaged or a value is not finite.
     """
-    try:
-        values = np.asarray(image.dataobj, dtype=np.float64)
-    except (EOFError, OSError, ValueError, zlib.error) as error:
-        raise ValueError(f"{path}: the voxels cannot be read, the file looks damaged ({error}).") from error
+    values = load_voxels(path, lambda: np.asarray(image.dataobj, dtype=np.float64))
     if not np.isfinite(values).all():
         raise ValueError(f"{path}: the displacement holds NaN or infinite values.")
     return values

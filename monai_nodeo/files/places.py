@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 ALIGNED = 2  # NIFTI_XFORM_ALIGNED_ANAT: the code for an affine of unknown origin
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])  # and back
-_MILLIMETRES = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
+_MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # of NIfTI's codes: unknown, metre, millimetre, micrometre
 _SAME = 0.01  # voxels: more than the single precision of a header explains
 _BY_NIBABEL = "the place that nibabel gives it"
 _ADVICE = "repair the header if that is wrong."
@@ -94,10 +94,10 @@ def warn(message: str) -> None:
 
 def _unit(header: AnalyzeHeader) -> float:
     """Millimetres of the header's unit of length."""
-    unit = header.get_xyzt_units()[0] if isinstance(header, Nifti1Header) else "mm"
-    if unit not in _MILLIMETRES:
-        raise ValueError(f"the spatial unit in the header is {unit!r}, expected 'mm'; repair the header.")
-    return _MILLIMETRES[unit]
+    code = int(header["xyzt_units"]) % 8 if isinstance(header, Nifti1Header) else 2
+    if code not in _MILLIMETRES:
+        raise ValueError(f"the spatial unit in the header has the code {code}, expected 2 for mm; repair the header.")
+    return _MILLIMETRES[code]
 
 
 def _forms(header: AnalyzeHeader) -> list[tuple[np.ndarray, int]]:
@@ -144,5 +144,6 @@ def _two_places(seen: np.ndarray, forms: list[tuple[np.ndarray | None, int]], sh
     (sform, sform_code), (qform, qform_code) = forms
     if not sform_code and not qform_code:
         return "the header holds no place (no sform and no qform with a code); it is taken as ITK takes it"
-    used = "qform" if qform is not None and _apart(qform, seen, shape) <= _SAME else "sform without its shear"
+    by_qform = qform is not None and _apart(qform, seen, shape) <= _SAME
+    used = "qform" if by_qform else "sform without shear and with the voxel size of pixdim"
     return f"its sform (code {sform_code}) and qform (code {qform_code}) differ; the {used} is used, as ITK does"

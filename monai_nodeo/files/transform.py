@@ -225,7 +225,11 @@ class Transform:
         composite = sitk.CompositeTransform(transform)
         composite.FlattenTransform()
         parts = [composite.GetNthTransform(i).Downcast() for i in range(composite.GetNumberOfTransforms())]
-        return cls(tuple(_step(name, part) for part in reversed(parts)))
+        steps = tuple(_step(name, part) for part in reversed(parts))
+        try:
+            return cls(steps)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
     def displacement_on(self, name: str, grid: ImageGrid) -> np.ndarray:
         """All steps as one displacement of a grid; of a slice, the part within its plane.

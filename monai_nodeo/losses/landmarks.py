@@ -44,15 +44,15 @@ def landmark_errors(ddf: Tensor, landmarks: Tensor) -> Tensor:
 
 
 def landmark_loss(ddf: Tensor, landmarks: Tensor, spacing: Sequence[float]) -> Tensor:
-    """Mean squared distance in mm^2, on the fixed grid, for use as a term of a loss.
+    """Mean squared distance on the fixed grid, for use as a term of a loss.
 
     Args:
         ddf: displacement in voxels, (B, D, *spatial), tensor axis order.
         landmarks: (B, N, 2, D), voxels of the fixed grid.
-        spacing: voxel size in mm for each of the D tensor axes.
+        spacing: voxel size for each of the D tensor axes.
 
     Returns:
-        (B,), of each pair.
+        (B,), of each pair, in the squared unit of the spacing.
     """
     errors = landmark_errors(ddf, landmarks) * axis_values(tuple(spacing), ddf.dtype, ddf.device)
     return errors.square().sum(-1).mean(1)

@@ -28,7 +28,7 @@ class RegistrationLoss(nn.Module):
         velocity_terms: name -> (weight, loss of a velocity in voxels per unit time), averaged over the velocities.
         trajectory_terms: name -> (weight, loss of the displacements on the way, (T, B, D, *spatial) voxels -> (B,)).
         trajectory_times: those T times, from 0 to 1, if there are such terms; the solver has to take them.
-        landmark_weight: of the mean squared distance of landmarks in mm^2, for pairs that have some.
+        landmark_weight: of the mean squared distance of landmarks in finest voxel sides, for pairs that have some.
 
     Raises:
         ValueError: when a name is taken twice, or is one that the trainer's output has.
@@ -112,8 +112,8 @@ class RegistrationLoss(nn.Module):
             weight: how much each voxel of the images counts, (B, 1, *spatial); None: all the same.
             spacing: voxel size of the images in mm, by default cubes.
             ddf_spacing: voxel size of the grid of ``ddf`` in mm, by default cubes.
-            coarseness: factor on the weights of the velocity terms, the side of a coarse level's voxels in finest ones;
-                with the same weight coarse levels overshoot.
+            coarseness: the side of a coarse level's voxels in finest ones, a factor on the weights of the velocity
+                terms; with the same weight coarse levels overshoot.
             landmarks: (B, N, 2, D) in voxels of the grid of ``ddf``, see :py:mod:`monai_nodeo.losses.landmarks`.
             certainty: per-voxel confidence, (B, 1, *spatial); ignored by losses that take no weights.
             trajectory: displacements at ``trajectory_times``, (T, *shape of ddf); for trajectory terms only.
@@ -137,7 +137,10 @@ class RegistrationLoss(nn.Module):
         for name, loss in self._of("trajectory").items():
             terms[name] = loss(trajectory)
         if landmarks is not None and self.landmark_weight:
-            terms["landmarks"] = landmark_loss(ddf, landmarks, ddf_spacing or (1.0,) * (ddf.ndim - 2))
+            side = min(spacing or [1.0]) / coarseness  # not mm, or the pull would grow with the voxels
+            terms["landmarks"] = landmark_loss(
+                ddf, landmarks, [distance / side for distance in ddf_spacing or (1.0,) * (ddf.ndim - 2)]
+            )
         weights = {"similarity": 1.0, "landmarks": self.landmark_weight, **self.weights}
         kinds = {name: kind for kind in self.terms for name in self._of(kind)}
         factors = {name: weights[name] * scales.get(kinds.get(name, ""), 1.0) for name in terms}

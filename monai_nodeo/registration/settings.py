@@ -55,7 +55,7 @@ class Settings:
         smoothness_weight: of the roughness of the velocity.
         displacement_smoothness_weight: of the roughness of the displacement.
         magnitude_weight: of the length of the velocity.
-        landmark_weight: of the squared distance of landmarks.
+        landmark_weight: of the squared distance of landmarks, in smallest voxel sides.
         crop_air: leave out what is nothing but the minimum of both images around them.
         unfold: smooth the velocity where its flow folds between voxels.
         best_window: end a level with the best of its last iterations; None: with the last one.
