@@ -43,6 +43,15 @@ def oasis() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def inputs() -> Path:
+    """Folder of small files that break tools, a class each."""
+    folder = Path(os.environ.get(DATA_VARIABLE, DATA_BESIDE_CHECKOUT)) / "inputs"
+    if not folder.is_dir():
+        pytest.skip(f"there is no {folder}: set {DATA_VARIABLE} to the folder that holds inputs/")
+    return folder
+
+
 @pytest.fixture
 def save(tmp_path: Path) -> Callable[..., str]:
     """Writes a NIfTI file and tells its path."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from monai_nodeo.cli.options import PRESET, SET, configure_logging, settings_of
+from monai_nodeo.cli.options import DEVICE, PRESET, SET, configure_logging, settings_of
 
 __all__ = ["command"]
 
@@ -49,7 +49,7 @@ class _Shard(click.ParamType):
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask cluster that is there.")
 @click.option("--scheduler-file", type=click.Path(exists=True), help="The same, by the file that its scheduler wrote.")
 @click.option("--shard", type=_Shard(), help="A share of the pairs, for job arrays; all shares with one OUTPUT.")
-@click.option("--device", help="cpu or cuda; by default a GPU if there is one.")
+@DEVICE
 @click.option("--report/--no-report", default=True, help="Make the page of each pair, and one over all.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @SET

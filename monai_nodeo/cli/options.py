@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,21 @@ import click
 from monai_nodeo.registration.presets import preset_names
 from monai_nodeo.registration.settings import Settings
 
-__all__ = ["PRESET", "SET", "configure_logging", "file_of", "settings_of"]
+__all__ = ["DEVICE", "PRESET", "SET", "configure_logging", "file_of", "settings_of"]
 
+_NAMES = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
 PRESET = click.option("--preset", type=click.Choice(preset_names()), help="Settings other than the default's.")
+
+
+class _Device(click.ParamType):
+    """A name that torch knows."""
+
+    name = "DEVICE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not _NAMES.fullmatch(value):
+            self.fail(f"{value!r} is no device; expected cpu, cuda or cuda:1.", param, ctx)
+        return str(value)
 
 
 class _Setting(click.ParamType):
@@ -34,6 +47,7 @@ class _Setting(click.ParamType):
             return name, text
 
 
+DEVICE = click.option("--device", type=_Device(), help="cpu, cuda, cuda:1; by default a GPU if there is one.")
 SET = click.option("--set", "changes", multiple=True, type=_Setting(), help="Any setting; may be repeated.")
 
 

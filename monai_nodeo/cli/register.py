@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from monai_nodeo.cli.options import PRESET, SET, configure_logging, settings_of
+from monai_nodeo.cli.options import DEVICE, PRESET, SET, configure_logging, settings_of
 
 __all__ = ["command"]
 
@@ -31,7 +31,7 @@ _INTERRUPTED = 130
 @click.option("--moving-label", help="Label map of the moving image.")
 @click.option("--fixed-landmarks", help="CSV of points, x,y,z in LPS mm.")
 @click.option("--moving-landmarks", help="The same points in the moving image.")
-@click.option("--device", help="cpu, cuda, cuda:1; by default a GPU if there is one.")
+@DEVICE
 @click.option("--seed", type=int, help="Seed of the weights.")
 @click.option("--report/--no-report", default=True, help="Make report.html, the page of the pair.")
 @click.option("--tensorboard", metavar="FOLDER", help="Write the loss curves there while they grow.")

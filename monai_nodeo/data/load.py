@@ -237,9 +237,10 @@ def _check_channels(images: Mapping[str, MetaTensor]) -> None:
 
 def _check_shape(key: str, name: str, shape: tuple[int, ...], spatial_dims: int | None) -> None:
     if len(shape) > 3:
+        what = f"an image with {shape[4]} channels" if len(shape) == 5 else "a series or an image with channels"
         raise PairError(
-            f"{name}: shape {shape} is {len(shape)}D, a series or an image with channels; expected one real number a "
-            "voxel, extract one volume or channel first."
+            f"{name}: shape {shape} is {len(shape)}D, {what}; expected one real number a voxel, extract one volume or "
+            "channel first."
         )
     if len(shape) < 2 or min(shape) < 1:
         raise PairError(f"{name}: shape {shape} is no image; expected (X, Y, Z), or (X, Y) or (X, Y, 1) for a slice.")

@@ -182,6 +182,11 @@ def _open_itk(name: str, file: Path) -> StoredImage:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
+        if "Unknown PixelType" in str(error):
+            raise ImageFileError(
+                f"{name}: its values are of a kind that SimpleITK has no image for, such as grey with transparency; "
+                "save it with one real number a voxel."
+            ) from error
         raise ImageFileError(
             f"{name}: not an image that SimpleITK reads, or a damaged one ({_short(error)}); expected {_FORMATS}."
         ) from error

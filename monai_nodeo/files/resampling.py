@@ -126,8 +126,8 @@ def resample(
         # by their numbers in a list: ITK has no such integers, and takes every fraction for a label, for hours
         labels, numbers = np.unique(np.append(values, kind.type(outside or 0)), return_inverse=True)
         values, outside = numbers[:-1].astype(np.int32), int(numbers[-1])
-    elif kind not in _OF_ITK:
-        values = _in_doubles(stored.path, values)
+    elif interpolation == "linear":
+        values = _as_reals(stored.path, values)
     volumes = values.reshape(*source.shape, -1)
     images = [_as_itk(volumes[..., i], source) for i in range(volumes.shape[-1])]
     itk: sitk.Transform = transform.to_itk()
@@ -147,7 +147,7 @@ def resample(
     stack = stack.reshape(*grid.shape, *stored.shape[3:])
     if labels is not None:
         return labels[stack]
-    return (np.rint(stack) if kind.kind in "iu" and stack.dtype.kind == "f" else stack).astype(kind, copy=False)
+    return (np.rint(stack) if kind.kind in "iu" else stack).astype(kind, copy=False)
 
 
 def check_place(transform: Transform, grid: ImageGrid, stored: StoredImage) -> None:
@@ -229,7 +229,7 @@ def _check_outside(name: str, kind: np.dtype, outside: float | None) -> None:
         limits = np.iinfo(kind)
         held, holds = limits.min <= outside <= limits.max and outside % 1 == 0, f"from {limits.min} to {limits.max}"
     else:
-        held, holds = abs(outside) <= np.finfo(kind).max or not np.isfinite(outside), f"up to {np.finfo(kind).max:.3g}"
+        held, holds = not np.finfo(kind).max < abs(outside) < np.inf, f"up to {np.finfo(kind).max:.3g}"
     if not held:
         raise ValueError(f"{name}: the value outside is {outside:g}, and its voxels are {kind}, {holds}; give another.")
 
@@ -239,15 +239,15 @@ def _check_whole(name: str, values: np.ndarray) -> None:
         raise ValueError(f"{name}: the values are no whole numbers, expected labels; use -n linear for an image.")
 
 
-def _in_doubles(name: str, values: np.ndarray) -> np.ndarray:
-    """Values of types that ITK does not interpolate."""
-    doubles = values.astype(np.float64)
-    if values.dtype.kind in "iu" and values.size and np.abs(doubles).max() > _EXACT:
+def _as_reals(name: str, values: np.ndarray) -> np.ndarray:
+    """Values to interpolate; ITK cuts the fractions of whole numbers off, and 254.999 becomes 254."""
+    reals = values.astype(np.float64 if values.dtype.itemsize > 8 else np.result_type(values, np.float32), copy=False)
+    if values.dtype.kind in "iu" and values.dtype.itemsize > 4 and values.size and np.abs(reals).max() > _EXACT:
         raise ValueError(
-            f"{name}: values of {values.dtype} up to {np.abs(doubles).max():.0f} cannot be interpolated exactly; "
+            f"{name}: values of {values.dtype} up to {np.abs(reals).max():.0f} cannot be interpolated exactly; "
             "use -n nearest or -n label for labels."
         )
-    return doubles
+    return reals
 
 
 def _least(values: np.ndarray) -> float:

@@ -38,7 +38,7 @@ def texts(draw: st.DrawFn) -> bytes:
         fixed = draw(st.lists(numbers, min_size=3, max_size=3)) if usual > 3 else []
         lines += [
             draw(st.sampled_from([f"#Transform {number}", f"# {CODE}", ""])),
-            f"Transform: {kind}_{draw(st.sampled_from(['double', 'float']))}_{draw(st.sampled_from(['3_3', '3_3', '2_2']))}",
+            f"Transform: {kind}_{draw(st.sampled_from(['double_3_3', 'double_3_3', 'float_3_3', 'double_2_2']))}",
             f"Parameters: {' '.join(map(str, parameters))}",
             f"FixedParameters: {' '.join(map(str, fixed))}",
         ]
