@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def check_safe_files(files: Sequence[str | PathLike[str]]) -> None:
     bundle = bundle_dir().resolve()
     own = {file.resolve() for name in preset_names() for dims in (2, 3) for file in preset_files(dims, name)}
     for file in files:
-        resolved = Path(file).expanduser().resolve()
+        resolved = Path(expanduser(file)).resolve()
         if not resolved.is_relative_to(bundle) and resolved not in own:
             check_values(str(file), ConfigParser.load_config_file(file), RUNS_CODE)
 

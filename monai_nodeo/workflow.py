@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from os import PathLike
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,7 @@ def run(evaluator: Engine, dataset: PairDataset, output_dir: str | PathLike[str]
     if not dataset.data:
         raise ValueError("no fixed and no moving image was given; give both, or a datalist.")
     evaluator.run()
-    folder = Path(output_dir).expanduser().absolute()
+    folder = Path(expanduser(output_dir)).absolute()
     failures = [f"row {failure.row} ({failure.id}): {failure.reason}" for failure in dataset.failures]
     if failures:
         raise PairsFailedError(
@@ -270,7 +271,7 @@ class SavePairs:
     def __init__(self, output_dir: str | PathLike[str], dataset: PairDataset, report: bool = True) -> None:
         if not isinstance(report, bool):
             raise ValueError(f"report is {report!r}, expected True or False.")
-        self.output_dir = Path(output_dir).expanduser().absolute()
+        self.output_dir = Path(expanduser(output_dir)).absolute()
         self.dataset = dataset
         self.report = report
         self._rows: dict[str, dict[str, Any]] = {}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 import time
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,6 @@ def _check_files(paths: dict[str, str | None]) -> None:
     for key, path in paths.items():
         if path is None:
             continue
-        file = Path(path).expanduser()
+        file = Path(expanduser(path))
         if not file.exists() and not ("#" in file.name and Path(str(file).rpartition("#")[0]).is_dir()):
             raise FileNotFoundError(f"{key} {path}: there is no such file; check the path.")

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os.path import expanduser
 from pathlib import Path
 
 __all__ = ["StorageError", "blamed_on_storage", "storage_errors", "usable_folder"]
@@ -31,7 +32,7 @@ def usable_folder(path: Path) -> Path:
     Raises:
         StorageError: when it cannot be.
     """
-    folder = path.expanduser().absolute()
+    folder = Path(expanduser(path)).absolute()
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

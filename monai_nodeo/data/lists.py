@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from glob import glob
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,9 @@ def load_datalist(path: PathLike, dataset_dir: PathLike | None = None, key: str 
     Raises:
         DataListError: when the file is missing, no such list, or empty, or dataset_dir is no folder.
     """
-    file = Path(path).expanduser()
+    file = Path(expanduser(path))
     entries = read_entries(file, key)
-    base = file.parent if dataset_dir is None else Path(dataset_dir).expanduser()
+    base = file.parent if dataset_dir is None else Path(expanduser(dataset_dir))
     if not base.is_dir():
         raise DataListError(
             f"dataset_dir {base}: there is no such folder; give the one that the paths in {file} start from."
@@ -202,7 +203,7 @@ def _parse(entry: Any, base: Path) -> dict[str, Any]:
 def _path(key: str, value: Any, base: Path) -> str:
     if not isinstance(value, str) or not value.strip():
         raise RowError(f'"{key}" is {json.dumps(value, default=repr)}; expected the path of a file.')
-    return os.fspath(base / Path(value).expanduser())
+    return os.fspath(base / Path(expanduser(value)))
 
 
 def _checked_id(value: Any) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os.path
 from collections.abc import Mapping
 from os import PathLike, fspath
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,7 @@ def _check_keys(given: Mapping[str, Any]) -> None:
 
 
 def _check_existence(key: str, path: str | PathLike[str]) -> None:
-    file = Path(path).expanduser()
+    file = Path(expanduser(path))
     if not file.exists() and not ("#" in file.name and Path(fspath(file).rpartition("#")[0]).is_dir()):
         raise PairError(f"{key} {path}: there is no such file; check the path (relative paths start at {Path.cwd()}).")
 

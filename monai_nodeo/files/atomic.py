@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os.path import expanduser
 from pathlib import Path
 
 __all__ = ["atomic_path", "check_folder", "check_output_dir"]
@@ -60,7 +61,7 @@ def check_output_dir(path: str | os.PathLike[str]) -> Path:
     Raises:
         OSError: names the folder and what to do.
     """
-    folder = Path(path).expanduser().absolute()
+    folder = Path(expanduser(path)).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -54,11 +54,10 @@ def read_foreign(path: PathLike, image: SpatialImage) -> Displacement | None:
     if name == _SPM:
         return _read(path, image, places=True)
     if name == _NIFTYREG:
-        kind = int(header["intent_p1"])
+        kind = float(header["intent_p1"])
         if kind not in (_PLACES, _DISPLACEMENTS):
-            raise _refused(
-                path, "NiftyReg", f"kind {kind}, control points or velocities", "make a field of it with reg_transform"
-            )
+            found = f"kind {kind:g}, control points or velocities"
+            raise _refused(path, "NiftyReg", found, "make a field of it with reg_transform")
         return _read(path, image, places=kind == _PLACES)
     return None
 

@@ -30,6 +30,7 @@ from monai_nodeo.files.atomic import atomic_path, check_folder
 from monai_nodeo.files.foreign import read_foreign
 from monai_nodeo.files.grid import ImageGrid, PathLike, grid_of, itk_geometry
 from monai_nodeo.files.images import open_nibabel
+from monai_nodeo.files.itk_transforms import read_itk_transform
 from monai_nodeo.files.nifti import read_displacement, read_values, save_nifti, write_displacement
 from monai_nodeo.files.places import warn
 from monai_nodeo.files.transform import Affine, Displacement, Transform
@@ -40,7 +41,6 @@ _COMPOSITE = (".h5", ".hdf5")
 _AFFINE = (".tfm", ".txt", ".mat")
 _NIFTI = (".nii", ".nii.gz")
 _FIELD = (".mha", ".mhd", ".nrrd", ".nhdr")
-_KIND = re.compile(rb"(?m)(?:\0|^\s*Transform:\s*)([A-Z]\w+_(?:double|float)_\d+_\d+)")
 _LEARN2REG = re.compile(r"disp_\w+_\w+\.nii(\.gz)?")
 
 
@@ -58,7 +58,7 @@ def read_transform(path: PathLike) -> Transform:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: there is no such file, expected a transform.")
     if name.endswith((*_COMPOSITE, *_AFFINE)):
-        return Transform.from_itk(str(path), _read_itk(path))
+        return _read_itk(path)
     if name.endswith(_NIFTI):
         return Transform((_read_nifti(path),))
     if name.endswith(_FIELD):
@@ -140,36 +140,12 @@ def _unknown(path: PathLike, endings: tuple[str, ...]) -> ValueError:
     return ValueError(f"{path}: transforms are files that end with {', '.join(endings)}; give one of these.")
 
 
-def _read_itk(path: PathLike) -> sitk.Transform:
+def _read_itk(path: PathLike) -> Transform:
     try:
-        kinds = _kinds(Path(path))
-    except Exception as error:  # whatever h5py finds in a damaged file
-        raise ValueError(f"{path}: no transform of ITK, or a damaged one ({type(error).__name__}).") from error
-    _check_kinds(path, kinds)
-    try:
-        return sitk.ReadTransform(path)
-    except (RuntimeError, ValueError) as error:  # ValueError: the reason itself is no text in UTF-8
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(
-            f"{path}: no transform of ITK ({reason}); the .mat of FSL and SPM are others, convert them first."
-        ) from error
-
-
-def _kinds(file: Path) -> list[str]:
-    """Names of the transforms in a file, such as AffineTransform_double_3_3."""
-    if not file.name.lower().endswith(_COMPOSITE):
-        return [found.decode() for found in _KIND.findall(file.read_bytes())]
-    with h5py.File(file) as content:
-        groups = content.get("TransformGroup", {}).values()
-        return [str(group["TransformType"].asstr()[0]) for group in groups if "TransformType" in group]
-
-
-def _check_kinds(path: PathLike, kinds: list[str]) -> None:
-    """Of mixed dimensions SimpleITK ends the process, and of several transforms it takes the first."""
-    if len({dims for kind in kinds for dims in kind.split("_")[-2:]}) > 1:
-        raise ValueError(f"{path}: {' and '.join(kinds)} in one file; expected transforms of one dimension.")
-    if len(kinds) > 1 and not kinds[0].startswith("Composite"):
-        raise ValueError(f"{path}: {len(kinds)} transforms that are no composite; ITK would take the first, split it.")
+        transform = read_itk_transform(Path(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}.") from error
+    return Transform.from_itk(str(path), transform)
 
 
 def _read_field(path: PathLike) -> Displacement:

@@ -180,16 +180,18 @@ def itk_geometry(grid: ImageGrid) -> dict[str, list[float]]:
     }
 
 
-def grid_from_itk(image: sitk.Image) -> ImageGrid:
-    """The grid of an image of ITK with two or three axes, the inverse of `itk_geometry`."""
-    return ImageGrid(itk_place(image), image.GetSize())
+def grid_from_itk(name: PathLike, image: sitk.Image) -> ImageGrid:
+    """The grid of an image of ITK with two or three axes, the inverse of `itk_geometry`; errors begin with the name."""
+    return _named(name, itk_place(image), image.GetSize())
 
 
 def _check_geometry(affine: np.ndarray, shape: tuple[int, ...]) -> None:
     if len(shape) not in (2, 3) or min(shape) < 1:
         raise ValueError(f"the stored shape is {shape}, expected (X, Y, Z), (X, Y, 1) for a slice or (X, Y).")
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], [0, 0, 0, 1]):
-        raise ValueError(f"the affine is no finite 4 x 4 voxel -> RAS mm matrix with last row 0 0 0 1:\n{affine}")
+        raise ValueError(
+            f"the affine is no finite 4 x 4 voxel -> RAS mm matrix with last row 0 0 0 1: {affine.tolist()}"
+        )
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if spacing.min() == 0:
         raise ValueError(f"the affine has a voxel size of 0 ({spacing} mm); repair the header.")

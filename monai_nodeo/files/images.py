@@ -16,6 +16,7 @@ import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -91,19 +92,21 @@ def open_stored(path: str | os.PathLike[str]) -> StoredImage:
         return _open_series(name, file, series)
     if file.stat().st_size == 0:
         raise ImageFileError(f"{name}: the file is empty; copy or download it again.")
-    if file.name.lower().endswith(_NIBABEL):
-        return stored_nibabel(name, open_nibabel(name, file), file)
-    return _open_itk(name, file)
+    by_nibabel = file.name.lower().endswith(_NIBABEL)
+    stored = stored_nibabel(name, open_nibabel(name, file), file) if by_nibabel else _open_itk(name, file)
+    if 0 in stored.shape:
+        raise ImageFileError(f"{name}: shape {stored.shape} holds no voxel; give an image.")
+    return stored
 
 
 def _existing(name: str) -> tuple[Path, str]:
     """The file or folder, and the series behind its ``#``."""
-    whole = Path(name).expanduser()
+    whole = Path(expanduser(name))
     if whole.exists():
         return whole, ""
     folder, mark, series = name.rpartition("#")
-    if mark and Path(folder).expanduser().is_dir():
-        return Path(folder).expanduser(), series
+    if mark and Path(expanduser(folder)).is_dir():
+        return Path(expanduser(folder)), series
     raise FileNotFoundError(f"{name}: there is no such file; check the path (relative paths start at {Path.cwd()}).")
 
 

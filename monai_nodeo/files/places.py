@@ -52,9 +52,9 @@ def nifti_place(name: str, image: SpatialImage, file: Path | None = None) -> tup
     header = image.header
     if not isinstance(header, AnalyzeHeader):
         return affine, ALIGNED, ALIGNED
-    scale = np.diag([*[_unit(header)] * 3, 1.0])
-    affine = scale @ affine
-    forms = [(scale @ form if code else None, code) for form, code in _forms(header)]
+    scale = np.array([*[_unit(header)] * 3, 1.0])[:, None]
+    affine = scale * affine
+    forms = [(scale * form if code else None, code) for form, code in _forms(header)]
     seen = None if file is None else _seen_by_itk(file, affine)
     if seen is not None and (apart := _apart(affine, seen, image.shape)) > _SAME:
         warn(f"{name}: {_two_places(seen, forms, image.shape)}, {apart:.3g} voxels from {_BY_NIBABEL}; {_ADVICE}")

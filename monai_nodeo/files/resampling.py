@@ -229,7 +229,7 @@ def _check_outside(name: str, kind: np.dtype, outside: float | None) -> None:
         limits = np.iinfo(kind)
         held, holds = limits.min <= outside <= limits.max and outside % 1 == 0, f"from {limits.min} to {limits.max}"
     else:
-        held, holds = not np.finfo(kind).max < abs(outside) < np.inf, f"up to {np.finfo(kind).max:.3g}"
+        held, holds = not float(np.finfo(kind).max) < abs(outside) < np.inf, f"up to {np.finfo(kind).max:.3g}"
     if not held:
         raise ValueError(f"{name}: the value outside is {outside:g}, and its voxels are {kind}, {holds}; give another.")
 

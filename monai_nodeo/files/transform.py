@@ -122,7 +122,7 @@ class Displacement:
     @classmethod
     def from_itk_field(cls, name: str, field: sitk.Image) -> Displacement:
         """A field of vectors in LPS mm, as an image of ITK; errors begin with the name."""
-        grid = grid_from_itk(field)
+        grid = grid_from_itk(name, field)
         lps = vectors_of(field)
         if not np.isfinite(lps).all():
             raise ValueError(f"{name}: the displacement holds NaN or infinite values.")

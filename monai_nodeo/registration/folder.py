@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from os import PathLike
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def write_folder(path: str | PathLike[str], contents: Contents) -> dict[str, Any
     Returns:
         The figures as they are in ``metrics.json``.
     """
-    folder = Path(path).expanduser().absolute()
+    folder = Path(expanduser(path)).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     grid, ddf = contents.flow.grid, contents.displacement
     for name in (FIGURES, "warped_label.nii.gz"):  # an earlier run may have had labels
@@ -121,7 +122,7 @@ def read_folder(path: str | PathLike[str]) -> tuple[Flow, dict[str, Tensor], dic
         FileNotFoundError: when there is no such folder, or a file in it is missing.
         ValueError: when a file is damaged.
     """
-    folder = Path(path).expanduser()
+    folder = Path(expanduser(path))
     figures = read_figures(folder)
     return Flow.load(folder / FLOW), _read_history(folder / HISTORY), figures
 

@@ -1,0 +1,114 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Transform files of ITK, looked through before ITK reads them.
+
+ITK does not count: with too few parameters it reads what lies behind them in memory, and the process may end. It also
+ends with a composite of 2D and 3D transforms, and of several transforms that are no composite it takes the first.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import SimpleITK as sitk
+
+__all__ = ["read_itk_transform"]
+
+_HDF5 = (".h5", ".hdf5")
+_KIND = re.compile(r"[A-Z]\w+_(?:double|float)_\d_\d")
+_PARAMETERS = {
+    **dict.fromkeys(["Euler3DTransform", "VersorRigid3DTransform"], 6),
+    **dict.fromkeys(["VersorTransform", "Euler2DTransform", "Rigid2DTransform"], 3),
+    **dict.fromkeys(["CenteredEuler3DTransform", "ScaleVersor3DTransform"], 9),
+    **dict.fromkeys(["Similarity3DTransform", "QuaternionRigidTransform"], 7),
+    **dict.fromkeys(["Rigid3DTransform", "ComposeScaleSkewVersor3DTransform"], 12),
+    "ScaleSkewVersor3DTransform": 15,
+    "Similarity2DTransform": 4,
+    "CenteredRigid2DTransform": 5,
+    "CenteredSimilarity2DTransform": 6,
+}
+_BY_AXES = {  # in D dimensions
+    **dict.fromkeys(["AffineTransform", "MatrixOffsetTransformBase", "ScalableAffineTransform"], lambda d: d * d + d),
+    **dict.fromkeys(["TranslationTransform", "ScaleTransform", "ScaleLogarithmicTransform"], lambda d: d),
+    "FixedCenterOfRotationAffineTransform": lambda d: d * d + d,
+    "CenteredAffineTransform": lambda d: d * d + 2 * d,
+}
+
+
+def read_itk_transform(file: Path) -> sitk.Transform:
+    """A transform of ITK, of one dimension.
+
+    Args:
+        file: text, MATLAB's version 4 or HDF5, as the name says.
+
+    Raises:
+        ValueError: when ITK does not read it, or would read another one; the message does not name the file.
+    """
+    read = _in_hdf5 if file.name.lower().endswith(_HDF5) else _in_matlab if file.suffix.lower() == ".mat" else _in_text
+    try:
+        found = list(read(file))
+    except Exception as error:  # whatever there is in a damaged file
+        raise ValueError(f"no transform of ITK, or a damaged one ({type(error).__name__})") from error
+    kinds = [kind for kind, _ in found]
+    if len({axes for kind in kinds for axes in kind.split("_")[-2:]}) > 1:
+        raise ValueError(f"{' and '.join(kinds)} in one file; expected transforms of one dimension")
+    if len(kinds) > 1 and not kinds[0].startswith("Composite"):
+        raise ValueError(f"{len(kinds)} transforms that are no composite, of which ITK takes the first; split the file")
+    for kind, count in found:
+        expected = _count(kind)
+        if None not in (count, expected) and count != expected:
+            raise ValueError(f"no transform of ITK: {kind} with {count} parameters, expected {expected}")
+    try:
+        return sitk.ReadTransform(file)
+    except (RuntimeError, ValueError) as error:  # ValueError: the reason itself is no text in UTF-8
+        reason = (str(error).strip().splitlines() or [""])[-1].strip()
+        raise ValueError(
+            f"no transform of ITK ({reason}); the .mat of FSL and SPM are others, convert them first"
+        ) from error
+
+
+def _count(kind: str) -> int | None:
+    """Parameters of a kind of transform, None if that depends on more."""
+    name, _, axes = kind.split("_")[:3]
+    return _BY_AXES[name](int(axes)) if name in _BY_AXES else _PARAMETERS.get(name)
+
+
+def _in_text(file: Path) -> Iterator[tuple[str, int | None]]:
+    """Kinds and numbers of parameters; None where none are given."""
+    kind, count = "", None
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        name, _, value = (part.strip() for part in line.partition(":"))
+        if name == "Transform":
+            if kind:
+                yield kind, count
+            kind, count = (value if _KIND.fullmatch(value) else ""), None
+        elif name == "Parameters":
+            count = len(value.split())
+    if kind:
+        yield kind, count
+
+
+def _in_matlab(file: Path) -> Iterator[tuple[str, int | None]]:
+    data, place = file.read_bytes(), 0
+    while place < len(data):
+        kind, rows, columns, _, length = struct.unpack_from("<5i", data, place)
+        name = data[place + 20 : place + 20 + length].rstrip(b"\0").decode("ascii")
+        place += 20 + length + rows * columns * (4 if kind == 10 else 8)
+        if kind not in (0, 10) or min(rows, columns, length) < 0 or place > len(data):
+            raise ValueError("no matrix")
+        if _KIND.fullmatch(name):
+            yield name, rows * columns
+
+
+def _in_hdf5(file: Path) -> Iterator[tuple[str, int | None]]:
+    with h5py.File(file) as content:
+        groups = content["TransformGroup"]
+        for name in sorted(groups, key=int):
+            kind = str(groups[name]["TransformType"].asstr()[0])
+            if _KIND.fullmatch(kind):
+                parameters = groups[name].get("TransformParameters")
+                yield kind, None if parameters is None else int(parameters.size)
