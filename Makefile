@@ -12,16 +12,17 @@ GROUPS ?=
 DATA ?=
 OASIS ?= oasis
 QUICK ?=
+FUZZ_SCALE ?= 100
 
 # Threads that wait for each other sleep instead of spinning: eight times faster when other work keeps a core busy, a third
 # slower on idle ones, so not for benchmarks.
-demo test: export OMP_WAIT_POLICY ?= PASSIVE
+demo test fuzz: export OMP_WAIT_POLICY ?= PASSIVE
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test bench bench-scaling reproduce oasis lint format clean
+.PHONY: help venv demo test fuzz bench bench-scaling reproduce oasis lint format clean
 
 help: ## Explain every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +41,9 @@ demo: $(STAMP) ## Register the built-in example pair in 3D and 2D: a table and p
 
 test: $(STAMP) ## Run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+fuzz: $(STAMP) ## Run the fuzz tests with FUZZ_SCALE=100 times the cases of the test suite, and others every time
+	FUZZ_SCALE=$(FUZZ_SCALE) $(BIN)/python -m pytest tests/fuzz --show-capture=no $(PYTEST_ARGS)
 
 # The other tools want other versions of numpy and scipy, and FireANTs pins an old SimpleITK: an environment of their own.
 $(PEERS)/.installed: benchmarks/peers.txt

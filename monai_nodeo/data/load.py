@@ -296,7 +296,7 @@ def _finite(name: str, values: np.ndarray) -> np.ndarray:
 def _check_ids(name: str, values: np.ndarray) -> None:
     """Labels that float32 would take for others."""
     too_large = values[(values >= _FLOAT32_EXACT) | (values <= -_FLOAT32_EXACT)]
-    if too_large.size and np.isfinite(too_large[0]):
+    if too_large.size and np.abs(too_large.astype(np.float64)).max() < np.finfo(np.float32).max:
         largest = max(int(too_large.max()), int(too_large.min()), key=abs)
         raise PairError(f"{name}: label {largest} is not below {_FLOAT32_EXACT}; renumber the labels.")
 
