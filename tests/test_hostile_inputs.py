@@ -473,3 +473,66 @@ def test_the_same_bytes_from_the_same_transform(tmp_path: Path) -> None:
     for name in ("t.h5", "t.nii.gz"):
         write_transform(tmp_path / "1" / name, transform)
         assert (tmp_path / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
+
+
+# What the fuzz tests found
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("t.tfm", "Transform: CompositeTransform_double_3_3\n", "found no step"),
+        ("t.tfm", "Transform: DisplacementFieldTransform_double_3_3\n", "the stored shape is (0, 0, 0)"),
+        ("t.txt", "Transform: Euler3DTransform_double_3_3\nParameters: \n", "with 0 parameters, expected 6"),
+        ("t.tfm", f"Transform: CompositeTransform_double_3_3\n{IDENTITY.format(2)[29:]}", "of one dimension"),
+        ("t.tfm", f"{IDENTITY.format(3)[29:]}{IDENTITY.format(3)[29:]}", "2 transforms that are no composite"),
+        ("t.mat", "\x80\x01", "no transform of ITK"),
+        ("t.h5", "\x80\x01", "no transform of ITK"),
+        ("t\n.h5", "", "no transform of ITK"),
+    ],
+)
+def test_transform_files_that_end_itk_or_are_read_half(name: str, text: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(f"#Insight Transform File V1.0\n{text}" if name[-2:] != "h5" else text)
+    line = error("info", tmp_path / name)
+    assert told in line
+    assert f"{tmp_path}/t" in line
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("xyzt_units", 4), ("dim", [4, 9, 11, 13, 0, 1, 1, 1]), ("srow_x", [np.nan] * 4), ("datatype", 4096)],
+)
+def test_headers_that_say_what_cannot_be(field: str, value: object, identity: Path, tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.ones(SHAPE, np.uint8), AFFINE)
+    data = bytearray(image.to_bytes())
+    header = image.header.copy()
+    header["magic"], header["vox_offset"], header[field] = b"n+1", 352, value
+    data[:348] = header.binaryblock
+    (tmp_path / "i.nii").write_bytes(data)
+    told = error("apply", "-i", tmp_path / "i.nii", "-r", tmp_path / "i.nii", "-t", identity, "-o", tmp_path / "o.nii")
+    assert f"{tmp_path / 'i.nii'}: " in told
+
+
+def test_a_step_of_time_that_is_none(identity: Path, tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.ones((*SHAPE, 2), np.uint8), AFFINE)
+    image.header["pixdim"][4], image.header["xyzt_units"] = -2, 2 + 56
+    nib.save(image, tmp_path / "i.nii")
+    assert applied(tmp_path / "i.nii", tmp_path / "i.nii", identity, tmp_path).shape == (*SHAPE, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--device", "cuda:97"), "device 'cuda:97' cannot be used here"),
+        (("--device", "gpu"), "'gpu' is no device"),
+        (("--set", "name=x"), "unknown setting 'name'"),
+        (("--set", "spatial_dims=2"), "is a volume, but spatial_dims=2"),
+        (("--set", f"seed={10**30}"), "expected a number of at most 64 bits"),
+        (("--fixed-label", "~nobody-here"), "~nobody-here: there is no such file"),
+    ],
+)
+def test_command_lines_that_ask_for_what_is_not(words: tuple[str, ...], told: str, tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(smooth_noise((12, 13, 14), 1).astype(np.float32), AFFINE), tmp_path / "i.nii")
+    start = ("register", "-f", tmp_path / "i.nii", "-m", tmp_path / "i.nii", "-o", tmp_path / "out")
+    device = () if "--device" in words else ("--device", "cpu")
+    assert told in error(*start, "--no-report", "--quiet", *device, *words)

@@ -8,6 +8,7 @@ is there at once, without torch.
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import Any
 
@@ -18,6 +19,8 @@ import monai_nodeo
 __all__ = ["main"]
 
 COMMANDS = ("register", "cohort", "flow", "apply", "invert", "convert", "evaluate", "report", "info")
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 class _Commands(click.Group):
@@ -36,7 +39,8 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except (ValueError, OSError) as error:
-            raise click.ClickException(str(error)) from error
+            # one line, whatever the names of files hold: no control characters reach the terminal
+            raise click.ClickException(_CONTROL.sub(" ", str(error))) from error
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

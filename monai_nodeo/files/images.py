@@ -110,6 +110,7 @@ def _existing(name: str) -> tuple[Path, str]:
     raise FileNotFoundError(f"{name}: there is no such file; check the path (relative paths start at {Path.cwd()}).")
 
 
+@np.errstate(all="ignore")  # nibabel works out the affine, also of a header of infinite numbers
 def open_nibabel(name: str | os.PathLike[str], file: str | os.PathLike[str]) -> SpatialImage:
     """Header and lazy voxels of an image of nibabel; errors begin with the name.
 
@@ -176,7 +177,8 @@ def _steps(image: SpatialImage, axes: int) -> tuple[tuple[float, ...], str]:
     if isinstance(image.header, Nifti1Header):
         code = int(image.header["xyzt_units"]) // 8 * 8
         unit = str(unit_codes.label[code]) if code in unit_codes.value_set() else unit
-    return tuple(float(step) for step in image.header.get_zooms()[3:axes]), unit
+    steps = (float(step) for step in image.header.get_zooms()[3:axes])
+    return tuple(step if 0 < step < np.inf else 1.0 for step in steps), unit  # 1 is what NIfTI has by default
 
 
 def _open_itk(name: str, file: Path) -> StoredImage:

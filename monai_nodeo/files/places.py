@@ -34,6 +34,7 @@ _BY_NIBABEL = "the place that nibabel gives it"
 _ADVICE = "repair the header if that is wrong."
 
 
+@np.errstate(all="ignore")  # a header of infinite numbers is refused by who needs them
 def nifti_place(name: str, image: SpatialImage, file: Path | None = None) -> tuple[np.ndarray, int, int]:
     """Affine, sform code and qform code of an image of nibabel.
 
@@ -134,9 +135,7 @@ def _apart(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
     ends = [(0, size - 1) for size in (*shape, 1, 1)[:3]]
     corners = np.array([(*corner, 1) for corner in product(*ends)], dtype=np.float64)
     sides = np.linalg.norm(other[:3, :3], axis=0)
-    with np.errstate(all="ignore"):
-        apart = float(np.linalg.norm(corners @ (one - other).T, axis=1).max() / sides[sides > 0].min(initial=np.inf))
-    return apart
+    return float(np.linalg.norm(corners @ (one - other).T, axis=1).max() / sides[sides > 0].min(initial=np.inf))
 
 
 def _two_places(seen: np.ndarray, forms: list[tuple[np.ndarray | None, int]], shape: tuple[int, ...]) -> str:

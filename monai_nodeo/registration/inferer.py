@@ -122,7 +122,7 @@ class PairInferer(Inferer):
                 take masks that are given.
             DivergedError: when an optimisation leaves the finite numbers.
         """
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        where = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         velocity = network or self.components.velocity
         for pair in pairs:
             self._check(pair, velocity)
@@ -306,3 +306,12 @@ def _grid_like(grid: ImageGrid, affine: np.ndarray, size: Sequence[int]) -> Imag
     """A grid in the space of another: of a slice with a third axis if that has one."""
     shape = (*size, *[1] * (len(grid.shape) - len(size)))
     return ImageGrid(affine, shape, grid.sform_code, grid.qform_code)
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    """A device that there is, found out before the work."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); give cpu, or another.") from error

@@ -170,6 +170,8 @@ class Settings:
             object.__setattr__(self, name, _checked(name, getattr(self, name), kind))
         if self.spatial_dims not in (2, 3):
             raise SettingsError(f"spatial_dims is {self.spatial_dims}, expected 2 for slices or 3 for volumes.")
+        if abs(self.seed) >= 2**63:
+            raise SettingsError(f"seed is {self.seed}, expected a number of at most 64 bits.")
         if len(self.iterations) != len(self.shrink_factors) or min(self.iterations, default=0) < 1:
             raise SettingsError(
                 f"iterations {list(self.iterations)} and shrink_factors {list(self.shrink_factors)} need one number a "
