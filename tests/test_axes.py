@@ -35,19 +35,6 @@ def test_replicated_border_is_scipys_nearest(kernel: tuple[float, ...], size: in
     torch.testing.assert_close(kernel_matrix(kernel, size, dtype=torch.float64) @ x, torch.from_numpy(expected))
 
 
-@pytest.mark.parametrize("passes", [1, 3])
-def test_symmetric_kernel_gives_a_matrix_that_mirrors_onto_itself(passes: int) -> None:
-    matrix = kernel_matrix((0.2, 1.0, 3.0, 1.0, 0.2), 13, passes, torch.float64)
-
-    torch.testing.assert_close(matrix.flip(0, 1), matrix)
-    # Where no border is in reach: the same row, shifted, and symmetric.
-    reach = 2 * passes
-    inside = matrix[reach:-reach]
-    rows = torch.stack([row.roll(-i) for i, row in enumerate(inside)])
-    torch.testing.assert_close(rows, rows[:1].expand_as(rows))
-    torch.testing.assert_close(inside[:, reach:-reach], inside[:, reach:-reach].t())
-
-
 def test_passes_are_a_power() -> None:
     once = kernel_matrix((1.0,) * 7, 11, 1, torch.float64)
 
@@ -71,19 +58,6 @@ def test_interpolation_matrix_is_torchs_interpolation(nodes: int, size: int) -> 
     torch.testing.assert_close(matrix.sum(1), torch.ones(size))
     expected = F.interpolate(lattice, size=size, mode="linear", align_corners=False)
     torch.testing.assert_close(lattice @ matrix.t(), expected)
-
-
-@pytest.mark.parametrize(
-    ("nodes", "shape", "mode"), [((3, 4), (9, 13), "bilinear"), ((3, 4, 2), (9, 13, 7), "trilinear")]
-)
-def test_interpolation_along_each_axis_is_torchs_on_the_grid(
-    nodes: tuple[int, ...], shape: tuple[int, ...], mode: str
-) -> None:
-    lattice = torch.randn(2, len(nodes), *nodes)
-
-    grid = apply_along_axes(lattice, [interpolation_matrix(n, size) for n, size in zip(nodes, shape, strict=True)])
-
-    torch.testing.assert_close(grid, F.interpolate(lattice, size=shape, mode=mode, align_corners=False))
 
 
 @pytest.mark.parametrize(("shape", "equation"), [((9, 13), "bcij,xi,yj->bcxy"), ((9, 11, 13), "bcijk,xi,yj,zk->bcxyz")])

@@ -71,27 +71,6 @@ def test_only_what_is_new_failed_or_changed_runs(tmp_path: Path) -> None:
     assert not second.items() & third.items()
 
 
-def test_a_pair_is_what_register_makes_of_it(tmp_path: Path) -> None:
-    """And the pair before it leaves no trace."""
-    rows = make_rows(tmp_path / "data", 2)
-    out = tmp_path / "out"
-    run(write_list(tmp_path / "pairs.json", rows), "-o", out, *QUICK)
-    images = ("-f", rows[1]["fixed"], "-m", rows[1]["moving"])
-    alone = [sys.executable, "-m", "monai_nodeo", "register", *images, "-o", str(tmp_path / "alone"), *QUICK]
-
-    subprocess.run(alone, env=environment(), check=True, capture_output=True)
-
-    files = {path.name for path in (out / "p01").iterdir()}
-    alone_files = {path.name for path in (tmp_path / "alone").iterdir()}
-    assert files == alone_files - {"metrics.csv"} | {"result.json", ".claim"}
-    for name in ("flow.safetensors", "history.csv"):
-        assert (out / "p01" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
-    for name in ("warped.nii.gz", "displacement.nii.gz"):
-        ours, theirs = (nib.Nifti1Image.from_filename(folder / name) for folder in (out / "p01", tmp_path / "alone"))
-        np.testing.assert_array_equal(ours.get_fdata(), theirs.get_fdata())
-        np.testing.assert_array_equal(ours.affine, theirs.affine)
-
-
 def test_one_pair_in_ten_is_broken(tmp_path: Path) -> None:
     rows = make_rows(tmp_path / "data", 20)
     truncated, not_a_number, volume = (tmp_path / f"{name}.nii.gz" for name in ("truncated", "nan", "volume"))

@@ -75,12 +75,6 @@ def test_true_displacement_undoes_the_deformation(pair):
     assert correlation[0] < 0.8 < 0.9 < correlation[1]
 
 
-def test_contrast_differs(pair):
-    head = pair.fixed_label > 0
-    brought_back = warped(pair.moving, pair.ddf)
-    assert np.abs(brought_back - pair.fixed)[head].mean() > 0.05
-
-
 def test_seed_decides():
     first, again, other = (example_pair(2, 3.0, seed) for seed in (1, 1, 2))
     for a, b in zip(first, again, strict=True):

@@ -446,6 +446,22 @@ def changed(path: str, value: Any) -> Callable[[dict[str, Any]], Any]:
 
 
 HUGE = 10**9
+TOO_LARGE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "image": changed("velocity.options.image_size", [HUGE, HUGE]),
+    "image beyond numbers": changed("velocity.options.image_size", [10**40, 13]),
+    "keyframes": changed("velocity.options.keyframes", HUGE),
+    "keyframes beyond numbers": changed("velocity.options.keyframes", 10**40),
+    **{
+        f"network of {name}": changed("velocity", {"name": kind, "options": {"spatial_dims": 2, **options}})
+        for name, kind, options in (
+            ("channels", "NODEONet", {"image_size": [9, 13], "channels": 10**4}),
+            ("features", "NODEONet", {"image_size": [9, 13], "bottleneck": 10**7}),
+            ("convolutions", "NODEONet", {"image_size": [9, 13], "num_convolutions": HUGE}),
+            ("points", "NODEONet", {"image_size": [2**15, 8]}),
+            ("places", "EulerianVelocity", {"image_size": [2**15, 8]}),
+        )
+    },
+}
 HEADERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no object": lambda header: [header],
     "nothing": lambda header: {},
@@ -458,16 +474,9 @@ HEADERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "unknown options": changed("velocity.options.eval", "print(1)"),
     "options that are none": changed("velocity.options", "abc"),
     "no velocity": changed("velocity", None),
-    "a huge image": changed("velocity.options.image_size", [HUGE, HUGE]),
-    "a size beyond numbers": changed("velocity.options.image_size", [10**40, 13]),
-    "many keyframes": changed("velocity.options.keyframes", HUGE),
-    "keyframes beyond numbers": changed("velocity.options.keyframes", 10**40),
     "a negative size": changed("velocity.options.image_size", [-9, -13]),
     "another size": changed("velocity.options.image_size", [9, 14]),
     "a size of text": changed("velocity.options.image_size", ["9", 13]),
-    "a huge network": changed(
-        "velocity", {"name": "NODEONet", "options": {"spatial_dims": 2, "image_size": [9, 13], "channels": HUGE}}
-    ),
     "a domain of another shape": changed("domain.shape", [9, 14]),
     "a domain without shape": changed("domain", {}),
     "a grid of another dimension": changed("grid.shape", [9, 14, 15]),
@@ -477,7 +486,7 @@ HEADERS: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("change", HEADERS.values(), ids=HEADERS)
+@pytest.mark.parametrize("change", [*HEADERS.values(), *TOO_LARGE.values()], ids=[*HEADERS, *TOO_LARGE])
 def test_a_file_of_a_stranger_is_refused_in_a_line(change: Callable[[dict[str, Any]], Any], tmp_path: Path) -> None:
     file = tmp_path / "flow.safetensors"
     smooth_flow("plane").save(file)
@@ -490,6 +499,7 @@ def test_a_file_of_a_stranger_is_refused_in_a_line(change: Callable[[dict[str, A
 
     assert str(caught.value).startswith(f"{file}: ")
     assert len(str(caught.value).splitlines()) == 1
+    assert ("too few numbers for a model" in str(caught.value)) == (change in TOO_LARGE.values())
 
 
 STATES: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {

@@ -7,7 +7,6 @@ import logging
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import partial
@@ -399,9 +398,3 @@ def test_ctrl_c_between_two_pairs_is_ctrl_c():
 def test_an_unknown_action_is_refused():
     with pytest.raises(ValueError, match="'keep', expected 'drop' or 'save'"):
         OnInterrupt("keep")
-
-
-def test_early_stop_uses_nothing_deprecated():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        EarlyStop().attach(Engine(lambda *_: None))

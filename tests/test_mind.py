@@ -55,15 +55,6 @@ def test_brightness_and_contrast_and_inversion_change_nothing(shape, change) -> 
     assert loss(other, image) > 0.01
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_swapped_axes_swap_the_map(shape) -> None:
-    first, second = (smooth_image(shape, seed)[None] for seed in (0, 1))
-    loss = MINDSSCLoss(len(shape), reduction="none")
-    turned = loss(first.movedim(2, -1), second.movedim(2, -1))
-    assert loss(first, second).shape == (1, 1, *shape)
-    torch.testing.assert_close(turned, loss(first, second).movedim(2, -1))
-
-
 def test_weights_are_of_voxels_and_steps_are_in_mm() -> None:
     first, second = (smooth_image((24, 21), seed)[None] for seed in (0, 1))
     weight = torch.rand(1, 1, 24, 21)

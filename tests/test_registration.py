@@ -8,7 +8,6 @@ import dataclasses
 import json
 import pickle
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -389,13 +388,6 @@ def test_errors_are_exceptions_that_name_the_image(plain, tmp_path):
             register(row["fixed"], moving)
     with pytest.raises(ValueError, match="there is no preset 'fst'"):
         register(**row, settings="fst")
-
-
-def test_a_thread_registers(plain):
-    row, found = plain
-    with ThreadPoolExecutor(1) as threads:
-        there = threads.submit(lambda: register(**row, settings=found.settings)).result()
-    assert torch.equal(there.ddf, found.ddf)
 
 
 # Real slices

@@ -38,17 +38,6 @@ def by_scipy(layer: SeparableSmoothing, x: np.ndarray) -> np.ndarray:
 
 @every_layer
 @every_shape
-@pytest.mark.parametrize("passes", [0, 1, 3])
-def test_a_constant_stays_a_constant(
-    make: Callable[..., SeparableSmoothing], shape: tuple[int, ...], passes: int
-) -> None:
-    constant = torch.full((2, len(shape), *shape), -3.7)
-
-    torch.testing.assert_close(make(len(shape), passes=passes)(constant), constant)
-
-
-@every_layer
-@every_shape
 def test_smoothing_is_scipys_with_the_border_repeated(
     make: Callable[..., SeparableSmoothing], shape: tuple[int, ...]
 ) -> None:
@@ -57,15 +46,6 @@ def test_smoothing_is_scipys_with_the_border_repeated(
 
     torch.testing.assert_close(layer(x), torch.from_numpy(by_scipy(layer, x.numpy())))
     torch.testing.assert_close(layer(x.float()).double(), layer(x), rtol=0, atol=1e-6)
-
-
-@every_layer
-@every_shape
-def test_two_passes_are_the_kernel_twice(make: Callable[..., SeparableSmoothing], shape: tuple[int, ...]) -> None:
-    once = make(len(shape))
-    x = torch.randn(1, 2, *shape, dtype=torch.float64)
-
-    torch.testing.assert_close(make(len(shape), passes=2)(x), once(once(x)))
 
 
 @every_layer
@@ -79,23 +59,6 @@ def test_gradient_is_the_transposed_smoothing(make: Callable[..., SeparableSmoot
 
     transposed = [m.t() for m in layer.matrices(shape, torch.float64)]
     torch.testing.assert_close(gradient, apply_along_axes(weight, transposed))
-
-
-@every_layer
-def test_strided_input_gives_the_same(make: Callable[..., SeparableSmoothing]) -> None:
-    layer = make(3)
-    x = torch.randn(2, 9, 11, 13, 3).movedim(-1, 1)
-
-    torch.testing.assert_close(layer(x), layer(x.contiguous()))
-
-
-@every_layer
-def test_smoothing_has_nothing_to_learn_or_to_save(make: Callable[..., SeparableSmoothing]) -> None:
-    layer = make(2)
-    layer(torch.randn(1, 2, 9, 13))
-
-    assert not list(layer.parameters())
-    assert not layer.state_dict()
 
 
 @every_layer

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from synthetic import deformed_pair, smooth_ddf
+from synthetic import smooth_ddf
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torchdiffeq import odeint
@@ -19,23 +19,16 @@ from torchdiffeq._impl.odeint import SOLVERS
 from torchdiffeq._impl.solvers import FixedGridODESolver
 
 from monai_nodeo.flows import (
-    EulerianVelocity,
-    Lattice,
-    NODEONet,
     NodeVelocity,
     ODESolver,
     RungeKutta,
     ScalingAndSquaring,
     Solver,
-    VelocityBatch,
 )
 from monai_nodeo.flows import runge_kutta as runge_kutta_module
 from monai_nodeo.flows.solver import METHODS
 from monai_nodeo.geometry import sampling
 from monai_nodeo.geometry.coordinates import identity_grid, voxels_per_unit
-from monai_nodeo.losses import LocalNCCLoss, RegistrationLoss
-from monai_nodeo.registration.levels import PairBatch
-from monai_nodeo.registration.trainer import PairTrainer
 
 SHAPES = [(5, 7), (3, 5, 4)]
 ORDERS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
@@ -131,14 +124,6 @@ def test_other_methods_find_the_flow(shape, make, solver, tolerance, times) -> N
     assert error(solver, make(len(shape)), grid(shape), times) < tolerance
 
 
-@every_shape
-def test_one_euler_step_adds_the_velocity(shape) -> None:
-    velocity, phi = linear(len(shape)), grid(shape, batch=2)
-    trajectory = ODESolver()(velocity, phi)
-    assert trajectory.shape == (2, 2, len(shape), *shape)
-    torch.testing.assert_close(trajectory[1], phi + velocity(phi, torch.tensor(0.0)))
-
-
 # Times
 
 ROUGH = {**{name: ODESolver(name, num_steps=6) for name in ORDERS}, "runge_kutta": RungeKutta(6)}
@@ -165,14 +150,6 @@ def test_times_that_do_not_go_one_way_are_refused(solver, times) -> None:
     velocity = NodeVelocity([torch.zeros(1, 2, 5, 7, dtype=torch.float64)])
     with pytest.raises(ValueError, match=r"times must be at least two and go in one direction, got \("):
         solver(velocity, grid((5, 7)), times)
-
-
-@pytest.mark.parametrize("solver", ALL.values(), ids=ALL)
-def test_a_solver_keeps_nothing_between_calls(solver) -> None:
-    velocity, phi = linear(2), grid((5, 7))
-    alone = solver(velocity, phi)[-1]
-    solver(PulsedVelocity(), grid((3, 5, 4)))
-    assert torch.equal(solver(velocity, phi)[-1], alone)
 
 
 @every_shape
@@ -247,50 +224,6 @@ def test_adjoint_gradient_is_the_direct_one_when_steps_are_small(shape, make, op
     torch.testing.assert_close(adjoint, direct, rtol=0, atol=1e-12)
     for a, b in zip(*(torch.autograd.grad((y * weight).sum(), wanted) for y in (adjoint, direct)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-
-
-@every_shape
-def test_gradient_through_one_step_is_exact_only_without_the_adjoint(shape) -> None:
-    # One Euler step: phi + A phi, of which the gradient for A is phi at the start; the adjoint takes phi at the end.
-    velocity, phi = linear(len(shape)), grid(shape)
-    weight = torch.randn_like(phi)
-    direct, adjoint = (
-        torch.autograd.grad((ODESolver(adjoint=flag)(velocity, phi)[-1] * weight).sum(), velocity.matrix)[0]
-        for flag in (False, True)
-    )
-    exact = torch.einsum("bi...,bj...->ij", weight, phi)
-    torch.testing.assert_close(direct, exact)
-    assert (adjoint - exact).abs().max() > 1e-3
-
-
-MODELS: dict[str, tuple[Callable[[tuple[int, ...]], Any], float]] = {
-    "eulerian": (lambda shape: EulerianVelocity(len(shape), shape), 0.1),
-    "keyframes": (lambda shape: EulerianVelocity(len(shape), shape, Lattice(keyframes=2)), 0.1),
-    "nodeo": (lambda shape: NODEONet(len(shape), shape, channels=4, num_convolutions=2, bottleneck=8, scale=0.1), 0.02),
-}
-
-
-@pytest.mark.parametrize(("make", "learning_rate"), MODELS.values(), ids=MODELS)
-@pytest.mark.parametrize("shape", [(21, 25), (12, 10, 14)])
-def test_a_registration_by_the_adjoint_is_the_direct_one(make, learning_rate, shape) -> None:
-    """As every run takes it, by the trainer with a batch of velocities: once the adjoint integrated a frozen one."""
-    fixed, moving, _ = deformed_pair(shape, largest=3.0)
-    loss = RegistrationLoss(LocalNCCLoss(len(shape), kernel_size=7))
-
-    def registered(steps: int, adjoint: bool) -> Tensor:
-        torch.manual_seed(0)
-        network = VelocityBatch([make(shape)])
-        optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
-        solver = ODESolver("midpoint", steps, adjoint)
-        trainer = PairTrainer(PairBatch(fixed[None], moving[None]), network, optimizer, loss, solver, iterations=8)
-        trainer.run()
-        return trainer.state.output["ddf"]
-
-    two, eight = registered(2, adjoint=True), registered(8, adjoint=True)
-    assert two.abs().max() > 0.4
-    assert (two - registered(2, adjoint=False)).abs().max() < 0.1
-    assert (eight - registered(8, adjoint=False)).abs().max() < 0.02
-    assert (two - eight).abs().max() > 1e-4
 
 
 # Options of ODESolver

@@ -80,20 +80,6 @@ def test_warp_of_a_mask_is_a_mask():
     assert torch.equal(warped, mask)
 
 
-@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_warp_by_whole_voxels_is_a_shift(mode, axis):
-    image = smooth_image(SHAPES[1]) + 1
-    ddf = torch.zeros(3, *SHAPES[1])
-    ddf[axis] = 2
-    warped = WarpWithDDF(mode)(image, ddf)
-    n = SHAPES[1][axis]
-    inside, source = warped.narrow(axis + 1, 0, n - 2), image.narrow(axis + 1, 2, n - 2)
-    torch.testing.assert_close(inside, source, rtol=0, atol=0 if mode == "nearest" else 1e-5)
-    background = 0 if mode == "nearest" else image.min()
-    assert (warped.narrow(axis + 1, n - 2, 2) == background).all()
-
-
 def test_warp_of_whole_numbers_is_linear_in_float32():
     ddf = smooth_ddf(SHAPES[0])
     labels = label_map(SHAPES[0], torch.int16)
@@ -543,7 +529,7 @@ def test_slices_are_the_same_whatever_axes_they_come_with(tmp_path, axes):
 def test_images_that_do_not_fit_are_refused():
     fixed, moving, _ = deformed_pair(SHAPES[0])
     register = RegisterPair(handlers=())
-    with pytest.raises(PairError, match="give MetaTensors"):
+    with pytest.raises(PairError, match="or MetaTensors"):
         register(fixed, moving[:, 1:])
     with pytest.raises(PairError, match="moving: shape .* is a slice, but the fixed image is a volume"):
         register(deformed_pair(SHAPES[1])[0], moving)

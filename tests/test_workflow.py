@@ -17,17 +17,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from cohorts import as_it_was
 from ignite.engine import Engine, Events
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator
-from monai.transforms import Compose, LoadImaged
 from synthetic import deformed_pair
 
-from monai_nodeo import RegisterPaird, Registration, Settings, register
-from monai_nodeo.cli import main
-from monai_nodeo.cohort.task import Job, register_rows
+from monai_nodeo import Registration, Settings
 from monai_nodeo.data import Pair, PairDataset
 from monai_nodeo.data.lists import DataListError
 from monai_nodeo.registration import DivergedError, PairInferer, folder
@@ -378,44 +373,3 @@ def test_run_tells_what_was_done_and_what_was_not(tmp_path, row, caplog) -> None
     assert message.startswith("good: similarity loss ")
     for name in ("Dice", "HD95 mm", "folded cells", " s"):
         assert name in message
-
-
-# One registration, whichever way it is asked for
-
-
-def test_every_front_gives_the_same_field(row, tmp_path) -> None:
-    settings = Settings.preset(iterations=[3, 3], shrink_factors=[2, 1])
-    paths = {key: row[key] for key in ("fixed", "moving")}
-    by_function = register(**paths, settings=settings, device="cpu", handlers=())
-
-    changes = {f"settings#{name}": list(getattr(settings, name)) for name in ("iterations", "shrink_factors")}
-    quick(tmp_path / "bundle", **paths, **changes).run()
-    words = [
-        "register",
-        "-f",
-        paths["fixed"],
-        "-m",
-        paths["moving"],
-        "-o",
-        str(tmp_path / "cli"),
-        "--quiet",
-        "--no-report",
-    ]
-    words += ["--device", "cpu", "--set", "iterations=[3,3]", "--set", "shrink_factors=[2,1]"]
-    with as_it_was():
-        assert CliRunner().invoke(main, words).exit_code == 0
-    job = Job(str(tmp_path / "cohort"), settings.to_dict(), "key", "cpu", report=False)
-    register_rows(job, [{**paths, "id": "pair"}])
-    (bundle,) = (tmp_path / "bundle").glob("*/metrics.json")
-    folders = {"bundle": bundle.parent, "cli": tmp_path / "cli", "cohort": tmp_path / "cohort" / "pair"}
-    found = {name: Registration.load(at, with_pair=False) for name, at in folders.items()}
-
-    steps = Compose(
-        [LoadImaged(["fixed", "moving"], ensure_channel_first=True), RegisterPaird(settings=settings, handlers=())]
-    )
-    found["dict"] = steps(paths)["registration"]
-
-    assert by_function.displacement.abs().max() > 0.5
-    for name, registration in found.items():
-        assert torch.equal(registration.displacement, by_function.displacement), name
-        assert registration.certificate.verdict == by_function.certificate.verdict, name
