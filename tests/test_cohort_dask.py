@@ -171,19 +171,10 @@ def test_nothing_is_lost_or_done_twice_when_all_are_killed(tmp_path: Path, monke
     benchmark = module_from_spec(spec)
     spec.loader.exec_module(benchmark)
     pairs = write_list(tmp_path / "pairs.json", make_rows(tmp_path / "data", 20))
-    words = [
-        str(pairs),
-        "--local-only",
-        "--output",
-        str(tmp_path / "kills"),
-        "--kills",
-        "1",
-        "--set",
-        "iterations=[3,3]",
-    ]
+    words = ["--local-only", "--output", str(tmp_path / "kills"), "--kills", "1", "--set", "iterations=[3,3]"]
 
     with as_it_was():
-        benchmark.main(words, in_peace=lambda words: here(*words).exit_code)
+        benchmark.main([str(pairs), *words], in_peace=lambda words: here(*words).exit_code)
 
     found = json.loads((tmp_path / "kills" / "kills.json").read_text(encoding="utf-8"))
     assert found["workers_killed"] == 1

@@ -328,7 +328,9 @@ def test_plain_labels_and_masks_lie_on_the_grid_of_their_image(save) -> None:
     pair = load(image, image, fixed_label=half, moving_label=torch.from_numpy(half)[None], fixed_mask=half)
     for other in (pair.fixed.label, pair.moving.label, pair.fixed.mask):
         torch.testing.assert_close(other.affine, pair.fixed.image.affine, rtol=0, atol=0)
-    assert "moving_mask: shape (11, 9, 13) differs from" in refuse(image, image, moving_mask=half.swapaxes(0, 1))
+    assert "moving_mask: a plain array or tensor of shape (11, 9, 13) has no place of its own" in refuse(
+        image, image, moving_mask=half.swapaxes(0, 1)
+    )
 
 
 def test_masks_that_are_no_masks(save) -> None:

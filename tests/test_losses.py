@@ -47,8 +47,6 @@ FIELD_LOSSES: dict[str, Callable[[], DDFLoss]] = {
     "smoothness": SmoothnessLoss,
     "magnitude": VelocityMagnitudeLoss,
 }
-every_image_loss = pytest.mark.parametrize("make", IMAGE_LOSSES.values(), ids=IMAGE_LOSSES)
-every_field_loss = pytest.mark.parametrize("make", FIELD_LOSSES.values(), ids=FIELD_LOSSES)
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 
 

@@ -11,7 +11,6 @@ import SimpleITK as sitk
 import torch
 from monai.data import MetaTensor
 from scans import FLAT, SLICE, VOLUME, centred, load, make_affine, smooth
-from synthetic import deformed_pair, quick_settings
 
 from monai_nodeo.data import PairError, as_image, match
 from monai_nodeo.data.match import with_mask_of_air
@@ -19,7 +18,6 @@ from monai_nodeo.data.pair import Pair, stored_grid
 from monai_nodeo.data.placement import on_grid_of, physical_map
 from monai_nodeo.files import Affine, Transform, open_stored
 from monai_nodeo.files.resampling import resample
-from monai_nodeo.registration import RegisterPaird, WarpWithDDFd
 
 LPS = np.diag([-1.0, -1, 1, 1])
 
@@ -193,25 +191,6 @@ def test_images_in_lps_are_where_they_are_in_ras(spaces: tuple[str, str]) -> Non
     assert torch.equal(found.as_tensor(), expected.as_tensor())
     torch.testing.assert_close(found.affine, expected.affine, rtol=0, atol=0)
     assert found.meta["space"] == "RAS"
-
-
-@pytest.mark.parametrize("spaces", [("RAS", "LPS"), ("LPS", "RAS")])
-def test_images_in_lps_are_registered_and_warped_as_in_ras(spaces: tuple[str, str]) -> None:
-    fixed, moving, _ = deformed_pair((25, 21))
-    label = (3 * moving).round().to(torch.uint8)
-    shifted = make_affine((1, 1, 1), origin=(2, 0, 0))
-    register = RegisterPaird(
-        ["moving", "label"], mode=["bilinear", "nearest"], ddf_key="ddf", settings=quick_settings(2), handlers=()
-    )
-    results = []
-    for here, there in (spaces, ("RAS", "RAS")):
-        images = {key: placed(x, shifted, there) for key, x in (("moving", moving), ("label", label))}
-        row = register({"fixed": placed(fixed, np.eye(4), here), **images})
-        again = WarpWithDDFd(["moving", "label"], mode=["bilinear", "nearest"])({**images, "ddf": row["ddf"]})
-        results.append([row["ddf"], row["moving"], row["label"], again["moving"], again["label"]])
-    for found, expected in zip(*results, strict=True):
-        assert torch.equal(found.as_tensor(), expected.as_tensor())
-        torch.testing.assert_close(found.affine, expected.affine, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("shape", [VOLUME, SLICE])

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import nibabel as nib
@@ -73,10 +72,7 @@ def test_tensors_of_a_registration_are_taken():
     plot_registration(fixed, moving, warped, ddf.requires_grad_())
 
 
-@pytest.mark.parametrize(
-    ("axes", "signs"),
-    list(zip(itertools.permutations(range(3)), list(itertools.product((-1, 1), repeat=3))[:6], strict=True)),
-)
+@pytest.mark.parametrize(("axes", "signs"), [((1, 2, 0), (1, -1, 1)), ((2, 1, 0), (-1, 1, -1))])
 def test_picture_does_not_depend_on_how_the_volume_is_stored(axes, signs):
     fixed, moving, warped, ddf = random_pair((9, 11, 13))
     affine = nib.affines.from_matvec(np.diag([1.0, 2.0, 3.0]), [4, 5, 6])

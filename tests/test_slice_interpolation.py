@@ -36,11 +36,6 @@ def test_a_slice_lies_at_its_own_place() -> None:
     torch.testing.assert_close(between_slices(slices, (1.0, 1.0), [0.0])[:, 0], slices[:-1])
 
 
-def test_nothing_moves_between_slices_that_are_the_same() -> None:
-    slices = tube([1.0, 1.0])
-    torch.testing.assert_close(between_slices(slices, (1.0, 1.0), [0.5])[0], slices[:1], atol=1e-4, rtol=0)
-
-
 @pytest.mark.parametrize("case", ["air", "small"])
 def test_where_nothing_can_be_registered_it_is_the_mean(case: str) -> None:
     slices = tube(PLACES) if case == "air" else tube(PLACES, (7, 44))

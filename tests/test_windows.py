@@ -31,14 +31,6 @@ def test_a_sum_is_that_of_the_voxels_inside(shape: tuple[int, ...], side: int) -
     torch.testing.assert_close(sums, torch.from_numpy(means) * math.prod(windows))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_sum_is_its_own_transpose(shape: tuple[int, ...]) -> None:
-    x, y = image_of(shape), image_of(shape)
-    sides = (3, 5, 9)[: len(shape)]
-
-    torch.testing.assert_close((window_sum(x, sides) * y).sum(), (x * window_sum(y, sides)).sum())
-
-
 def test_a_window_of_one_voxel_is_the_image() -> None:
     image = image_of((4, 5))
     assert window_sum(image, (1, 1)) is image
