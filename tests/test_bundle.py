@@ -211,9 +211,6 @@ def result(request, data, runs) -> Result:
     return Result(folder / id, files["fixed"], files["moving"], files["moving_label"])
 
 
-with_labels = pytest.mark.parametrize("result", ["volume", "slice"], indirect=True)
-
-
 def test_the_folders_hold_what_was_promised_and_no_more(runs) -> None:
     volume, slices = runs.values()
     assert names(volume) == {"volume_moving_to_volume_fixed", "metrics.csv", "index.html"}
@@ -266,14 +263,6 @@ def test_figures_are_json_and_complete(result) -> None:
     assert ("fixed_label" in values) == ("moving_label" in values) == (not without_labels)
     for side in ("before", "after"):
         assert {*values[side]} == {"similarity", *(() if without_labels else LABEL_FIGURES)}
-
-
-@with_labels
-def test_every_label_is_scored_and_registration_helps(result) -> None:
-    values = figures(result.folder)
-    for side in ("before", "after"):
-        assert set(values[side]["dice"]) == set(values[side]["hd95_mm"]) == {"1", "2"}
-    assert values["after"]["dice_mean"] > values["before"]["dice_mean"]
 
 
 def test_the_settings_in_the_figures_are_those_that_ran(runs) -> None:

@@ -47,13 +47,6 @@ def test_no_experiment_is_run_twice() -> None:
     assert not [a for i, a in enumerate(seen) if a in seen[:i]]
 
 
-def test_labels_with_numbers_say_what_the_settings_hold() -> None:
-    groups = experiments()
-    for group, name in (("steps", "num_steps"), ("bottleneck", "bottleneck"), ("similarity", "similarity_window")):
-        found = {int(label.split()[0]): getattr(run.settings, name) for label, run in groups[group].items()}
-        assert {number: number for number in found} == found
-
-
 def test_presets_hold_differences_only_and_are_used() -> None:
     used = set(COLUMNS.values()) - {None}
     assert used == {path.stem for path in (ROOT / "configs" / "paper_2d").glob("*.json")}
@@ -69,13 +62,6 @@ def test_gaussian_of_the_paper_is_the_published_kernel() -> None:
 
     np.testing.assert_allclose(kernel / kernel.sum(), published / published.sum(), rtol=1e-4)
     assert published.min() / published.max() == pytest.approx(0.9957, abs=1e-4)
-
-
-def test_without_smoothing_the_kernel_changes_nothing() -> None:
-    smoothing = make_velocity(RUNS["cohort_d"].settings).smoothing
-    image = torch.rand(1, 2, 9, 11)
-
-    torch.testing.assert_close(smoothing(image), image)
 
 
 # what is registered

@@ -112,15 +112,6 @@ def test_mean_displacement_is_numpys(shape: tuple[int, ...], spacing: float | tu
 
 
 @every_shape
-@pytest.mark.parametrize("function", METRICS.values())
-def test_identity_is_zero(shape: tuple[int, ...], function: Callable[[Tensor], Tensor]) -> None:
-    value = function(torch.zeros(2, len(shape), *shape))
-
-    assert value.shape == (2,)
-    assert not value.any()
-
-
-@every_shape
 def test_a_collapsed_axis_counts_as_folded(shape: tuple[int, ...]) -> None:
     ddf = torch.zeros(1, len(shape), *shape, dtype=torch.float64)
     ddf[:, 0] = -voxels(shape)[:, 0]
@@ -169,18 +160,6 @@ def test_metric_takes_decollated_lists_and_meta_tensors(
 def test_voxel_sizes_are_an_argument() -> None:
     batch, sides = noise((9, 11, 13), batch=3), (0.5, 1.25, 3.0)
     torch.testing.assert_close(MeanDisplacementMetric(spacing=sides)(batch)[:, 0], mean_displacement(batch, sides))
-
-
-@every_metric
-def test_reduction_is_an_argument(
-    metric_class: type[CumulativeIterationMetric], function: Callable[[Tensor], Tensor]
-) -> None:
-    batch = noise((9, 13), batch=3)
-    metric = metric_class(reduction="sum")  # type: ignore[call-arg]
-
-    metric(batch)
-
-    assert_reduced(metric.aggregate().squeeze(), function(batch).sum())
 
 
 @every_shape

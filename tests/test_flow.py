@@ -208,21 +208,6 @@ def test_a_displacement_is_how_far_voxel_centres_are_taken(
 
 
 @every_kind
-def test_a_coarser_grid_has_the_displacement_of_the_voxels_that_it_shares(kind: str) -> None:
-    flow = smooth_flow(kind)
-    fine = GRIDS[kind]
-    every = tuple(slice(None, None, step) for step in (2, 3, 5)[: fine.spatial_dims])
-    steps = [2, 3, 5][: fine.spatial_dims]
-    shape = [-(-n // step) for n, step in zip(fine.spatial_shape, steps, strict=True)]
-    affine = fine.affine @ np.diag([*steps, *[1] * (4 - len(steps))])
-    coarse = ImageGrid(affine, (*shape, *[1] * (len(fine.shape) - len(shape))))
-
-    in_fine_voxels = flow.displacement(coarse) * torch.tensor(steps).view(-1, *[1] * len(steps))
-
-    assert largest(in_fine_voxels - flow.displacement()[(slice(None), *every)]) < 1e-4
-
-
-@every_kind
 @every_flow
 def test_a_trajectory_begins_where_it_is_and_ends_at_the_displacement(kind: str, make: Callable[[str], Flow]) -> None:
     flow = make(kind)

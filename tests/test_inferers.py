@@ -204,18 +204,6 @@ def test_the_context_of_the_caller_does_not_reach_the_registration(context: Call
     assert torch.equal(found, quickly(fixed, moving).ddf)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_metatensors_and_other_types_of_number(shape):
-    fixed, moving, _ = deformed_pair(shape)
-    images = [(255 * image).round().clamp(0, 255) for image in (fixed, moving)]
-    expected = quickly(*images).ddf
-    affine = torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0]))  # cubes, as plain tensors
-    for dtype in (torch.uint8, torch.int16, torch.float64):
-        found = quickly(*(MetaTensor(image.to(dtype), affine=affine) for image in images)).ddf
-        assert type(found) is Tensor
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-
-
 def test_the_unit_of_the_intensities_does_not_matter():
     fixed, moving, _ = deformed_pair((61, 73))
     expected = quickly(fixed, moving, iterations=(15, 10)).ddf
@@ -283,7 +271,7 @@ def test_a_handler_is_made_for_every_level_and_knows_it():
 
 def test_a_handler_that_is_made_already_is_refused():
     with pytest.raises(TypeError, match=r"handlers are factories.*got <.*ProgressBar.*give a class or a function"):
-        quickly(*deformed_pair(SHAPES[0])[:2], {"handlers": [ProgressBar()]})
+        PairInferer(handlers=[ProgressBar()])
 
 
 # What a pair is registered with: voxel sizes, masks, landmarks, air

@@ -57,16 +57,6 @@ def test_labels_may_be_large_numbers_and_far_between() -> None:
     assert list(named["hd95_mm"].values()) == list(plain["hd95_mm"].values())[:3]
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_shifted_box_is_one_step_of_its_axis_away(axis: int) -> None:
-    spacing = (0.5, 1.5, 4.0)
-    fixed = torch.zeros(13, 15, 17)
-    fixed[4:8, 4:8, 4:8] = 7
-    figures = label_metrics(fixed.roll(2, axis), fixed, spacing)
-    assert figures["dice"] == {7: 0.5}
-    assert figures["hd95_mm"][7] == pytest.approx(2 * spacing[axis])
-
-
 def test_a_lost_label_has_dice_0_and_no_distance_and_labels_of_the_fixed_map_alone_count() -> None:
     fixed = torch.zeros(9, 11)
     fixed[2:4, 2:4], fixed[6:8, 6:9] = 2, 5

@@ -67,11 +67,6 @@ def test_columns_show_the_image_the_grid_and_the_determinant_of_each(tmp_path):
     figure.savefig(tmp_path / "picture.png")
 
 
-def test_tensors_of_a_registration_are_taken():
-    fixed, moving, warped, ddf = (torch.from_numpy(x).float() for x in random_pair((9, 11)))
-    plot_registration(fixed, moving, warped, ddf.requires_grad_())
-
-
 @pytest.mark.parametrize(("axes", "signs"), [((1, 2, 0), (1, -1, 1)), ((2, 1, 0), (-1, 1, -1))])
 def test_picture_does_not_depend_on_how_the_volume_is_stored(axes, signs):
     fixed, moving, warped, ddf = random_pair((9, 11, 13))

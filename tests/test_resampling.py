@@ -148,28 +148,6 @@ def test_scaled_values_become_numbers(tmp_path: Path) -> None:
     np.testing.assert_allclose(interior(result.get_fdata()), interior(expected), rtol=0, atol=0.1)
 
 
-@pytest.mark.parametrize(("rest", "intent"), [((4,), 0), ((1, 3), 1007)])
-def test_volumes_of_a_series_and_channels_are_warped_alike(rest: tuple[int, ...], intent: int, tmp_path: Path) -> None:
-    series = np.stack([make_image(VOLUME, seed) for seed in range(rest[-1])], axis=-1).reshape(*VOLUME.shape, *rest)
-    image = nib.Nifti1Image(series.astype(np.float32), OBLIQUE)
-    image.header.set_xyzt_units("mm", "sec")
-    image.header.set_zooms((*image.header.get_zooms()[:3], *[2.5] * len(rest)))
-    nib.save(image, tmp_path / "series.nii.gz")
-    name = str(tmp_path / "series.nii.gz")
-
-    apply_to_image(name, name, registration(VOLUME), str(tmp_path / "out.nii.gz"))
-
-    result = load(tmp_path / "out.nii.gz")
-    assert result.shape == series.shape
-    assert result.header.get_zooms()[3:] == (2.5,) * len(rest)
-    assert result.header.get_xyzt_units() == ("mm", "sec")
-    assert int(result.header["intent_code"]) == intent
-    volumes = result.get_fdata().reshape(*VOLUME.shape, -1)
-    for seed in range(rest[-1]):
-        expected = warped(VOLUME, make_image(VOLUME, seed), make_ddf(VOLUME), make_start(VOLUME))
-        np.testing.assert_allclose(interior(volumes[..., seed]), interior(expected), rtol=0, atol=1e-2)
-
-
 def test_last_transform_reaches_the_image_first(tmp_path: Path) -> None:
     """As antsApplyTransforms: a point of the fixed image goes through the first one first."""
     double = np.diag([2.0, 2, 2, 1])

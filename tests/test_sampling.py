@@ -103,19 +103,6 @@ def test_whole_voxel_translation_picks_voxels_and_repeats_the_border(
     torch.testing.assert_close(warped, image[(..., *index)], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("shape", WARPED)
-def test_linear_image_is_sampled_exactly(shape: tuple[int, ...]) -> None:
-    dims = len(shape)
-    slope = torch.tensor([0.7, -1.3, 0.4][:dims], dtype=torch.float64)
-    limits = torch.tensor(shape, dtype=torch.float64).view(1, -1, *[1] * dims) - 1
-    position = torch.rand(1, dims, *shape, dtype=torch.float64) * limits
-    image = torch.einsum("i,bi...->b...", slope, voxels(shape)).unsqueeze(1) + 5
-
-    warped = warp(image, position - voxels(shape))
-
-    torch.testing.assert_close(warped, torch.einsum("i,bi...->b...", slope, position).unsqueeze(1) + 5)
-
-
 @pytest.mark.parametrize("order", [*permutations(range(2)), *permutations(range(3))])
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 def test_warping_commutes_with_swapping_axes(order: tuple[int, ...], mode: str) -> None:

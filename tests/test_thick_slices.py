@@ -10,7 +10,6 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from scans import centred, load, make_affine, smooth
-from scipy import ndimage
 from synthetic import deformed_pair, smooth_image
 
 from monai_nodeo.data import Pair, Scan, as_image, match
@@ -71,27 +70,6 @@ def test_values_stay_where_they_are_in_the_world(shape, parts) -> None:
     assert fine.shape[1:] == tuple(n * k for n, k in zip(shape, parts, strict=True))
     expected = linear(fine.affine, fine.shape[1:]).clamp(float(image.min()), float(image.max()))
     torch.testing.assert_close(fine.as_tensor().double(), expected, rtol=0, atol=1e-4)
-
-
-def test_parts_lie_halfway_between_two_cubic_splines() -> None:
-    values = smooth_image((12, 20, 24), sigma=1.0)
-    inside = (slice(None), slice(None), slice(7, -7))  # at the border, the splines end in different ways
-
-    def parts(values: np.ndarray) -> np.ndarray:
-        places = np.meshgrid(np.arange(12), np.arange(20), (np.arange(72) + 0.5) / 3 - 0.5, indexing="ij")
-        return ndimage.map_coordinates(values, places, order=3, mode="nearest").reshape(12, 20, 24, 3)
-
-    through = parts(values.numpy()[0])
-    wanted = values.numpy()[0]
-    for _ in range(30):  # until the means over the parts are the values
-        wanted = wanted + values.numpy()[0] - parts(wanted).mean(-1)
-    assert np.abs(parts(wanted).mean(-1) - values.numpy()[0])[inside].max() < 1e-4
-
-    fine = refined(image_of(values, (1, 1, 3)), (1, 1, 3)).numpy()[0].reshape(12, 20, 24, 3)
-
-    expected = (through + parts(wanted)) / 2
-    expected = expected.clip(float(values.min()), float(values.max()))
-    np.testing.assert_allclose(fine[inside], expected[inside], atol=1e-3)
 
 
 def test_slices_of_a_smooth_image_are_better_than_by_linear_interpolation() -> None:

@@ -90,26 +90,6 @@ def test_image_size_of_another_dimension_is_refused(dims: int, shape: tuple[int,
 # Copies
 
 
-@pytest.mark.parametrize(("shape", "other"), [((9, 13), (20, 11)), ((9, 11, 13), (17, 8, 10))])
-def test_fresh_has_the_options_and_new_weights_for_another_shape(
-    shape: tuple[int, ...], other: tuple[int, ...]
-) -> None:
-    kernel = GaussianSmoothing(len(shape), 1.5, passes=2)
-    prototype = small_net(shape, downsample=3, smoothing=kernel, scale=0.25)
-    before = copy.deepcopy(prototype.state_dict())
-
-    net = prototype.fresh(other)
-
-    options = ["spatial_dims", "channels", "num_convolutions", "bottleneck", "downsample", "scale", "min_size"]
-    assert [getattr(net, name) for name in options] == [getattr(prototype, name) for name in options]
-    assert (net.smoothing.kernel(), net.smoothing.passes) == (kernel.kernel(), 2)
-    assert net.image_size == other
-    assert net(identity_grid(other)).shape == (1, len(other), *other)
-    assert prototype.image_size == shape
-    for name, value in prototype.state_dict().items():
-        assert torch.equal(value, before[name]), name
-
-
 # Eulerian velocity
 
 PARAMETRISATIONS: dict[str, Any] = {
