@@ -29,6 +29,16 @@ def smooth_ddf(shape: Sequence[int], seed: int = 0, largest: float = 2.0, sigma:
     return torch.from_numpy(ddf * (largest / np.linalg.norm(ddf, axis=0).max())).float()
 
 
+def voxels(shape: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
+    """Index of every voxel, (1, D, *shape), made without the package."""
+    return torch.from_numpy(np.indices(shape)).to(dtype)[None]
+
+
+def noise(shape: Sequence[int], size: float = 1.0, batch: int = 1) -> Tensor:
+    """A rough field, (B, D, *shape), float64."""
+    return size * torch.randn(batch, len(shape), *shape, dtype=torch.float64)
+
+
 def deformed_pair(shape: Sequence[int], seed: int = 0, largest: float = 2.0) -> tuple[Tensor, Tensor, Tensor]:
     """Fixed and moving image, (1, *shape), and the ddf (D, *shape) with ``fixed(x) = moving(x + ddf(x))``."""
     moving, ddf = smooth_image(shape, seed), smooth_ddf(shape, seed + 1, largest)

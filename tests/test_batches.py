@@ -226,9 +226,7 @@ def four_rows(folder: Path) -> list[dict[str, Any]]:
 def test_pair_at_fault_takes_no_other_with_it(tmp_path: Path, calls) -> None:
     seen = calls(fatal="p2")
     job = Job(str(tmp_path / "out"), {}, "key")
-
     found = register_pairs(job, four_rows(tmp_path))
-
     assert [result["status"] for result in found] == ["done", "done", "failed", "done"]
     assert "not finite" in found[2]["reason"]
     assert seen == [["p0", "p1", "p2", "p3"], ["p0"], ["p1"], ["p2"], ["p3"]]
@@ -241,9 +239,7 @@ def test_what_is_done_is_left_out_and_whose_worker_died_is_alone(tmp_path: Path,
     with job.ledger.claimed("p2") as attempts:
         attempts.begin(job.run)
     seen = calls()
-
     found = register_pairs(job, rows)
-
     assert seen == [["p0", "p3"], ["p2"]]
     assert [result["id"] for result in found] == ["p0", "p1", "p2", "p3"]
     register_pairs(replace(job, run="later"), rows)

@@ -150,7 +150,6 @@ def test_version_and_unknown_command() -> None:
 def test_apply_is_what_simpleitk_does_with_the_same_files(folder: Path) -> None:
     moving, warped = folder / "moving.nii.gz", folder / "warped.nii.gz"
     succeed("apply", "-i", moving, "-r", moving, "-t", folder / "transform.h5", "-o", warped)
-
     image = sitk.ReadImage(moving)
     low = float(sitk.GetArrayViewFromImage(image).min())  # what stands for nothing outside of the view
     theirs = sitk.Resample(image, image, sitk.ReadTransform(folder / "transform.h5"), sitk.sitkLinear, low)
@@ -231,7 +230,6 @@ def test_convert_keeps_the_way_of_points(kind: str, way: list[str], tmp_path: Pa
 
 def test_invert_says_how_far_from_home(folder: Path) -> None:
     figures = json.loads(succeed("invert", "-t", folder / "transform.h5", "-o", folder / "inverse.h5", "--json"))
-
     (field,) = figures["field"]
     residual = field["inverse"]
     assert 0 < residual["voxels_mean"] <= residual["voxels_quantile"] <= residual["voxels_max"] < 2e-3

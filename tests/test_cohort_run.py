@@ -104,11 +104,9 @@ def test_one_pair_in_ten_is_broken(tmp_path: Path) -> None:
 
 def test_shards_share_the_work_and_the_table(tmp_path: Path) -> None:
     pairs, out = write_list(tmp_path / "pairs.json", make_rows(tmp_path / "data", 5)), tmp_path / "out"
-
     assert "3 done, 0 failed, 2 not run yet" in run(pairs, "-o", out, *QUICK, "--shard", "1/2")
     first = stamps(out)
     assert "5 done, 0 failed;" in run(pairs, "-o", out, *QUICK, "--shard", "2/2")
-
     assert set(first) == {"p00", "p02", "p04"}
     assert first.items() <= stamps(out).items()
     assert len(table(out)) == 5
@@ -117,18 +115,14 @@ def test_shards_share_the_work_and_the_table(tmp_path: Path) -> None:
 def test_atlas_and_pattern(tmp_path: Path) -> None:
     rows = make_rows(tmp_path / "data", 2)
     pattern = str(tmp_path / "data" / "moving*.nii.gz")
-
     run("--fixed", rows[0]["fixed"], "--moving", pattern, "-o", tmp_path / "out", *QUICK)
-
     assert set(table(tmp_path / "out")) == {"moving0_to_fixed0", "moving1_to_fixed0"}
 
 
 def test_pages_are_made(tmp_path: Path) -> None:
     quick = [word for word in QUICK if word != "--no-report"]
     pairs = write_list(tmp_path / "pairs.json", make_rows(tmp_path / "data", 1))
-
     run(pairs, "-o", tmp_path / "out", *quick)
-
     assert (tmp_path / "out" / "p00" / "report.html").exists()
     assert "p00" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
 
@@ -176,9 +170,7 @@ def test_mistake_is_told_before_anything_runs(tmp_path, monkeypatch, words: list
     monkeypatch.chdir(tmp_path)
     write_list(tmp_path / "pairs.json", make_rows(tmp_path / "data", 1))
     write_list(tmp_path / "unreadable.json", [{"fixed": "f", "moving": "m"}])
-
     result = here(*words, "-o", "out")
-
     assert result.exit_code in (1, 2)
     assert problem in result.stderr
     assert not results(tmp_path / "out")
@@ -224,6 +216,5 @@ def test_many_finished_rows_are_skipped_without_torch(tmp_path: Path) -> None:
 
 def test_missing_list_names_no_traceback(tmp_path: Path) -> None:
     refused = cohort("nowhere.json", "-o", tmp_path / "out")
-
     assert refused.returncode == 1
     assert refused.stderr.splitlines()[-1].startswith("Error: nowhere.json")

@@ -36,14 +36,12 @@ TINY = Run("tiny", Shapes((20, 24)), changes={"iterations": [3], "best_window": 
 @pytest.mark.parametrize("name", RUNS)
 def test_every_run_can_be_made(name: str) -> None:
     inferer = PairInferer(RUNS[name].settings)
-
     assert inferer.settings.iterations == (300,)
     assert inferer.components.velocity.spatial_dims == RUNS[name].pairs.spatial_dims
 
 
 def test_no_experiment_is_run_twice() -> None:
     seen = [(repr(run.pairs), run.settings) for run in RUNS.values()]
-
     assert not [a for i, a in enumerate(seen) if a in seen[:i]]
 
 
@@ -59,7 +57,6 @@ def test_presets_hold_differences_only_and_are_used() -> None:
 def test_gaussian_of_the_paper_is_the_published_kernel() -> None:
     kernel = torch.tensor(make_velocity(RUNS["cohort_a"].settings).smoothing.kernel())
     published = np.diff(norm.cdf(np.linspace(-0.1, 0.1, 15 + 1)))  # its window of 15, its nsig of 0.1
-
     np.testing.assert_allclose(kernel / kernel.sum(), published / published.sum(), rtol=1e-4)
     assert published.min() / published.max() == pytest.approx(0.9957, abs=1e-4)
 
@@ -71,7 +68,6 @@ def test_gaussian_of_the_paper_is_the_published_kernel() -> None:
 def test_a_c_is_a_disc_with_an_open_hole(size: tuple[int, int]) -> None:
     disc, c = disc_and_c(size)
     middle = tuple(n // 2 for n in size)
-
     assert disc.shape == c.shape == size
     assert ((c == 1) <= (disc == 1)).all()
     assert disc[middle] == 1
@@ -181,7 +177,6 @@ def test_paired_difference_is_that_of_a_paired_t_test() -> None:
     a, b = [0.71, 0.74, 0.69, 0.80], [0.70, 0.75, 0.66, 0.77]
     difference, half = paired_difference(result("a", a), result("b", b))
     low, high = ttest_rel(a, b).confidence_interval()
-
     assert (difference - half, difference + half) == pytest.approx((low, high))
     assert paired_difference(result("a", a), result("b", a)) == (0, 0)
     with pytest.raises(ValueError, match="different pairs"):
@@ -192,7 +187,6 @@ def test_tables_have_a_row_a_run_and_say_what_is_not_run(tmp_path: Path) -> None
     runs = {"(p) published": TINY} | {f"({n})": dataclasses.replace(TINY, name=n) for n in "ab"}
     more = {"dice_27": 0.8, "dice_28_with_background": 0.81}
     save(tmp_path, result("tiny", [0.5, 0.7], **more), result("a", [0.6, 0.9], **more))
-
     _, _, published, better, missing = cohort_table(runs, tmp_path, "(p) published").splitlines()
     assert published.startswith("| (p) published | 0.6000 ± 0.1414 |")
     assert "+0.1500 ± " in better
@@ -209,9 +203,7 @@ def test_reproduction_counts_28_structures_with_the_background() -> None:
     label = truth.clone()
     label[0, 35] = 0  # a structure that is not counted, so only the background suffers
     perfect = dict.fromkeys(range(1, 36), 1.0)
-
     found = _reproduction_dice(perfect, label, truth)
-
     assert found["dice_27"] == 1
     assert found["dice_28_with_background"] == pytest.approx((27 + 2 * 4 / (5 + 4)) / 28)
     assert _reproduction_dice({1: 1.0}, label, truth) == {}
@@ -223,7 +215,6 @@ def test_reproduction_counts_28_structures_with_the_background() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "results").glob("*.json")), ids=lambda path: path.stem)
 def test_recorded_results_belong_to_a_run(path: Path) -> None:
     recorded = json.loads(path.read_text(encoding="utf-8"))
-
     run = RUNS[path.stem]
     assert recorded["run"] == path.stem
     assert recorded["registered"] == repr(run.pairs)
@@ -236,5 +227,4 @@ def test_recorded_results_belong_to_a_run(path: Path) -> None:
 def test_results_of_before_there_were_settings_are_done_unless_these_changed() -> None:
     results, run = ROOT / "experiments" / "results", RUNS["cohort_a"]
     changed = [dataclasses.replace(run, changes={**run.changes, **c}) for c in ({"num_steps": 2}, {"kernel_size": 74})]
-
     assert [is_done(r, results) for r in (run, *changed)] == [True, False, False]

@@ -69,9 +69,7 @@ def assert_reduced(value: Tensor, expected: Tensor) -> None:
 @every_shape
 def test_folding_fraction_is_numpys(shape: tuple[int, ...]) -> None:
     ddf = noise(shape, batch=3)
-
     fraction = folding_fraction(ddf)
-
     expected = [(d <= 0).mean() for d in determinants(ddf)]
     assert min(expected) > 0
     np.testing.assert_allclose(fraction.numpy(), expected, rtol=1e-6)
@@ -81,9 +79,7 @@ def test_folding_fraction_is_numpys(shape: tuple[int, ...]) -> None:
 def test_folded_cells_are_counted_in_each_field(shape: tuple[int, ...]) -> None:
     ddf = noise(shape, batch=3)
     ddf[1] = 0
-
     counts = folded_cell_count(ddf)
-
     assert counts[1] == 0
     assert counts[0] == int(folded_cells(ddf[:1]).sum()) > 0
     # any one-sided difference sees more than the forward ones
@@ -93,9 +89,7 @@ def test_folded_cells_are_counted_in_each_field(shape: tuple[int, ...]) -> None:
 @every_shape
 def test_sd_log_jacobian_is_numpys(shape: tuple[int, ...]) -> None:
     ddf = noise(shape, batch=3)
-
     expected = [np.log(np.maximum(d, 1e-9)).std() for d in determinants(ddf)]
-
     np.testing.assert_allclose(sd_log_jacobian(ddf).numpy(), expected, rtol=1e-9)
 
 
@@ -104,10 +98,8 @@ def test_sd_log_jacobian_is_numpys(shape: tuple[int, ...]) -> None:
 def test_mean_displacement_is_numpys(shape: tuple[int, ...], spacing: float | tuple[float, ...]) -> None:
     ddf = noise(shape, batch=3)
     spacing = spacing[: len(shape)] if isinstance(spacing, tuple) else spacing
-
     size = np.broadcast_to(spacing, len(shape)).reshape(-1, *[1] * len(shape))
     expected = [np.linalg.norm(field * size, axis=0).mean() for field in ddf.numpy()]
-
     np.testing.assert_allclose(mean_displacement(ddf, spacing).numpy(), expected, rtol=1e-9)
 
 
@@ -115,7 +107,6 @@ def test_mean_displacement_is_numpys(shape: tuple[int, ...], spacing: float | tu
 def test_a_collapsed_axis_counts_as_folded(shape: tuple[int, ...]) -> None:
     ddf = torch.zeros(1, len(shape), *shape, dtype=torch.float64)
     ddf[:, 0] = -voxels(shape)[:, 0]
-
     assert folding_fraction(ddf) == 1
     assert float(sd_log_jacobian(ddf)) == pytest.approx(0, abs=1e-9)
 
@@ -130,15 +121,12 @@ def test_metric_accumulates_batches_and_resets(
 ) -> None:
     metric = metric_class()
     batches = [noise(shape, batch=2), noise(shape, batch=3)]
-
     for batch in batches:
         torch.testing.assert_close(metric(batch), function(batch).unsqueeze(1))
-
     values = torch.cat([function(batch) for batch in batches])
     assert_reduced(metric.aggregate().squeeze(), values.mean())
     assert_reduced(metric.aggregate("none").squeeze(1), values)
     assert_reduced(metric.aggregate("sum_batch").squeeze(), values.sum())
-
     metric.reset()
     metric(batches[0])
     assert_reduced(metric.aggregate().squeeze(), values[:2].mean())
@@ -151,9 +139,7 @@ def test_metric_takes_decollated_lists_and_meta_tensors(
 ) -> None:
     batch = noise(shape, batch=3)
     metric = metric_class()
-
     metric(decollate_batch(MetaTensor(batch)))
-
     torch.testing.assert_close(torch.as_tensor(metric.aggregate("none").squeeze(1)), function(batch))
 
 
@@ -171,7 +157,6 @@ def test_metric_works_attached_to_an_engine(
     engine = Engine(lambda _, batch: {"ddf": batch})
     handler = IgniteMetricHandler(metric_fn=metric_class(), output_transform=lambda output: (output["ddf"], None))
     handler.attach(engine, "figure")
-
     # The second run starts anew.
     for data in (batches[1:], batches):
         state = engine.run(data)

@@ -111,7 +111,6 @@ def test_a_constant_velocity_is_a_translation_in_mm(kind: str) -> None:
     flow = make_flow(kind, images)
     shift = torch.from_numpy(to_mm(flow.domain, step[None]) - to_mm(flow.domain, 0 * step[None]))
     points = inner_points(flow, reach=3.0).reshape(5, 10, -1)  # outside too: the border goes on
-
     assert largest(flow(points) - points - shift) < 1e-5
     assert largest(flow(points, 0.75, 0.25) - points + shift / 2) < 1e-5
     assert largest(flow.inverse(points) - points + shift) < 1e-5
@@ -127,9 +126,7 @@ def test_a_linear_velocity_is_a_matrix_exponential(kind: str, times: tuple[float
     nodes = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in NODES[kind]], indexing="ij"))
     flow = make_flow(kind, torch.from_numpy(np.einsum("ij,j...->i...", matrix, nodes)[None])).double()
     phi = np.random.default_rng(0).uniform(-0.5, 0.5, (50, dims))
-
     found = flow(torch.from_numpy(to_mm(flow.domain, phi)), *times)
-
     expected = to_mm(flow.domain, phi @ expm(matrix * (times[1] - times[0])).T)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
@@ -141,7 +138,6 @@ def test_a_velocity_that_changes_in_time_is_integrated_over_it(kind: str) -> Non
     flow = make_flow(kind, rates.view(-1, *[1] * (dims + 1)).expand(-1, dims, *NODES[kind]))
     one = torch.from_numpy(to_mm(flow.domain, np.ones((1, dims))) - to_mm(flow.domain, np.zeros((1, dims))))
     points = inner_points(flow)
-
     for t0, t1, integral in ((0, 0.5, 0.05), (0.5, 1, 0.025), (0, 1, 0.075), (1, 0, -0.075), (0, 0.25, 0.0625)):
         assert largest(flow(points, t0, t1) - points - integral * one) < 1e-5
         backward = flow.inverse
@@ -153,7 +149,6 @@ def test_points_beside_a_slice_keep_their_distance() -> None:
     points = inner_points(flow)
     normal = torch.from_numpy(np.cross(*SLICE.affine[:3, :2].T))
     aside = torch.linspace(-7, 9, len(points)).unsqueeze(1) * normal
-
     assert largest(flow(points + aside) - flow(points) - aside) < 1e-5
     assert largest((flow(points) - points) @ normal) < 1e-5
     assert largest(flow(points) - points) > 1
@@ -168,7 +163,6 @@ def test_the_inverse_brings_points_home(kind: str, make: Callable[[str], Flow]) 
     flow = make(kind)
     points = inner_points(flow)
     there = flow(points)
-
     assert largest(there - points) > 0.5
     assert largest(flow.inverse(there) - points) < 1e-2
     assert largest(flow(there, 1, 0) - points) < 1e-2
@@ -182,10 +176,8 @@ def test_the_inverse_brings_points_home(kind: str, make: Callable[[str], Flow]) 
 def test_a_way_is_the_sum_of_its_parts(kind: str, make: Callable[[str], Flow], way: tuple[float, ...]) -> None:
     flow = make(kind)
     there = points = inner_points(flow)
-
     for t0, t1 in zip(way, way[1:], strict=False):
         there = flow(there, t0, t1)
-
     assert largest(there - flow(points, way[0], way[-1])) < 1e-2
 
 
@@ -200,9 +192,7 @@ def test_a_displacement_is_how_far_voxel_centres_are_taken(
         on = grid or flow.grid
         ways = torch.tensor(on.affine[: len(on.shape), : on.spatial_dims])
         centres = voxel_centres(on) @ ways.T + torch.tensor(on.affine[: len(on.shape), 3])
-
         ddf = flow.displacement(grid, *times)
-
         assert ddf.shape == (on.spatial_dims, *on.spatial_shape)
         assert largest(ddf.flatten(1).T.double() @ ways.T - (flow(centres, *times) - centres)) < 2e-3
 
@@ -229,9 +219,7 @@ def test_another_affine_may_be_sheared() -> None:
     sheared = VOLUME.affine @ np.array([[1.0, 0.2, 0, 3], [0, 0.9, 0.1, -1], [0, 0, 1.1, 2], [0, 0, 0, 1]])
     ways, centres = (torch.from_numpy(sheared[:3, :3]), voxel_centres(VOLUME))
     points = centres @ ways.T + torch.from_numpy(sheared[:3, 3])
-
     ddf = flow.displacement(affine=sheared)
-
     assert largest(ddf.flatten(1).T.double() @ ways.T - (flow(points) - points)) < 2e-3
 
 
@@ -273,7 +261,6 @@ def test_grids_that_do_not_fit_are_refused() -> None:
 def test_gradients_go_through_points(kind: str, make: Callable[[str], Flow], times: tuple[float, float]) -> None:
     flow = make(kind).double()
     points = inner_points(flow, 3).requires_grad_()
-
     assert gradcheck(lambda x: flow(x, *times), points)
 
 
@@ -320,7 +307,6 @@ def test_a_flow_is_moved_to_another_type_whole(kind: str, make: Callable[[str], 
     ddf, points = flow.displacement(OTHER[kind]), inner_points(flow)
     moved = flow(points)
     assert flow.to("cpu", torch.float64) is flow
-
     assert flow.displacement(OTHER[kind]).dtype == torch.float64
     assert largest(flow.displacement(OTHER[kind]) - ddf) < 1e-4
     assert largest(flow(points) - moved) < 1e-4
@@ -343,9 +329,7 @@ def test_a_loaded_flow_has_the_same_displacement(
 ) -> None:
     flow = make(kind).inverse if backward else make(kind)
     flow.save(tmp_path / "flow.safetensors")
-
     loaded = Flow.load(tmp_path / "flow.safetensors")
-
     assert largest(loaded.displacement() - flow.displacement()) < 1e-6
     assert largest(loaded(inner_points(flow)) - flow(inner_points(flow))) < 1e-6
     assert type(loaded.solver) is type(flow.solver)
@@ -359,9 +343,7 @@ def test_a_loaded_flow_has_the_same_displacement(
 def test_a_file_holds_numbers_and_json_alone(tmp_path: Path) -> None:
     flow = smooth_flow("slice", 2).double()
     flow.save(tmp_path / "flow.safetensors")
-
     header, numbers = parts_of((tmp_path / "flow.safetensors").read_bytes())
-
     described = json.loads(header.pop("__metadata__")["flow"])
     assert described["velocity"]["name"] == "VelocityField"
     assert list(header) == ["images"]
@@ -478,10 +460,8 @@ def test_a_file_of_a_stranger_is_refused_in_a_line(change: Callable[[dict[str, A
     data = file.read_bytes()
     header = json.loads(parts_of(data)[0]["__metadata__"]["flow"])
     file.write_bytes(save(load(data), {"flow": json.dumps(change(header))}))
-
     with pytest.raises(FlowFileError) as caught:
         Flow.load(file)
-
     assert str(caught.value).startswith(f"{file}: ")
     assert len(str(caught.value).splitlines()) == 1
     assert ("too few numbers for a model" in str(caught.value)) == (change in TOO_LARGE.values())
@@ -504,10 +484,8 @@ def test_numbers_that_do_not_fit_are_refused_in_a_line(
     smooth_flow("plane").save(file)
     data = file.read_bytes()
     file.write_bytes(save(change(load(data)), parts_of(data)[0]["__metadata__"]))
-
     with pytest.raises(FlowFileError) as caught:
         Flow.load(file)
-
     assert len(str(caught.value).splitlines()) == 1
 
 

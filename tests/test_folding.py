@@ -171,9 +171,7 @@ def test_places_spread_over_boxes_around_them(shape, first, end, last, many, mon
             for v, n in zip(voxel, shape, strict=True)
         ]
         expected[tuple(slice(a, b + 1) for a, b in ends)] = True
-
     found = Places(shape).spread(chosen.flatten().nonzero().squeeze(1), first, end, last)
-
     assert found.tolist() == np.flatnonzero(expected).tolist()
 
 
@@ -183,9 +181,7 @@ def test_smallest_volumes_of_some_cells_are_those_of_all(shape, monkeypatch):
     field = noise(shape)[0]
     volumes = [*one_sided_determinants(field.numpy()).values(), *(tetrahedra(field.numpy()) if len(shape) == 3 else [])]
     cells = torch.from_numpy(np.argwhere(np.random.default_rng(0).random(volumes[0].shape) < 0.3))
-
     found = smallest_volumes(field.flatten(1), Places(shape), Places(shape).at(cells))
-
     np.testing.assert_allclose(found, np.min(volumes, 0)[tuple(cells.numpy().T)], atol=1e-12)
 
 

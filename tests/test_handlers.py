@@ -330,21 +330,23 @@ def test_ctrl_c_that_is_not_to_save_is_ctrl_c(action, presses, request):
         engine.run(range(6), max_epochs=1)
 
 
-def test_ctrl_c_before_there_is_a_field_is_ctrl_c_and_the_old_answer_comes_back():
-    before = signal.getsignal(signal.SIGINT)
-    handler = OnInterrupt("save")
-    with pytest.raises(KeyboardInterrupt), handler.listening():
-        signal.raise_signal(signal.SIGINT)
+@pytest.mark.parametrize("moment", ["before a field", "between levels", "in the last iteration", "between pairs"])
+def test_ctrl_c_at_any_moment(moment):
+    before, handler = signal.getsignal(signal.SIGINT), OnInterrupt("save")
+    if moment == "in the last iteration":
+        assert not interrupted_run(handler, [6]).state.interrupted
+    elif moment == "between levels":
+        interrupted_run(handler, [])
+        with handler.listening():
+            signal.raise_signal(signal.SIGINT)
+        assert interrupted_run(handler, []).state.iteration == 1
+    else:  # nothing of this pair is there to be saved
+        if moment == "between pairs":
+            handler.pair_completed(interrupted_run(handler, []))
+        with pytest.raises(KeyboardInterrupt), handler.listening():
+            signal.raise_signal(signal.SIGINT)
+    assert handler.requested == moment.endswith(("levels", "iteration"))
     assert signal.getsignal(signal.SIGINT) == before
-
-
-def test_ctrl_c_between_two_levels_saves_too():
-    handler = OnInterrupt("save")
-    interrupted_run(handler, [])
-    with handler.listening():
-        signal.raise_signal(signal.SIGINT)
-    assert handler.requested
-    assert interrupted_run(handler, []).state.iteration == 1
 
 
 @pytest.mark.parametrize("shape", [(25, 21), (13, 17, 11)])
@@ -369,20 +371,6 @@ def test_a_registration_knows_the_level_that_ctrl_c_ended(shape, level):
     assert found.interrupted == level
     assert found.ddf.shape[1:] == shape
     assert found.ddf.abs().max() > 0
-
-
-def test_ctrl_c_in_the_last_iteration_ends_nothing_early():
-    handler = OnInterrupt("save")
-    engine = interrupted_run(handler, [6])
-    assert handler.requested
-    assert not engine.state.interrupted
-
-
-def test_ctrl_c_between_two_pairs_is_ctrl_c():
-    handler = OnInterrupt("save")
-    handler.pair_completed(interrupted_run(handler, []))
-    with pytest.raises(KeyboardInterrupt), handler.listening():
-        signal.raise_signal(signal.SIGINT)
 
 
 def test_an_unknown_action_is_refused():

@@ -25,9 +25,7 @@ def residual(inversion: Inversion) -> Tensor:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_translation_is_undone_by_its_inverse(shape: tuple[int, ...]) -> None:
     shift = torch.arange(1.0, len(shape) + 1).view(-1, *[1] * len(shape)).expand(-1, *shape)
-
     inversion = invert(shift)
-
     torch.testing.assert_close(inversion.ddf, -shift)
     assert inversion.left.abs().max() < 1e-5
     assert not inversion.inside.all()
@@ -36,9 +34,7 @@ def test_translation_is_undone_by_its_inverse(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_scaling_is_undone_although_it_stretches_threefold(shape: tuple[int, ...]) -> None:
     position = torch.stack(torch.meshgrid(*[torch.arange(float(n)) - n // 2 for n in shape], indexing="ij"))
-
     inversion = invert(2 * position)
-
     torch.testing.assert_close(inversion.ddf, position / 3 - position, rtol=0, atol=2e-3)
     assert inversion.left.abs().max() < 2e-3
     assert inversion.inside.all()
@@ -48,9 +44,7 @@ def test_scaling_is_undone_although_it_stretches_threefold(shape: tuple[int, ...
 def test_both_ways_are_the_identity(shape: tuple[int, ...]) -> None:
     ddf = smooth_ddf(shape, largest=4.0, sigma=4.0)
     assert jacobian_determinant(ddf[None]).min() > 0
-
     inversion = invert(ddf)
-
     assert residual(inversion).max() < 2e-3
     there_and_back = compose(ddf[None], inversion.ddf[None])[0]
     assert interior(there_and_back[0].numpy(), 4).max() < 2e-3
@@ -75,10 +69,8 @@ def test_field_without_an_inverse_converges_nowhere_near() -> None:
 def test_simpleitk_finds_the_same_inverse() -> None:
     ddf = torch.from_numpy(make_ddf(VOLUME))
     ours = invert(ddf).ddf.numpy()
-
     field = Displacement(VOLUME, ddf.numpy()).itk.GetDisplacementField()
     theirs = sitk.InvertDisplacementField(field, 50, 1e-5, 1e-5, False)
-
     found = Displacement.from_itk_field("theirs", theirs).ddf
     assert np.abs(interior(found[0] - ours[0])).max() < 0.02
 

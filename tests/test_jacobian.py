@@ -5,22 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from synthetic import noise, voxels
 from torch.autograd import gradcheck
 
 from monai_nodeo.geometry import _slabs as slabs
 from monai_nodeo.geometry.jacobian import jacobian_determinant, lower_corner
 
 SHAPES = [(9, 13), (12, 7), (9, 11, 13), (6, 8, 5)]
-
-
-def voxels(shape: tuple[int, ...]) -> Tensor:
-    """Index of every voxel, (1, D, *shape), made without the module under test."""
-    return torch.from_numpy(np.indices(shape)).double().unsqueeze(0)
-
-
-def noise(shape: tuple[int, ...], size: float = 1.0, batch: int = 1) -> Tensor:
-    return size * torch.randn(batch, len(shape), *shape, dtype=torch.float64)
 
 
 def test_2d_equals_a_3d_slab_whichever_axis_is_the_flat_one() -> None:
@@ -43,7 +34,6 @@ def test_determinant_is_that_of_numpy(shape: tuple[int, ...], slab: int, monkeyp
     monkeypatch.setattr(slabs, "SLAB_VOXELS", slab)
     dims = len(shape)
     ddf = noise(shape, batch=2)
-
     reference = []
     for field in ddf.numpy():
         columns = []
@@ -51,7 +41,6 @@ def test_determinant_is_that_of_numpy(shape: tuple[int, ...], slab: int, monkeyp
             cut = tuple(slice(None) if a == axis else slice(0, -1) for a in range(dims))
             columns.append(np.stack([np.diff(component, axis=axis)[cut] for component in field], -1))
         reference.append(np.linalg.det(np.eye(dims) + np.stack(columns, -1)))
-
     torch.testing.assert_close(jacobian_determinant(ddf), torch.from_numpy(np.stack(reference)))
 
 
@@ -70,7 +59,6 @@ def test_a_field_whose_channels_are_not_its_axes_is_refused(shape: tuple[int, ..
 def test_lower_corner_and_its_neighbour_are_one_voxel_apart(shape: tuple[int, ...]) -> None:
     index = voxels(shape)
     corner = index[lower_corner(len(shape))]
-
     assert corner.shape == (1, len(shape), *[n - 1 for n in shape])
     for axis in range(len(shape)):
         ahead = index[lower_corner(len(shape), axis)]

@@ -36,9 +36,7 @@ def hd95(a: np.ndarray, b: np.ndarray, spacing: tuple[float, ...]) -> float:
 )
 def test_figures_are_those_of_an_independent_computation(shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
     fixed, label = blobs(shape, 0), blobs(shape, 1)
-
     figures = label_metrics(torch.from_numpy(label), torch.from_numpy(fixed), spacing)
-
     expected_dice = [dice(label == value, fixed == value) for value in (1, 2, 3, 4)]
     expected_hd95 = [hd95(label == value, fixed == value, spacing) for value in (1, 2, 3, 4)]
     assert list(figures["dice"]) == list(figures["hd95_mm"]) == [1, 2, 3, 4]

@@ -164,11 +164,9 @@ def test_files_and_tensors_have_the_same_outside(tmp_path, mode: str, interpolat
     fixed, moving = as_image(smooth(VOLUME)), MetaTensor(torch.from_numpy(values))
     start = torch.eye(4, dtype=torch.float64)
     start[0, 3] = 4
-
     here = on_grid_of(fixed, moving, start, mode=mode).numpy()
     transform = Transform((Affine(start.numpy()),))
     there = resample(open_stored(tmp_path / "m.nii.gz"), stored_grid(fixed), transform, interpolation)
-
     np.testing.assert_allclose(np.moveaxis(there.reshape(*VOLUME, channels), -1, 0), here, rtol=0, atol=1e-4)
     for channel, image in zip(here, values, strict=True):
         assert np.unique(channel[5:]) == (image.min() if mode == "bilinear" else 0)
@@ -185,9 +183,7 @@ def placed(values: torch.Tensor, affine: np.ndarray, space: str) -> MetaTensor:
 def test_images_in_lps_are_where_they_are_in_ras(spaces: tuple[str, str]) -> None:
     affines = [make_affine((1, 1.2, 0.9), (0.1, 0.2, angle), (3, -4, 5)) for angle in (0.3, 0.5)]
     values = [torch.from_numpy(smooth(VOLUME, seed))[None] for seed in (1, 2)]
-
     found, expected = (on_grid_of(*map(placed, values, affines, these)) for these in (spaces, ("RAS", "RAS")))
-
     assert torch.equal(found.as_tensor(), expected.as_tensor())
     torch.testing.assert_close(found.affine, expected.affine, rtol=0, atol=0)
     assert found.meta["space"] == "RAS"
@@ -242,9 +238,7 @@ def test_physical_map_puts_a_slice_on_one_of_another_level(flipped: bool) -> Non
     normal = fixed_affine[:3, 2] / np.linalg.norm(fixed_affine[:3, 2])
     moving_affine[:3, 3] = fixed_affine[:3, 3] + 40 * normal
     images = [MetaTensor(torch.zeros(1, 9, 11), affine=torch.from_numpy(a)) for a in (fixed_affine, moving_affine)]
-
     there = physical_map(*images)
-
     np.testing.assert_allclose(there[:3, :3], np.eye(3), atol=1e-6)
     np.testing.assert_allclose(there[:3, 3], 40 * normal, atol=1e-5)
 

@@ -73,7 +73,6 @@ def test_certainty_is_a_weight_for_those_that_take_weights(shape):
     ddf = folded_field(shape)
     weight, certainty = torch.rand(2, 1, 1, *shape, dtype=warped.dtype)
     own = RegistrationLoss(LocalNCCLoss(len(shape), 5), image_terms={"intensity": (1.0, IntensityLoss())})
-
     assert own(warped, fixed, ddf, [], weight, certainty=certainty) == own(warped, fixed, ddf, [], weight * certainty)
     assert own(warped, fixed, ddf, [], certainty=certainty) == own(warped, fixed, ddf, [], certainty)
     other = RegistrationLoss(nn.MSELoss())

@@ -2,24 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from synthetic import noise, voxels
 from torch.nn import functional as F
 
 from monai_nodeo.geometry.coordinates import ddf_to_phi, identity_grid, phi_to_ddf
 from monai_nodeo.geometry.resizing import resize, resize_ddf
-
-
-def voxels(shape: tuple[int, ...]) -> Tensor:
-    """Index of every voxel, (1, D, *shape), made without the module under test."""
-    return torch.from_numpy(np.indices(shape)).double().unsqueeze(0)
-
-
-def noise(shape: tuple[int, ...], size: float = 1.0, batch: int = 1) -> Tensor:
-    return size * torch.randn(batch, len(shape), *shape, dtype=torch.float64)
-
 
 RESIZED = [((9, 13), (17, 25)), ((9, 13), (5, 20)), ((9, 11, 13), (5, 6, 13)), ((6, 8, 5), (12, 9, 10))]
 every_resize = pytest.mark.parametrize(("shape", "new"), RESIZED)
@@ -49,7 +38,6 @@ def test_resizing_up_is_torchs_interpolation(shape: tuple[int, ...], new: tuple[
     finer = tuple(max(n, m) for n, m in zip(shape, new, strict=True))
     image = torch.rand(2, 3, *shape)
     mode = "bilinear" if len(shape) == 2 else "trilinear"
-
     torch.testing.assert_close(resize(image, finer), F.interpolate(image, finer, mode=mode, align_corners=True))
 
 

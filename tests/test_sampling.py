@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from monai.networks.blocks import Warp
+from synthetic import noise, voxels
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,15 +19,6 @@ from monai_nodeo.geometry.sampling import make_warp, sample, warp, weighted_mean
 SHAPES = [(9, 7), (6, 5, 8)]
 WITH_SINGLE_VOXEL = [(1, 7), (6, 1, 8)]
 WARPED = [(9, 13), (9, 11, 13)]
-
-
-def voxels(shape: tuple[int, ...]) -> Tensor:
-    """Index of every voxel, (1, D, *shape), made without the module under test."""
-    return torch.from_numpy(np.indices(shape)).double().unsqueeze(0)
-
-
-def noise(shape: tuple[int, ...], size: float = 1.0, batch: int = 1) -> Tensor:
-    return size * torch.randn(batch, len(shape), *shape, dtype=torch.float64)
 
 
 def swap_axes(x: Tensor, order: tuple[int, ...]) -> Tensor:
@@ -65,10 +57,8 @@ def test_a_cloud_of_any_size_samples_what_grid_sample_does(
     image = torch.rand(2, 2, *(6, 7, 8)[: len(cloud)], requires_grad=True)
     phi = (identity_grid(cloud) + reach * torch.randn(2, len(cloud), *cloud)).requires_grad_()
     weight = torch.rand(2, 2, *cloud)
-
     here = sample(image, phi)
     theirs = F.grid_sample(image, phi.movedim(1, -1).flip(-1), padding_mode="border", align_corners=True)
-
     torch.testing.assert_close(here, theirs, atol=1e-6, rtol=0)
     for a, b in zip(*(torch.autograd.grad((x * weight).sum(), (image, phi)) for x in (here, theirs)), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
@@ -78,9 +68,7 @@ def test_a_cloud_of_any_size_samples_what_grid_sample_does(
 def test_a_gradient_that_nobody_wants_is_not_made(wanted: str) -> None:
     inputs = {"image": torch.rand(1, 2, 5, 6, 7), "phi": identity_grid((3, 4, 5))}
     inputs[wanted].requires_grad_()
-
     sample(**inputs).sum().backward()
-
     assert {name for name, x in inputs.items() if x.grad is not None} == {wanted}
 
 
@@ -96,9 +84,7 @@ def test_whole_voxel_translation_picks_voxels_and_repeats_the_border(
 ) -> None:
     image = torch.rand(2, 3, *shape, dtype=torch.float64)
     ddf = torch.tensor(shift, dtype=torch.float64).view(1, -1, *[1] * len(shape)).expand(2, -1, *shape)
-
     warped = warp(image, ddf, mode)
-
     index = np.ix_(*[np.clip(np.arange(n) + d, 0, n - 1) for n, d in zip(shape, shift, strict=True)])
     torch.testing.assert_close(warped, image[(..., *index)], rtol=0, atol=1e-9)
 
@@ -108,9 +94,7 @@ def test_whole_voxel_translation_picks_voxels_and_repeats_the_border(
 def test_warping_commutes_with_swapping_axes(order: tuple[int, ...], mode: str) -> None:
     shape = (9, 11, 13)[: len(order)]
     image, ddf = torch.rand(1, 2, *shape, dtype=torch.float64), noise(shape, 2.0)
-
     swapped = warp(swap_axes(image, order), swap_axes(ddf, order)[:, list(order)], mode)
-
     torch.testing.assert_close(swapped, swap_axes(warp(image, ddf, mode), order))
 
 
@@ -118,9 +102,7 @@ def test_warping_commutes_with_swapping_axes(order: tuple[int, ...], mode: str) 
 def test_nearest_makes_no_new_labels(shape: tuple[int, ...]) -> None:
     labels = torch.randint(0, 5, (1, 1, *shape)).double() * 7
     ddf = noise(shape, 2.0)
-
     warped = warp(labels, ddf, "nearest")
-
     limits = torch.tensor(shape).view(1, -1, *[1] * len(shape)) - 1
     nearest = (voxels(shape) + ddf).round().long().clamp(min=0).minimum(limits)[0]
     torch.testing.assert_close(warped[0, 0], labels[(0, 0, *nearest)])
@@ -129,7 +111,6 @@ def test_nearest_makes_no_new_labels(shape: tuple[int, ...]) -> None:
 def test_outside_is_border_or_what_is_asked_for() -> None:
     image = torch.ones(1, 1, 5, 6)
     far = torch.full((1, 2, 5, 6), 20.0)
-
     assert (warp(image, far) == 1).all()
     assert (warp(image, far, padding_mode="zeros") == 0).all()
 

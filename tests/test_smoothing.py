@@ -43,7 +43,6 @@ def test_smoothing_is_scipys_with_the_border_repeated(
 ) -> None:
     layer = make(len(shape))
     x = torch.randn(2, 3, *shape, dtype=torch.float64)
-
     torch.testing.assert_close(layer(x), torch.from_numpy(by_scipy(layer, x.numpy())))
     torch.testing.assert_close(layer(x.float()).double(), layer(x), rtol=0, atol=1e-6)
 
@@ -54,9 +53,7 @@ def test_gradient_is_the_transposed_smoothing(make: Callable[..., SeparableSmoot
     layer = make(len(shape), passes=2)
     x = torch.randn(1, 2, *shape, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(1, 2, *shape, dtype=torch.float64)
-
     (gradient,) = torch.autograd.grad(layer(x), x, weight)
-
     transposed = [m.t() for m in layer.matrices(shape, torch.float64)]
     torch.testing.assert_close(gradient, apply_along_axes(weight, transposed))
 
@@ -92,7 +89,6 @@ def test_passes_are_counted_from_zero(make: Callable[..., SeparableSmoothing]) -
 @pytest.mark.parametrize(("sigma", "window"), [(0.3, 3), (1.0, 7), (2.0, 13), (2.1, 15)])
 def test_gaussian_reaches_three_standard_deviations(sigma: float, window: int) -> None:
     layer = GaussianSmoothing(3, sigma)
-
     assert layer.window == window
     assert len(layer.kernel()) == window
 
@@ -124,9 +120,7 @@ def test_smoothing_is_as_long_in_mm_along_every_axis(
     make: Callable[..., SeparableSmoothing], shape: tuple[int, ...], spacing: tuple[float, ...]
 ) -> None:
     layer = make(len(shape))
-
     matrices = layer.matrices(shape, spacing=spacing)
-
     for matrix, own, side in zip(matrices, layer.matrices(shape), spacing, strict=True):
         assert torch.equal(matrix, own) == (side == min(spacing))
         reach = (matrix[matrix.shape[0] // 2] > 1e-6).sum() // 2 * side
@@ -141,7 +135,5 @@ def test_matrix_made_in_inference_mode_serves_a_later_training() -> None:
     x = torch.rand(1, 1, 23, 29)
     with torch.inference_mode():
         smooth(x)
-
     smooth(x.requires_grad_()).sum().backward()
-
     assert x.grad is not None

@@ -173,10 +173,8 @@ def test_fixed_steps_are_torchdiffeqs_in_value_and_gradient(shape, make, method,
     velocity, phi = make(len(shape)), grid(shape).clone().requires_grad_()
     weight = torch.randn_like(phi)
     steps = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
-
     ours = ODESolver(method, num_steps)(velocity, phi)[-1]
     theirs = odeint(lambda t, y: velocity(y, t), phi, steps, method=method, rtol=1e-3, atol=1e-4)[-1]
-
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     wanted = [phi, *velocity.parameters()]
     for a, b in zip(*(torch.autograd.grad((y * weight).sum(), wanted) for y in (ours, theirs)), strict=True):
@@ -218,9 +216,7 @@ def test_adjoint_gradient_is_the_direct_one_when_steps_are_small(shape, make, op
     velocity, phi = make(len(shape)), grid(shape).clone().requires_grad_()
     weight = torch.randn(len(times), *phi.shape, dtype=phi.dtype)
     wanted = [phi, *velocity.parameters()]
-
     direct, adjoint = (ODESolver(**options, atol=1e-9, adjoint=flag)(velocity, phi, times) for flag in (False, True))
-
     torch.testing.assert_close(adjoint, direct, rtol=0, atol=1e-12)
     for a, b in zip(*(torch.autograd.grad((y * weight).sum(), wanted) for y in (adjoint, direct)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
@@ -324,7 +320,6 @@ def test_kernels_and_plain_operations_agree(shape, keyframes, times, dtype, monk
     by_kernels = solver(velocity, phi, times)
     monkeypatch.setattr(runge_kutta_module, "kernels_for", lambda *_: None)
     plain = solver(velocity, phi, times)
-
     assert [state.dtype for state in by_kernels] == [dtype] * len(times)
     for a, b in zip(by_kernels, plain, strict=True):
         assert nodes_apart(shape, a, b) < 1e-3
@@ -349,9 +344,7 @@ def test_a_finer_solver_tells_the_error(shape, largest) -> None:
     solver = RungeKutta()
     found = solver(velocity, phi)[-1]
     exact = RungeKutta(64, 0.005)(velocity, phi)[-1]
-
     told, true = (nodes_apart(shape, found, x) for x in (solver.finer()(velocity, phi)[-1], exact))
-
     assert solver.finer().options() == {"num_steps": 4, "stretch": 0.125}
     assert true < 0.02
     assert true / 3 < told < 3 * true

@@ -75,9 +75,7 @@ def test_values_stay_where_they_are_in_the_world(shape, parts) -> None:
 def test_slices_of_a_smooth_image_are_better_than_by_linear_interpolation() -> None:
     sharp = smooth_image((9, 11, 48), sigma=3.0)
     image = image_of(thick(sharp, (1, 1, 4)), (1, 1, 4))
-
     found = refined(image, (1, 1, 4)).as_tensor()
-
     linear = torch.nn.functional.interpolate(image.as_tensor()[None], sharp.shape[1:], mode="trilinear")[0]
     assert (found - sharp).square().mean() < 0.5 * (linear - sharp).square().mean()
 
@@ -104,9 +102,7 @@ def test_a_fixed_image_is_surest_in_the_middle_of_its_slices(count: int, hat: li
     spacing = [1.0, 1.0, 1.0]
     spacing[axis] = count
     image = image_of(smooth_image((9, NARROW, 10)), tuple(spacing))
-
     fine, certainty = refine(Pair(Scan(image), Scan(image)))
-
     assert certainty.shape == fine.fixed.image.shape
     lines = certainty[0].movedim(axis, -1).flatten(0, -2)
     torch.testing.assert_close(lines, torch.tensor(hat).repeat(image.shape[1 + axis]).expand_as(lines))

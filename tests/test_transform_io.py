@@ -70,9 +70,7 @@ def test_simpleitk_applies_our_field_and_gets_our_image(grid: ImageGrid, tmp_pat
     write_image(tmp_path / "moving.nii.gz", moving, grid)
     image = sitk.ReadImage(tmp_path / "moving.nii.gz", sitk.sitkFloat64)
     transform = itk_transform(tmp_path / "displacement.nii.gz", grid, image)
-
     theirs = sitk.GetArrayFromImage(sitk.Resample(image, image, transform, sitk.sitkLinear)).T.reshape(moving.shape)
-
     difference = np.abs(interior(theirs - warp(moving, grid, ddf))).max() / np.ptp(moving)
     unregistered = np.abs(interior(moving - warp(moving, grid, ddf))).max() / np.ptp(moving)
     assert unregistered > 0.1
@@ -104,7 +102,6 @@ def test_layout_is_the_one_that_itk_itself_writes(grid: ImageGrid, tmp_path: Pat
     fixed = sitk.ReadImage(tmp_path / "fixed.nii.gz")
     field = itk_transform(tmp_path / "ours.nii.gz", grid, fixed).GetDisplacementField()
     sitk.WriteImage(field, tmp_path / "itks.nii.gz")
-
     ours, itks = load(tmp_path / "ours.nii.gz"), load(tmp_path / "itks.nii.gz")
     assert ours.shape == itks.shape
     np.testing.assert_array_equal(ours.get_fdata(), itks.get_fdata())
@@ -178,13 +175,6 @@ def test_qform_of_another_space_is_not_written(tmp_path: Path) -> None:
     assert int(header["qform_code"]) == 4
 
 
-def test_grid_of_another_format(tmp_path: Path) -> None:
-    nib.save(nib.MGHImage(np.zeros((9, 11, 13), np.float32), OBLIQUE), tmp_path / "fixed.mgz")
-    grid = ImageGrid.from_file(tmp_path / "fixed.mgz")
-    assert grid.shape == (9, 11, 13)
-    np.testing.assert_allclose(grid.affine, OBLIQUE, atol=1e-4)
-
-
 SHEARED = OBLIQUE @ np.array([[1, 0.1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 
 
@@ -204,11 +194,6 @@ SHEARED = OBLIQUE @ np.array([[1, 0.1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0,
 def test_grid_that_itk_cannot_hold_is_refused(affine: np.ndarray, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImageGrid(affine, shape)
-
-
-def test_grid_is_refused_without_a_known_space() -> None:
-    with pytest.raises(ValueError, match="expected 1 or more"):
-        ImageGrid(OBLIQUE, (9, 11, 13), 0, 0)
 
 
 @pytest.mark.parametrize(("unit", "factor"), [("micron", 1e-3), ("meter", 1e3), ("mm", 1), ("unknown", 1)])
@@ -246,6 +231,27 @@ def test_displacement_off_the_grid_is_refused(grid: ImageGrid, shape: tuple[int,
     assert not list(tmp_path.iterdir())
 
 
+def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    for value, message in ((0.5, "fractions"), (2**40, "int32")):
+        with pytest.raises(ValueError, match=rf"out\.nii\.gz.*{message}"):
+            write_labels(tmp_path / "out.nii.gz", np.full((9, 11), value), SLICE)
+    with pytest.raises(ValueError, match=r"out\.img.*\.nii\.gz"):
+        write_image(tmp_path / "out.img", np.zeros((9, 11)), SLICE)
+    with pytest.raises(FileNotFoundError, match="make it first"):
+        write_image(tmp_path / "absent" / "out.nii", np.zeros((9, 11)), SLICE)
+    with pytest.raises(ValueError, match="expected 1 or more"):
+        ImageGrid(OBLIQUE, (9, 11, 13), 0, 0)
+
+
+def test_another_format_has_a_grid_but_no_field(tmp_path: Path) -> None:
+    nib.save(nib.MGHImage(np.zeros((9, 11, 13), np.float32), OBLIQUE), tmp_path / "fixed.mgz")
+    grid = ImageGrid.from_file(tmp_path / "fixed.mgz")
+    assert grid.shape == (9, 11, 13)
+    np.testing.assert_allclose(grid.affine, OBLIQUE, atol=1e-4)
+    with pytest.raises(ValueError, match="its type is MGHImage, expected NIfTI"):
+        read_displacement(tmp_path / "fixed.mgz")
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
 def test_values_that_are_no_numbers_are_refused(value: float, tmp_path: Path) -> None:
     values = np.zeros((9, 11))
@@ -254,19 +260,6 @@ def test_values_that_are_no_numbers_are_refused(value: float, tmp_path: Path) ->
         with pytest.raises(ValueError, match=r"out\.nii\.gz.*NaN, infinite"):
             write(tmp_path / "out.nii.gz", array, SLICE)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(("value", "message"), [(0.5, "fractions"), (2**40, "int32")])
-def test_labels_that_are_none_are_refused(value: float, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"out\.nii\.gz.*{message}"):
-        write_labels(tmp_path / "out.nii.gz", np.full((9, 11), value), SLICE)
-
-
-def test_other_file_names_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"out\.img.*\.nii\.gz"):
-        write_image(tmp_path / "out.img", np.zeros((9, 11)), SLICE)
-    with pytest.raises(FileNotFoundError, match="make it first"):
-        write_image(tmp_path / "absent" / "out.nii", np.zeros((9, 11)), SLICE)
 
 
 @pytest.mark.parametrize(
@@ -286,12 +279,6 @@ def test_file_that_is_no_field_is_refused(shape: tuple[int, ...], intent: str, m
     nib.save(image, tmp_path / "field.nii.gz")
     with pytest.raises(ValueError, match=rf"field\.nii\.gz is no ITK displacement field: .*{message}"):
         read_displacement(tmp_path / "field.nii.gz")
-
-
-def test_field_of_another_format_is_refused(tmp_path: Path) -> None:
-    nib.save(nib.MGHImage(np.zeros((9, 11, 13), np.float32), OBLIQUE), tmp_path / "field.mgz")
-    with pytest.raises(ValueError, match="its type is MGHImage, expected NIfTI"):
-        read_displacement(tmp_path / "field.mgz")
 
 
 def test_truncated_field_is_refused(tmp_path: Path) -> None:

@@ -58,7 +58,6 @@ def test_output_is_lattice_then_interpolation_then_smoothing(
 ) -> None:
     net = small_net(shape, smoothing=smoothings(len(shape))[kernel], downsample=downsample, scale=1.0)
     phi = identity_grid(shape) + 0.1 * torch.randn(2, len(shape), *shape)
-
     assert net.lattice_size == tuple(math.ceil(n / downsample) for n in shape)
     assert net.min_size == 2 * downsample
     torch.testing.assert_close(net(phi), by_hand(net, phi), rtol=1e-4, atol=1e-6)
@@ -123,7 +122,6 @@ def set_nodes(model: EulerianVelocity, nodes: Tensor) -> None:
 def test_every_parametrisation_starts_at_rest_and_takes_any_shape(make, shape, keyframes) -> None:
     small = make((8,) * len(shape), keyframes=keyframes)
     images: Parametrisation = small.fresh(shape)
-
     assert images().shape == (keyframes, len(shape), *shape)
     assert not images().any()
     assert (images.image_size, images.keyframes) == (shape, keyframes)
@@ -136,9 +134,7 @@ def test_a_velocity_belongs_to_places(shape) -> None:
     model = eulerian(shape)
     cloud = (identity_grid(shape) * 0.7).repeat(2, *[1] * (1 + len(shape)))
     order = torch.randperm(shape[-1])
-
     velocity = model(cloud)
-
     assert velocity.shape == cloud.shape
     torch.testing.assert_close(model(cloud[..., order]), velocity[..., order])
     image = model(identity_grid(shape))
@@ -193,9 +189,7 @@ def test_a_linear_velocity_is_kept_exactly(shape, finer) -> None:
     wanted = torch.einsum("ij,bj...->bi...", matrix, identity_grid(shape))
     set_nodes(model, phi_to_ddf(wanted, torch.zeros_like(wanted)))
     torch.testing.assert_close(model(identity_grid(shape)), wanted)
-
     fine = model.finer(finer)
-
     places = 2 * torch.rand(1, dims, *shape) - 1
     expected = torch.einsum("ij,bj...->bi...", matrix, places)
     for velocity in (model, fine, fine.finer(tuple(2 * n for n in finer))):
@@ -236,7 +230,6 @@ def test_what_is_kept_of_a_model_is_its_velocity(shape, keyframes) -> None:
     model = eulerian(shape, keyframes=keyframes).finer(tuple(n + 2 for n in shape))
     model.parametrisation.nodes.data.normal_()
     kept, phi = model.kept(), 1.2 * torch.rand(2, len(shape), *shape)
-
     assert isinstance(kept, VelocityField)
     assert kept.image_size == model.image_size
     assert not any(parameter.requires_grad for parameter in kept.parameters())
@@ -252,7 +245,6 @@ def test_what_is_kept_of_a_model_is_its_velocity(shape, keyframes) -> None:
 def test_a_velocity_at_nodes_is_theirs_and_linear_in_space_and_time(shape) -> None:
     images = torch.randn(3, len(shape), *shape)
     field = VelocityField.of(images)
-
     for time, expected in ((0.0, images[0]), (0.5, images[1]), (0.85, 0.3 * images[1] + 0.7 * images[2])):
         torch.testing.assert_close(field(identity_grid(shape), torch.tensor(time))[0], expected, atol=1e-5, rtol=1e-4)
     both = field.together([field, VelocityField.of(-images)])
@@ -287,10 +279,8 @@ def test_a_state_dict_holds_all_of_a_model(make, shape) -> None:
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
-
     other = model.fresh(shape)
     other.load_state_dict(torch.load(file, weights_only=True))
-
     assert model(phi, time).any()
     assert torch.equal(other(phi, time), model(phi, time))
 
