@@ -21,7 +21,7 @@ from monai.utils import CommonKeys
 from synthetic import deformed_pair, quick_settings, quickly, smooth_ddf, smooth_image
 from torch import Tensor
 
-from monai_nodeo.data import PairError
+from monai_nodeo.data import PairError, load_pair
 from monai_nodeo.flows import Coordinates, EulerianVelocity
 from monai_nodeo.geometry.folding import folded_cells
 from monai_nodeo.geometry.jacobian import jacobian_determinant
@@ -338,12 +338,9 @@ def test_landmarks_pull(shape):
     dims = len(shape)
     middle = torch.tensor([(n - 1) / 2 for n in shape])
     landmarks = torch.stack([middle, middle + torch.tensor([2.0, -1.5, 1.0][:dims])])[None, None]
-    pair = pair_of_tensors(image, image)
-    points = [torch.nn.functional.pad(x, (0, 3 - dims)).double() for x in landmarks[0].unbind(1)]
-    scans = {
-        side: type(pair.fixed)(getattr(pair, side).image, landmarks=x)
-        for side, x in zip(("fixed", "moving"), points, strict=True)
-    }
+    points = [torch.nn.functional.pad(x, (0, 3 - dims)) for x in landmarks[0].unbind(1)]
+    marks = {"fixed_landmarks": points[0], "moving_landmarks": points[1]}
+    pair = load_pair({"fixed": image, "moving": image, **marks})
     far = landmark_errors(torch.zeros(1, dims, *shape), landmarks).norm()
     errors = {}
     for weight in (0.0, 10.0):
@@ -351,7 +348,7 @@ def test_landmarks_pull(shape):
             LocalNCCLoss(dims, 9), velocity_terms={"smoothness": (0.05, SmoothnessLoss())}, landmark_weight=weight
         )
         inferer = PairInferer(Settings.preset(spatial_dims=dims), loss=loss, handlers=())
-        (found,) = inferer.register([type(pair)(**scans)])
+        (found,) = inferer.register([pair])
         errors[weight] = landmark_errors(found.ddf[None], landmarks).norm()
         assert ("landmarks" in found.history) == (weight > 0)
     assert errors[0.0] > 0.9 * far

@@ -42,13 +42,6 @@ def test_all_grids_have_the_extent_of_the_images(size, spacing, point_spacing):
     assert (levels[-1].cloud_size == size) == (point_spacing == 1)
 
 
-def test_points_are_as_far_apart_as_asked_for_or_as_the_voxels():
-    coarse, fine = make_levels((81, 61), (1.0, 1.0), (4, 1), point_spacing=2)
-    assert coarse.cloud_size == coarse.image_size
-    assert (fine.image_size, fine.spacing) == ((81, 61), (1, 1))
-    assert fine.cloud_spacing == pytest.approx((2, 2), rel=0.06)
-
-
 @pytest.mark.parametrize("size", [(12, 9), (8, 8), (5, 31), (1, 9), (12, 1, 9), (3, 3, 3)])
 def test_small_images_keep_a_few_voxels(size):
     for level in make_levels(size, (1.0,) * len(size), (8, 4, 1), 2):

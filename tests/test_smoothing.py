@@ -93,19 +93,6 @@ def test_gaussian_reaches_three_standard_deviations(sigma: float, window: int) -
     assert len(layer.kernel()) == window
 
 
-def test_a_kernel_of_ones_own() -> None:
-    class Binomial(SeparableSmoothing):
-        def kernel(self, scale: float = 1.0) -> tuple[float, ...]:
-            return (1.0, 2.0, 1.0)
-
-    x = torch.randn(1, 1, 9, 13, dtype=torch.float64)
-
-    expected = x.numpy()
-    for axis in (2, 3):
-        expected = ndimage.correlate1d(expected, [0.25, 0.5, 0.25], axis=axis, mode="nearest")
-    torch.testing.assert_close(Binomial(2)(x), torch.from_numpy(expected))
-
-
 @pytest.mark.parametrize(
     ("length", "window"),
     [(0.1, 1), (1, 1), (1.9, 1), (2.5, 3), (3, 3), (4.2, 5), (5, 5), (7.3, 7), (21 / 5, 5), (9 / 3, 3)],

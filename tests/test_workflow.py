@@ -13,14 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator
-from synthetic import deformed_pair
+from synthetic import save_pair
 
 from monai_nodeo import Registration, Settings
 from monai_nodeo.data import Pair, PairDataset
@@ -31,6 +30,7 @@ from monai_nodeo.workflow import NodeoWorkflow, PairsFailedError, SavePairs, reg
 
 INFERENCE = str(bundle_dir() / "configs" / "inference.json")
 SHAPES = {2: (16, 18, 1), 3: (12, 9, 11)}
+AFFINE = np.diag([1.5, 2.0, 1.0, 1.0])
 QUICK = {"settings#iterations": [2], "settings#shrink_factors": [1], "device": "cpu", "report": False}
 EVIL = ['$__import__("os").system("touch pwned")', "%a@b", "@fixed", "a#1"]
 
@@ -41,20 +41,9 @@ def _import_path_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", sys.path.copy())
 
 
-def save_pair(directory: Path, spatial_dims: int = 3) -> dict[str, str]:
-    """Images and labels as "fixed.nii.gz" and so on."""
-    shape = SHAPES[spatial_dims]
-    fixed, moving, _ = deformed_pair(shape[:spatial_dims])
-    images = {"fixed": fixed, "moving": moving, "fixed_label": fixed > 0.5, "moving_label": moving > 0.5}
-    for key, image in images.items():
-        values = 100 * image[0].numpy().astype(np.float32).reshape(shape)
-        nib.save(nib.Nifti1Image(values, np.diag([1.5, 2.0, 1.0, 1.0])), directory / f"{key}.nii.gz")
-    return {key: str(directory / f"{key}.nii.gz") for key in images}
-
-
 @pytest.fixture
 def row(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return save_pair(tmp_path_factory.mktemp("images"))
+    return save_pair(tmp_path_factory.mktemp("images"), SHAPES[3], AFFINE)
 
 
 def images(row: Mapping[str, str], id: str = "pair") -> dict[str, str]:
@@ -148,7 +137,7 @@ def test_a_path_is_what_was_typed_for_monai(typed: str, style: str, monkeypatch)
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("given", ["pair", "list", "number"])
 def test_it_is_for_slices_if_the_images_are(spatial_dims: int, given: str, tmp_path) -> None:
-    row = save_pair(tmp_path, spatial_dims)
+    row = save_pair(tmp_path, SHAPES[spatial_dims], AFFINE)
     (tmp_path / "pairs.json").write_text(json.dumps([7, {"fixed": "gone.nii.gz", "moving": "b"}, images(row)]))
     inputs = {
         "pair": {"fixed": row["fixed"], "moving": row["moving"]},
