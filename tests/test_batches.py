@@ -252,13 +252,11 @@ def test_cohort_in_batches_is_the_cohort_one_by_one(tmp_path: Path) -> None:
     for side in ("fixed", "moving"):  # of another shape
         rows[4][side] = save_slice(tmp_path / f"{side}.nii.gz", smooth_image((30, 36), len(side))[0].numpy())
     pairs = write_list(tmp_path / "pairs.json", rows)
-
     with as_it_was():
         together = here(pairs, "-o", tmp_path / "together", *QUICK, "--batch", "4")
         alone = here(pairs, "-o", tmp_path / "alone", *QUICK)
         kept = stamps(tmp_path / "together")
         again = here(pairs, "-o", tmp_path / "together", *QUICK)
-
     assert together.exit_code == alone.exit_code == again.exit_code == 3, together.output
     found, expected = table(tmp_path / "together"), table(tmp_path / "alone")
     assert [row["status"] for row in found.values()] == ["done", "failed", "done", "done", "done", "done"]

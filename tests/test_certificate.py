@@ -87,9 +87,7 @@ def test_a_field_of_another_tool_is_judged_by_its_fixed_point(kind) -> None:
     grid, ddf = GRIDS[kind], torch.from_numpy(make_ddf(GRIDS[kind]))
     ways = torch.tensor(grid.affine[:3, : grid.spatial_dims])
     inversion = invert(ddf)
-
     found = certify_field(ddf, ways)
-
     nothing_wrong(found)
     left = inversion.left[:, inversion.inside].double()
     lengths, in_mm = (torch.linalg.vector_norm(x, dim=0) for x in (left, ways @ left))

@@ -192,10 +192,8 @@ def test_every_channel_and_volume_is_what_simpleitk_makes_of_it(
     parts = [image[..., i] if series else sitk.VectorIndexSelectionCast(image, i) for i in range(3)]
     sitk.WriteImage(parts[0], tmp_path / "fixed.mha")
     write_transform(tmp_path / "t.h5", registration(ImageGrid.from_file(tmp_path / "fixed.mha")))
-
     files = ["-i", tmp_path / name, "-r", tmp_path / "fixed.mha", "-t", tmp_path / "t.h5", "-o", tmp_path / "o.nii.gz"]
     succeed("apply", *files, "-n", interpolation)
-
     warped = nib.Nifti1Image.from_filename(tmp_path / "o.nii.gz")
     shape = (*GRIDS[kind].shape, 1)[:3]
     assert warped.shape == ((*shape, 3) if series else (*shape, 1, 3))
@@ -268,7 +266,6 @@ def test_info_shows_every_step(folder: Path) -> None:
     assert second["kind"] == "affine"
     np.testing.assert_allclose(second["matrix_ras"], make_start(VOLUME), atol=1e-9)
     assert second["determinant"] == pytest.approx(np.linalg.det(make_start(VOLUME)[:3, :3]))
-
     text = succeed("info", folder / "transform.h5")
     assert "step 1 kind" in text
     assert "step 2 rotation degrees" in text
@@ -284,9 +281,7 @@ def test_evaluate_finds_a_known_transform_perfect(folder: Path) -> None:
     succeed("apply", "-i", folder / "fixed.csv", "-t", folder / "transform.h5", "-o", folder / "moving.csv")
     labels = ["--fixed-label", folder / "fixed_labels.nii.gz", "--moving-label", folder / "labels.nii.gz"]
     landmarks = ["--fixed-landmarks", folder / "fixed.csv", "--moving-landmarks", folder / "moving.csv"]
-
     shown = succeed("evaluate", "-t", folder / "transform.h5", *labels, *landmarks, "-o", folder / "figures.json")
-
     figures: dict[str, Any] = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
     assert figures["labels"]["after"]["dice_mean"] == 1
     assert figures["labels"]["before"]["dice_mean"] < 0.9
@@ -317,12 +312,7 @@ def test_mistakes_are_told_in_one_line(folder: Path) -> None:
     assert "no transform of ITK" in fail("info", _text(folder / "bad.h5"))
     labels = ["evaluate", "-t", transform, "--fixed-label", folder / "labels.nii.gz", "--moving-label"]
     assert "moving.nii.gz: the values are no whole numbers, expected labels" in fail(*labels, moving)
-    assert {path.name for path in folder.iterdir()} == {
-        "moving.nii.gz",
-        "labels.nii.gz",
-        "transform.h5",
-        "bad.h5",
-    }
+    assert {path.name for path in folder.iterdir()} == {"moving.nii.gz", "labels.nii.gz", "transform.h5", "bad.h5"}
 
 
 def _text(path: Path) -> Path:

@@ -143,9 +143,7 @@ def test_lost_scheduler_ends_the_run(tmp_path: Path, task) -> None:
         time.sleep(0.05)
     found = ExistingCluster(None, str(file))(JOB, batches(50))
     next(found)
-
     scheduler.kill()
-
     try:
         with pytest.raises(ClusterError, match="the scheduler is gone; finished pairs are kept"):
             list(found)
@@ -164,10 +162,8 @@ def test_nothing_is_lost_or_done_twice_when_all_are_killed(tmp_path: Path, monke
     spec.loader.exec_module(benchmark)
     pairs = write_list(tmp_path / "pairs.json", make_rows(tmp_path / "data", 20))
     words = ["--local-only", "--output", str(tmp_path / "kills"), "--kills", "1", "--set", "iterations=[3,3]"]
-
     with as_it_was():
         benchmark.main([str(pairs), *words], in_peace=lambda words: here(*words).exit_code)
-
     found = json.loads((tmp_path / "kills" / "kills.json").read_text(encoding="utf-8"))
     assert found["workers_killed"] == 1
     assert found["command_killed_while_running"]

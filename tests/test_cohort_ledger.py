@@ -160,7 +160,6 @@ def test_claim_is_for_one_process_and_ends_with_it(tmp_path: Path) -> None:
     time.sleep(0.2)
     killed_at = time.monotonic()
     killer = subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -KILL {holder.pid}"])
-
     with Ledger(tmp_path, "key").claimed("pair") as attempts:
         waited = time.monotonic() - killed_at
         counts = attempts.count("run"), attempts.count("another run")
@@ -169,7 +168,6 @@ def test_claim_is_for_one_process_and_ends_with_it(tmp_path: Path) -> None:
     killer.wait()
     holder.wait()
     holder.stdout.close()
-
     assert waited > 0.4
     assert counts == (1, 0)
     assert after == 0

@@ -52,7 +52,6 @@ def test_only_what_is_new_failed_or_changed_runs(tmp_path: Path) -> None:
     rows[3]["moving"] = str(tmp_path / "data" / "late.nii.gz")
     pairs, out = write_list(tmp_path / "pairs.json", rows), tmp_path / "out"
     words = (pairs, "-o", out, *QUICK)
-
     assert "4 pairs: 3 done, 1 failed" in run(*words, status=3)
     first = stamps(out)
     shutil.copy(rows[0]["moving"], rows[3]["moving"])  # what was missing is there
@@ -60,7 +59,6 @@ def test_only_what_is_new_failed_or_changed_runs(tmp_path: Path) -> None:
     os.utime(rows[2]["fixed"])  # this has not
     said = run(*words)
     second = stamps(out)
-
     assert "4 pairs: 4 done, 0 failed" in said
     assert {id for id in first if first[id] == second[id]} == {"p00", "p02"}
     assert list(table(out)) == ["p00", "p01", "p02", "p03"]
@@ -136,7 +134,6 @@ def test_command_that_a_batch_system_ends_goes_on_later(tmp_path: Path) -> None:
     running.terminate()
     said = running.communicate(timeout=60)[1]
     kept = stamps(out)
-
     assert running.returncode == 130, said
     assert "run the same command to go on" in said
     assert 2 <= len(kept) < 20
@@ -206,9 +203,7 @@ def test_many_finished_rows_are_skipped_without_torch(tmp_path: Path) -> None:
     words = ["cohort", str(pairs), "-o", str(out), *QUICK]
     call = f"from monai_nodeo.cli import main; main({words}, standalone_mode=False)"
     code = f"import sys; {call}; print('torch' in sys.modules)"
-
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
-
     first, *_, torch = shown.stdout.splitlines()
     assert first.startswith("2000 pairs: 2000 done, 0 failed")
     assert torch == "False", shown.stderr

@@ -102,9 +102,7 @@ def test_pair_whose_worker_dies_thrice_is_given_up(job: Job, row: dict[str, Any]
     assert register_pair(replace(job, folder=str(tmp)), row)["status"] == "done"
     with job.ledger.claimed("pair") as attempts:
         attempts.begin(job.run)
-
     result = register_pair(job, row)
-
     assert calls == ["pair"]
     assert result["status"] == "failed"
     assert "died 3 times" in result["reason"]
@@ -167,7 +165,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_full_and_read_only_disk_stop_the_command(small_disk: Path, tmp_path: Path) -> None:
     pairs = write_list(tmp_path / "pairs.json", make_rows(tmp_path / "data", 15))
     words = (pairs, "-o", small_disk / "out", *QUICK)
-
     with as_it_was():
         full = here(*words)
         kept = stamps(small_disk / "out")
@@ -175,7 +172,6 @@ def test_full_and_read_only_disk_stop_the_command(small_disk: Path, tmp_path: Pa
         read_only = here(*words)
         subprocess.run(["mount", "-o", "remount,rw,size=20m", str(small_disk)], check=True)
         roomy = here(*words)
-
     assert full.exit_code == 1
     assert "No space left on device" in full.stderr.splitlines()[-1], full.stderr
     assert "finished pairs are kept" in full.stderr.splitlines()[-1]

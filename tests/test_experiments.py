@@ -86,9 +86,7 @@ def test_volumes_are_cropped_where_they_lie(tmp_path: Path) -> None:
         for name in ("aligned_norm", "aligned_seg35"):
             nib.save(nib.Nifti1Image(rng.integers(0, 9, (5, 6, 7), dtype=np.uint8), affine), folder / f"{name}.nii.gz")
     (tmp_path / "crops").mkdir()
-
     (row,) = Volumes(1, 2, (2, 6)).rows(tmp_path, tmp_path / "crops")
-
     whole, part = nib.load(tmp_path / "oasis3d" / "0002" / "aligned_norm.nii.gz"), nib.load(row["moving"])
     np.testing.assert_array_equal(part.get_fdata(), whole.get_fdata()[..., 2:6])
     np.testing.assert_allclose(part.affine @ [0, 0, 0, 1], affine @ [0, 0, 2, 1])
@@ -121,11 +119,9 @@ def test_a_finished_run_is_not_repeated_unless_its_settings_changed(
     assert [pair["id"] for pair in first["pairs"]] == ["disc_to_c_0.25"]
     assert np.load(tmp_path / "fields" / "tiny.npz")["ddf"].shape == (2, 20, 24)
     written = (tmp_path / "tiny.json").stat().st_mtime_ns
-
     run_all([run], None, tmp_path)
     assert (tmp_path / "tiny.json").stat().st_mtime_ns == written
     assert "1 of 1 runs are done" in capsys.readouterr().out
-
     (tmp_path / "fields" / "tiny.npz").unlink()
     others = {"pairs": Shapes((24, 20))}, {"changes": {**TINY.changes, "seed": 1}}
     changed = (run, *(dataclasses.replace(TINY, **other) for other in others))

@@ -40,10 +40,6 @@ def noise(shape: tuple[int, ...], batch: int = 1, size: float = 0.4) -> Tensor:
     return size * torch.randn(batch, len(shape), *shape, dtype=torch.float64)
 
 
-def voxels(shape: tuple[int, ...]) -> Tensor:
-    return torch.from_numpy(np.indices(shape)).double().unsqueeze(0)
-
-
 def determinants(ddf: Tensor) -> list[np.ndarray]:
     """By numpy, forward differences, a flat array for each of the batch."""
     dims = ddf.shape[1]
@@ -101,14 +97,6 @@ def test_mean_displacement_is_numpys(shape: tuple[int, ...], spacing: float | tu
     size = np.broadcast_to(spacing, len(shape)).reshape(-1, *[1] * len(shape))
     expected = [np.linalg.norm(field * size, axis=0).mean() for field in ddf.numpy()]
     np.testing.assert_allclose(mean_displacement(ddf, spacing).numpy(), expected, rtol=1e-9)
-
-
-@every_shape
-def test_a_collapsed_axis_counts_as_folded(shape: tuple[int, ...]) -> None:
-    ddf = torch.zeros(1, len(shape), *shape, dtype=torch.float64)
-    ddf[:, 0] = -voxels(shape)[:, 0]
-    assert folding_fraction(ddf) == 1
-    assert float(sd_log_jacobian(ddf)) == pytest.approx(0, abs=1e-9)
 
 
 # As MONAI metrics

@@ -390,7 +390,6 @@ def test_models_and_solvers_of_ones_own(tmp_path: Path) -> None:
         assert torch.equal(Flow.load(file).displacement(), flow.displacement())
     other = Flow.load(file, solver=ODESolver("euler", 3))
     assert other.solver.num_steps == 3
-
     with pytest.raises(TypeError, match=r"Halved cannot be saved: give it a method options\(\)"):
         Flow(Halved((9, 13), 0.4), RungeKutta(), domain, PLANE).save(file)
     with pytest.raises(TypeError, match=r"function cannot be saved: give it a method options\(\)"):

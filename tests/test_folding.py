@@ -199,8 +199,6 @@ def test_an_average_at_some_voxels_is_weighted_by_axis_and_leaves_the_others(sha
     averaged = np.stack([ndimage.correlate(component, kernel / kernel.sum())[inside] for component in padded])
     expected = field.flatten(1).clone()
     expected[:, voxels] = torch.from_numpy(averaged).flatten(1)[:, voxels]
-
     found = field.flatten(1).clone()
     average_at(found, grid, voxels, weights)
-
     torch.testing.assert_close(found, expected)

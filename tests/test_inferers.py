@@ -151,7 +151,6 @@ def test_nothing_leaks_from_pair_to_pair(shape, stop):
     handlers = (lambda: EarlyStop(threshold=1, window=2),) if stop else ()
     (alone,) = PairInferer(settings, noisy(dims), handlers=handlers).register([b])
     assert (alone.iterations == 12) == (not stop)
-
     reused = PairInferer(settings, noisy(dims), handlers=handlers)
     reused.register([a])
     (after,) = reused.register([b])

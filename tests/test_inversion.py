@@ -82,9 +82,7 @@ def test_registration_and_its_inverse_bring_points_home(kind: str) -> None:
     middle = world(
         grid, np.random.default_rng(3).integers(8, np.array(grid.spatial_shape) - 8, (30, grid.spatial_dims))
     )
-
     inverse, inversions = invert_transform(transform)
-
     assert [type(step) for step in inverse.steps] == [Affine, Displacement]
     ((step, inversion),) = inversions
     assert step is transform.steps[0]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from synthetic import noise, voxels
+from synthetic import noise
 from torch.autograd import gradcheck
 
 from monai_nodeo.geometry import _slabs as slabs
-from monai_nodeo.geometry.jacobian import jacobian_determinant, lower_corner
+from monai_nodeo.geometry.jacobian import jacobian_determinant
 
 SHAPES = [(9, 13), (12, 7), (9, 11, 13), (6, 8, 5)]
 
@@ -53,15 +53,3 @@ def test_gradient_of_the_determinant(shape: tuple[int, ...]) -> None:
 def test_a_field_whose_channels_are_not_its_axes_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"\(B, 3, H, W, D\).*got \(" + ", ".join(map(str, shape))):
         jacobian_determinant(torch.zeros(shape))
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_lower_corner_and_its_neighbour_are_one_voxel_apart(shape: tuple[int, ...]) -> None:
-    index = voxels(shape)
-    corner = index[lower_corner(len(shape))]
-    assert corner.shape == (1, len(shape), *[n - 1 for n in shape])
-    for axis in range(len(shape)):
-        ahead = index[lower_corner(len(shape), axis)]
-        step = torch.zeros_like(corner)
-        step[:, axis] = 1
-        torch.testing.assert_close(ahead - corner, step)

@@ -61,12 +61,7 @@ def test_a_lost_label_has_dice_0_and_no_distance_and_labels_of_the_fixed_map_alo
     label = fixed.clone()
     label[label == 5] = 9
     figures = label_metrics(label, fixed, (1.0, 1.0))
-    assert figures == {
-        "dice": {2: 1.0, 5: 0.0},
-        "dice_mean": 0.5,
-        "hd95_mm": {2: 0.0, 5: None},
-        "hd95_mm_mean": 0.0,
-    }
+    assert figures == {"dice": {2: 1.0, 5: 0.0}, "dice_mean": 0.5, "hd95_mm": {2: 0.0, 5: None}, "hd95_mm_mean": 0.0}
     assert json.loads(json.dumps(figures, allow_nan=False))["hd95_mm"] == {"2": 0.0, "5": None}
 
 

@@ -66,14 +66,6 @@ def pair_of(shape: tuple[int, ...]) -> PairBatch:
 
 
 @pytest.mark.parametrize("shape", [(31, 25), (17, 21, 13)])
-def test_the_pair_at_its_own_level_is_the_pair(shape):
-    pair = pair_of(shape)
-    same = pair.at(make_levels(shape, (1.0,) * len(shape))[0])
-    for name in ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_certainty", "landmarks"):
-        assert torch.equal(getattr(same, name), getattr(pair, name))
-
-
-@pytest.mark.parametrize("shape", [(31, 25), (17, 21, 13)])
 def test_all_that_lies_on_the_grid_is_cropped_and_resized_alike(shape):
     pair = pair_of(shape)
     box = (slice(2, 14), slice(None), slice(3, 11))[: len(shape)]

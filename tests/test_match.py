@@ -64,10 +64,8 @@ def test_volumes_are_resampled_as_by_itk(
     fixed = save("f.nii.gz", smooth(fixed_shape, 1), fixed_affine)
     moving = save("m.nii.gz", smooth(moving_shape, 2), moving_affine)
     label = save("l.nii.gz", (smooth(moving_shape, 3) // 10).astype(np.uint8), moving_affine)
-
     row = load(fixed, moving, fixed_label=np.ones(fixed_shape), moving_label=label)
     pair = match(row, torch.from_numpy(start))
-
     expected = itk_resample(moving, fixed, start)
     inside = expected > -1e4
     assert inside.mean() > 0.5
@@ -96,9 +94,7 @@ def test_slices_are_resampled_in_their_plane(save, base: np.ndarray, level: floa
     same_level = save("same_level.nii.gz", values, moving_affine)
     moving_affine[:3, 3] += level * base[:3, 2]
     moving = save("m.nii.gz", values, moving_affine)
-
     pair = match(load(fixed, moving))
-
     # ITK knows no levels to ignore: it takes the slice where the planes coincide, thick enough to be interpolated.
     expected = itk_resample(same_level, fixed)[..., 0]
     inside = expected > -1

@@ -72,13 +72,11 @@ def test_picture_does_not_depend_on_how_the_volume_is_stored(axes, signs):
     fixed, moving, warped, ddf = random_pair((9, 11, 13))
     affine = nib.affines.from_matvec(np.diag([1.0, 2.0, 3.0]), [4, 5, 6])
     ornt = np.array(list(zip(axes, signs, strict=True)))
-
     stored = [apply_orientation(x, ornt) for x in (fixed, moving, warped, *ddf)]
     stored_ddf = np.empty((3, *stored[0].shape))
     for axis, (target, sign) in enumerate(ornt):
         stored_ddf[target] = sign * stored[3 + axis]
     stored_affine = affine @ inv_ornt_aff(ornt, fixed.shape)
-
     expected = plot_registration(fixed, moving, warped, ddf, affine)
     found = plot_registration(*stored[:3], stored_ddf, stored_affine)
     for a, b in zip(panels(expected), panels(found), strict=True):

@@ -77,7 +77,6 @@ def test_points_and_warp_are_one_map(case: Case) -> None:
     affine = moving.affine
     world = torch.einsum("ij,j...->i...", affine[:3, : len(index)], index) + affine[:3, 3].view(3, *[1] * len(index))
     warped = case.found.warp(MetaTensor(world.float(), affine=affine))
-
     there = case.found.points(case.points)
     grid = case.found.flow.grid
     back = (case.points - torch.tensor(grid.affine[:3, 3])) @ torch.linalg.pinv(

@@ -71,14 +71,11 @@ def test_points_go_the_way_opposite_to_the_image(grid: ImageGrid, tmp_path: Path
     flip = np.array([-1, -1, 1])
     lines = ["x,y,z,t", ",".join(map(str, [*(world(grid, index)[0] * flip), 0]))]
     (tmp_path / "fixed.csv").write_text("\n".join(lines))
-
     apply_to_points(str(tmp_path / "fixed.csv"), registration(grid), str(tmp_path / "moving.csv"))
-
     header, line = (tmp_path / "moving.csv").read_text(encoding="utf-8").split()
     assert header == "x,y,z,t"
     expected = there[0] * flip
     np.testing.assert_allclose([float(x) for x in line.split(",")[:3]], expected, rtol=0, atol=1e-4)
-
     # an image that is the first coordinate itself: its value on the fixed voxel is where the point went
     coordinates = world(grid, np.indices(grid.spatial_shape).reshape(grid.spatial_dims, -1).T)[:, 0]
     write_image(tmp_path / "x.nii.gz", coordinates.reshape(grid.spatial_shape), grid)

@@ -45,9 +45,6 @@ def test_resizing_up_is_torchs_interpolation(shape: tuple[int, ...], new: tuple[
 def test_a_displacement_keeps_its_length_on_another_grid(shape: tuple[int, ...], new: tuple[int, ...]) -> None:
     finer = tuple(max(n, m) for n, m in zip(shape, new, strict=True))
     ddf = noise(shape, 2.0).float()
-    by_phi = phi_to_ddf(
-        resize(ddf_to_phi(ddf, identity_grid(shape)), finer),
-        identity_grid(finer),
-    )
+    by_phi = phi_to_ddf(resize(ddf_to_phi(ddf, identity_grid(shape)), finer), identity_grid(finer))
     torch.testing.assert_close(resize_ddf(ddf, finer), by_phi, atol=1e-5, rtol=0)
     assert resize_ddf(ddf, shape).equal(ddf)

@@ -2,14 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from itertools import permutations
-
 import numpy as np
 import pytest
 import torch
 from monai.networks.blocks import Warp
 from synthetic import noise, voxels
-from torch import Tensor
 from torch.nn import functional as F
 
 from monai_nodeo.geometry import _slabs as slabs
@@ -21,11 +18,6 @@ WITH_SINGLE_VOXEL = [(1, 7), (6, 1, 8)]
 WARPED = [(9, 13), (9, 11, 13)]
 
 
-def swap_axes(x: Tensor, order: tuple[int, ...]) -> Tensor:
-    """New axis ``a`` is the old axis ``order[a]``."""
-    return x.permute(0, 1, *(2 + axis for axis in order))
-
-
 @pytest.mark.parametrize("shape", SHAPES + WITH_SINGLE_VOXEL)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 def test_sample_is_warp_in_values_and_gradients(shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
@@ -34,10 +26,8 @@ def test_sample_is_warp_in_values_and_gradients(shape: tuple[int, ...], dtype: t
     ddf = eighths.to(dtype).requires_grad_()
     image = torch.rand(2, 3, *shape, dtype=dtype, requires_grad=True)
     weight = torch.rand(2, 3, *shape, dtype=dtype)
-
     by_sample = sample(image, ddf_to_phi(ddf, identity_grid(shape, dtype=dtype)))
     by_warp = warp(image, ddf)
-
     torch.testing.assert_close(by_sample, by_warp, rtol=0, atol=20 * tolerance)
     moving = [axis for axis, n in enumerate(shape) if n > 1]
     (image_a, ddf_a), (image_b, ddf_b) = (
@@ -87,15 +77,6 @@ def test_whole_voxel_translation_picks_voxels_and_repeats_the_border(
     warped = warp(image, ddf, mode)
     index = np.ix_(*[np.clip(np.arange(n) + d, 0, n - 1) for n, d in zip(shape, shift, strict=True)])
     torch.testing.assert_close(warped, image[(..., *index)], rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("order", [*permutations(range(2)), *permutations(range(3))])
-@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
-def test_warping_commutes_with_swapping_axes(order: tuple[int, ...], mode: str) -> None:
-    shape = (9, 11, 13)[: len(order)]
-    image, ddf = torch.rand(1, 2, *shape, dtype=torch.float64), noise(shape, 2.0)
-    swapped = warp(swap_axes(image, order), swap_axes(ddf, order)[:, list(order)], mode)
-    torch.testing.assert_close(swapped, swap_axes(warp(image, ddf, mode), order))
 
 
 @pytest.mark.parametrize("shape", WARPED)

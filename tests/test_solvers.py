@@ -18,13 +18,7 @@ from torchdiffeq import odeint
 from torchdiffeq._impl.odeint import SOLVERS
 from torchdiffeq._impl.solvers import FixedGridODESolver
 
-from monai_nodeo.flows import (
-    NodeVelocity,
-    ODESolver,
-    RungeKutta,
-    ScalingAndSquaring,
-    Solver,
-)
+from monai_nodeo.flows import NodeVelocity, ODESolver, RungeKutta, ScalingAndSquaring, Solver
 from monai_nodeo.flows import runge_kutta as runge_kutta_module
 from monai_nodeo.flows.solver import METHODS
 from monai_nodeo.geometry import sampling
@@ -267,19 +261,6 @@ def test_steps_are_counted_in_whole_numbers(steps) -> None:
     for stretch in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="stretch greater than 0"):
             RungeKutta(stretch=stretch)
-
-
-@pytest.mark.parametrize(
-    ("solver", "waits"),
-    [
-        (ODESolver("rk4"), False),
-        (ODESolver("euler", adjoint=True), True),
-        (ODESolver("dopri5"), True),
-        (ScalingAndSquaring(), False),
-    ],
-)
-def test_solvers_that_look_at_what_is_computed_wait_for_the_device(solver, waits) -> None:
-    assert solver.waits_for_device is waits
 
 
 # RungeKutta for velocities at nodes

@@ -124,9 +124,7 @@ def test_a_slanted_tube_goes_on_between_picked_slices(axis: int, count: int) -> 
     # picked where the middle of a slice is: at a part if their number is odd, else between the two parts in the middle
     middles = sharp.unflatten(1 + axis, (10, count)).movedim(2 + axis, 0)[(count - 1) // 2 : count // 2 + 1].mean(0)
     image = image_of(middles, tuple(spacing))
-
     fine, _ = refine(Pair(Scan(image), Scan(image)))
-
     plain = refined(image, parts_of(image)).as_tensor()
     for scan in (fine.fixed, fine.moving):
         assert (scan.image.as_tensor() - sharp).square().mean() < 0.8 * (plain - sharp).square().mean()
@@ -142,9 +140,7 @@ def test_masks_and_landmarks_follow(save, tmp_path: Path) -> None:
     points = voxels @ affine[:3, :3].T + affine[:3, 3]
     marks = {"fixed_landmarks": points, "moving_landmarks": points + affine[:3, 2] / 4}  # by 1 mm across the slices
     pair = load(*names, fixed_mask=mask, moving_mask=mask, **marks)
-
     fine = match(*refine(pair)[:1])
-
     assert pair.fixed.image.shape[1:] == coarse  # as it was
     assert fine.fixed.shape[1:] == fine.moving.shape[1:] == shape
     for found in (fine.fixed_mask, fine.moving_mask):
@@ -167,9 +163,7 @@ def test_thick_slices_are_registered_between_their_voxels(
         key: on_grid(thick(image.as_tensor(), parts), spacing) if which in (key, "both") else image
         for key, image in cubes.items()
     }
-
     found = registered(images["fixed"], images["moving"], "fast")
-
     assert found.ddf.shape[1:] == images["fixed"].shape[1:]
     assert not folded_cells(found.ddf[None]).any()
     ddf = found.map.on(stored_grid(cubes["fixed"])).ddf

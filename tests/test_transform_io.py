@@ -14,14 +14,7 @@ import SimpleITK as sitk
 from grids import CORONAL, FLIPPED, IN_PLANE, LARGEST_SHIFT, OBLIQUE, make_ddf, make_image
 from scipy.ndimage import map_coordinates
 
-from monai_nodeo.files import (
-    ImageGrid,
-    atomic_path,
-    read_displacement,
-    write_displacement,
-    write_image,
-    write_labels,
-)
+from monai_nodeo.files import ImageGrid, atomic_path, read_displacement, write_displacement, write_image, write_labels
 
 VOLUMES = [
     pytest.param(ImageGrid(affine, (23, 27, 31)), id=f"volume-{name}")
@@ -121,9 +114,7 @@ def test_image_keeps_grid_and_values(shape: tuple[int, ...], tmp_path: Path) -> 
     nib.save(source, tmp_path / "fixed.nii.gz")
     grid = ImageGrid.from_file(tmp_path / "fixed.nii.gz")
     values = np.random.default_rng(0).standard_normal(grid.spatial_shape)
-
     write_image(tmp_path / "image.nii.gz", values, grid)
-
     image = load(tmp_path / "image.nii.gz")
     assert image.shape == shape
     assert image.get_data_dtype() == np.float32
@@ -151,8 +142,7 @@ def test_labels_take_the_smallest_common_type(low: int, high: int, dtype: type, 
 
 
 @pytest.mark.parametrize(
-    ("codes", "kept"),
-    [((1, 1), (1, 1)), ((4, 1), (4, 1)), ((2, 0), (2, 2)), ((0, 1), (1, 1)), ((0, 0), (2, 2))],
+    ("codes", "kept"), [((1, 1), (1, 1)), ((4, 1), (4, 1)), ((2, 0), (2, 2)), ((0, 1), (1, 1)), ((0, 0), (2, 2))]
 )
 def test_xform_codes_are_kept_and_never_unknown(codes: tuple[int, int], kept: tuple[int, int], tmp_path: Path) -> None:
     image = nib.Nifti1Image(np.zeros((9, 11, 13), np.float32), None)

@@ -182,11 +182,7 @@ def register_d(dims: int, *args: Any, **kwargs: Any) -> RegisterPaird:
 def test_registration_as_one_step_of_a_compose(shape):
     fixed, moving, _ = deformed_pair(shape)
     step = register_d(
-        len(shape),
-        ["moving", "label"],
-        mode=["bilinear", "nearest"],
-        ddf_key="ddf",
-        changes={"iterations": (30, 20)},
+        len(shape), ["moving", "label"], mode=["bilinear", "nearest"], ddf_key="ddf", changes={"iterations": (30, 20)}
     )
     data = {
         "fixed": MetaTensor(fixed, affine=FIXED_AFFINE),

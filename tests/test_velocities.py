@@ -2,10 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import copy
 import io
 import math
-import pickle
 from typing import Any
 
 import pytest
@@ -64,11 +62,6 @@ def test_output_is_lattice_then_interpolation_then_smoothing(
 
 
 # Options
-
-
-def test_one_number_is_all_sides() -> None:
-    assert NODEONet(2, 20, **SMALL).image_size == (20, 20)
-    assert NODEONet(**SMALL).image_size == (32, 32, 32)
 
 
 @pytest.mark.parametrize(("shape", "downsample"), [((7, 32), 4), ((32, 32, 1), 4), ((15, 40, 40), 8)])
@@ -165,7 +158,6 @@ def test_keyframes_are_interpolated_in_time(shape) -> None:
 def test_a_finer_model_goes_on_with_the_velocity(make, shape, finer, spacing, keyframes) -> None:
     model = eulerian(shape, make, keyframes)
     fine = model.finer(finer, spacing)
-
     assert fine.image_size == finer
     # at random places: a linear interpolation between the nodes, here as there
     for time in (0.0, 0.6):
@@ -283,20 +275,6 @@ def test_a_state_dict_holds_all_of_a_model(make, shape) -> None:
     other.load_state_dict(torch.load(file, weights_only=True))
     assert model(phi, time).any()
     assert torch.equal(other(phi, time), model(phi, time))
-
-
-@every_model
-@every_cloud
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
-def test_copies_are_the_same_model_and_share_nothing(make, shape, copied) -> None:
-    model, phi, time = make(shape), identity_grid(shape), torch.tensor(0.4)
-    expected = model(phi, time).detach()
-    other = copied(model)
-    assert torch.equal(other(phi, time), expected)
-    with torch.no_grad():
-        for value in (*other.parameters(), *other.buffers()):
-            value.zero_()
-    assert torch.equal(model(phi, time), expected)
 
 
 @every_model

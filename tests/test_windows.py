@@ -29,11 +29,6 @@ def test_a_sum_is_that_of_the_voxels_inside(shape: tuple[int, ...], side: int) -
     torch.testing.assert_close(sums, torch.from_numpy(means) * math.prod(windows))
 
 
-def test_a_window_of_one_voxel_is_the_image() -> None:
-    image = image_of((4, 5))
-    assert window_sum(image, (1, 1)) is image
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_mean_of_a_constant_is_the_constant(shape: tuple[int, ...], weighted: bool) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from monai_nodeo.data import Pair, PairDataset
 from monai_nodeo.data.lists import DataListError
 from monai_nodeo.registration import DivergedError, PairInferer, folder
 from monai_nodeo.registration.presets import bundle_dir
-from monai_nodeo.workflow import NodeoWorkflow, PairsFailedError, SavePairs, register_pairs, run
+from monai_nodeo.workflow import NodeoWorkflow, PairsFailedError, SavePairs, register_pairs
 
 INFERENCE = str(bundle_dir() / "configs" / "inference.json")
 SHAPES = {2: (16, 18, 1), 3: (12, 9, 11)}
@@ -333,17 +332,3 @@ def test_a_report_that_cannot_be_made_does_not_end_the_run(tmp_path, row, monkey
     assert [line["status"] for line in table(tmp_path)] == ["done", "done"]
     assert "a: no report: no picture" in caplog.text
     assert "index.html" in names(tmp_path)
-
-
-def test_run_tells_what_was_done_and_what_was_not(tmp_path, row, caplog) -> None:
-    bad = [{"fixed": f"no{i}.nii.gz", "moving": row["moving"], "id": f"bad{i}"} for i in (1, 2)]
-    evaluator, dataset = make_evaluator(tmp_path, bad[0], {**row, "id": "good"}, bad[1])
-    with caplog.at_level(logging.INFO, logger="monai_nodeo.workflow"), pytest.raises(PairsFailedError) as info:
-        run(evaluator, dataset, tmp_path)
-    first, *lines = str(info.value).splitlines()
-    assert first == f"2 of 3 pairs failed, see {tmp_path / 'metrics.csv'}:"
-    assert [line.split(":")[0] for line in lines] == ["row 1 (bad1)", "row 3 (bad2)"]
-    (message,) = [record.getMessage() for record in caplog.records if record.name == "monai_nodeo.workflow"]
-    assert message.startswith("good: similarity loss ")
-    for name in ("Dice", "HD95 mm", "folded cells", " s"):
-        assert name in message
