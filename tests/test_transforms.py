@@ -450,15 +450,14 @@ def test_saved_files_have_the_name_of_the_moving_image_and_the_space_of_the_fixe
         theirs = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, way, sitk.sitkLinear, 0.0)).T
         inside = (slice(3, -3),) * 3
         np.testing.assert_allclose(theirs[inside], found["moving"][0].numpy()[inside], atol=1e-3)
-    # and the warp of what LoadImaged gives is the same, by the ddf or by the registration
-    raw = load(row)
-    for again in (
-        WarpWithDDFd("moving")({**raw, "ddf": found["ddf"]})["moving"],
-        found["registration"].warp(raw["moving"]),
-    ):
-        torch.testing.assert_close(
-            again.as_tensor().flatten(), found["moving"].as_tensor().flatten(), rtol=0, atol=1e-4
-        )
+    # and the warp of what LoadImaged gives is the same, by the ddf, with a key of its own, or by the registration
+    by_ddf = WarpWithDDFd("moving", output_keys="warped")({**load(row), "ddf": found["ddf"]})
+    options = {"output_postfix": "warped", "separate_folder": False, "print_log": False, "squeeze_end_dims": False}
+    SaveImaged("warped", output_dir=tmp_path / "out", **options)(by_ddf)
+    file = tmp_path / "out" / "moving_warped.nii.gz"
+    np.testing.assert_allclose(geometry(file), geometry(row["fixed"]), atol=1e-5)
+    for again in (by_ddf["warped"], found["registration"].warp(by_ddf["moving"])):
+        torch.testing.assert_close(again.flatten(), found["moving"].flatten(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:After SqueezeDim, img.affine is ill-posed")  # of the plane, in which it is not

@@ -32,7 +32,9 @@ __all__ = ["Flow", "FlowFileError"]
 _FORMAT = "monai_nodeo.flow.1"
 _SOLVERS: dict[str, Any] = {"RungeKutta": RungeKutta, "ODESolver": ODESolver}
 _AT_A_TIME = 2**21  # voxels, whose positions are held
-_NUMBERS_MADE = 64  # while a model is built, for each number of it in the file
+# numbers that may be made while a model is built: so many for each of it in the file, or as many as small models need
+_NUMBERS_MADE = 64
+_FEW_NUMBERS = 2**24
 
 
 class FlowFileError(ValueError):
@@ -252,7 +254,7 @@ class Flow(nn.Module):
         if not isinstance(header, dict) or header.get("format") != _FORMAT:
             raise FlowFileError(f"{path}: no flow of this package; expected the format {_FORMAT!r}.")
         try:
-            with _AtMost(_NUMBERS_MADE * sum(x.numel() for x in state.values())):
+            with _AtMost(max(_FEW_NUMBERS, _NUMBERS_MADE * sum(x.numel() for x in state.values()))):
                 velocity = _made(path, "velocity model", VelocityModel.known, header["velocity"])
             velocity.to(next(iter(state.values())).dtype).load_state_dict(state)
             velocity.requires_grad_(False)  # it is finished
