@@ -27,6 +27,7 @@ from monai_nodeo.losses import (
     IntensityLoss,
     LocalCorrelationRatioLoss,
     LocalNCCLoss,
+    LogJacobianLoss,
     MappedIntensityLoss,
     MINDSSCLoss,
     RegistrationLoss,
@@ -70,7 +71,7 @@ def test_image_loss_of_each_is_that_of_it_alone(shape, weighted, make) -> None:
 
 
 @pytest.mark.parametrize(
-    "loss", [FoldingLoss(), FoldingLoss(reduction="sum"), SmoothnessLoss(), VelocityMagnitudeLoss()]
+    "loss", [FoldingLoss(), FoldingLoss(reduction="sum"), LogJacobianLoss(), SmoothnessLoss(), VelocityMagnitudeLoss()]
 )
 @pytest.mark.parametrize("shape", SHAPES)
 def test_field_loss_of_each_is_that_of_it_alone(shape, loss) -> None:

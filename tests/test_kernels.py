@@ -20,6 +20,7 @@ from monai_nodeo.losses import (
     FoldingLoss,
     IntensityLoss,
     LocalNCCLoss,
+    LogJacobianLoss,
     SmoothnessLoss,
     local_correlation,
     regularity,
@@ -108,10 +109,11 @@ def field(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", FIELDS)
-def test_folding_and_its_gradient(both_ways, device, shape, dtype):
+@pytest.mark.parametrize("loss", [FoldingLoss(margin=0.5), LogJacobianLoss()])
+def test_penalties_of_the_determinant_and_their_gradients(both_ways, device, loss, shape, dtype):
     ddf = field(shape, dtype, device)
-    assert_alike(both_ways(lambda: FoldingLoss(margin=0.5).of_each(ddf), ddf))
-    assert_alike(both_ways(lambda: FoldingLoss(margin=0.5).of_each(ddf.mT), ddf))  # not contiguous
+    assert_alike(both_ways(lambda: loss.of_each(ddf), ddf))
+    assert_alike(both_ways(lambda: loss.of_each(ddf.mT), ddf))  # not contiguous
 
 
 @pytest.mark.parametrize("spacing", [None, (1.0, 2.0, 3.0)])
@@ -128,7 +130,7 @@ def test_a_field_with_nan_has_a_loss_of_nan(both_ways, device, shape):
     ddf = field(shape, torch.float32, device).detach()
     ddf[0, 0].flatten()[len(shape)] = torch.nan
     ddf.requires_grad_()
-    for loss in (FoldingLoss(), SmoothnessLoss()):
+    for loss in (FoldingLoss(), LogJacobianLoss(), SmoothnessLoss()):
         plain, by_kernels = (values.isnan().tolist() for values, _ in both_ways(partial(loss.of_each, ddf), ddf))
         assert plain == by_kernels == [True, False]
 

@@ -26,6 +26,7 @@ from monai_nodeo.losses import (
     IntensityLoss,
     LocalCorrelationRatioLoss,
     LocalNCCLoss,
+    LogJacobianLoss,
     MappedIntensityLoss,
     MINDSSCLoss,
     RegistrationLoss,
@@ -44,6 +45,7 @@ IMAGE_LOSSES: dict[str, Callable[[int], ImageLoss]] = {
 }
 FIELD_LOSSES: dict[str, Callable[[], DDFLoss]] = {
     "folding": FoldingLoss,
+    "log Jacobian": LogJacobianLoss,
     "smoothness": SmoothnessLoss,
     "magnitude": VelocityMagnitudeLoss,
 }
@@ -69,7 +71,7 @@ def test_every_loss_is_one_of_torch_and_takes_what_monais_take() -> None:
 
 
 def test_reductions_that_do_nothing_are_refused() -> None:
-    for loss in (IntensityLoss, MappedIntensityLoss, SmoothnessLoss, VelocityMagnitudeLoss):
+    for loss in (IntensityLoss, MappedIntensityLoss, LogJacobianLoss, SmoothnessLoss, VelocityMagnitudeLoss):
         with pytest.raises(TypeError):
             loss(reduction="none")
     for loss in (LocalNCCLoss, LocalCorrelationRatioLoss, MINDSSCLoss, FoldingLoss):

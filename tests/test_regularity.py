@@ -2,13 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from loss_inputs import folded_field, gradient
+from loss_inputs import folded_field, gradient, linear_field
 from torch import Tensor
+from torch.autograd import gradcheck
 
 from monai_nodeo.geometry.coordinates import phi_to_ddf
-from monai_nodeo.losses import FoldingLoss, SmoothnessLoss, VelocityMagnitudeLoss
+from monai_nodeo.losses import FoldingLoss, LogJacobianLoss, SmoothnessLoss, VelocityMagnitudeLoss
 
 SHAPES = [(11, 9), (9, 7, 5)]
 
@@ -40,6 +43,25 @@ def test_folding_value_and_gradient_are_those_of_autograd(shape, margin):
 
         torch.testing.assert_close(loss(ddf), reduced(ddf))
         torch.testing.assert_close(gradient(loss, ddf), gradient(reduced, ddf))
+
+
+@pytest.mark.parametrize("loss", [FoldingLoss(), LogJacobianLoss()])
+@pytest.mark.parametrize("shape", [(5, 4), (4, 3, 5)])
+def test_penalties_of_the_determinant_pass_gradcheck(shape, loss):
+    assert gradcheck(loss, folded_field(shape).requires_grad_())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_log_jacobian_of_scalings_is_analytic(shape):
+    dims = len(shape)
+    eye = torch.eye(dims, dtype=torch.float64)
+    loss = LogJacobianLoss(floor=0.1)
+    for factor in (1.0, 0.8, 1 / 0.8):
+        expected = (dims * math.log(factor)) ** 2
+        assert loss(linear_field((factor - 1) * eye, shape)).item() == pytest.approx(expected, abs=1e-12)
+    mirror = torch.diag(torch.tensor([-2.0, 0, 0][:dims], dtype=torch.float64))  # det -1, on the tangent of .1
+    expected = math.log(0.1) ** 2 + 2 * math.log(0.1) / 0.1 * -1.1
+    assert loss(linear_field(mirror, shape)).item() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(("shape", "axis"), [(shape, axis) for shape in SHAPES for axis in range(len(shape))])
