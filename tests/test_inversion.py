@@ -13,7 +13,7 @@ from torch import Tensor
 from monai_nodeo.files import Affine, Displacement, Transform
 from monai_nodeo.flows.inversion import Inversion, invert, invert_transform
 from monai_nodeo.geometry.jacobian import jacobian_determinant
-from monai_nodeo.geometry.sampling import compose, sample_points, warp
+from monai_nodeo.geometry.sampling import compose
 
 SHAPES = [(31, 37), (17, 19, 23)]
 
@@ -98,14 +98,6 @@ def test_composition_is_the_one_of_itk() -> None:
     steps = Transform((Displacement(VOLUME, inner), Displacement(VOLUME, outer)))
     theirs = steps.displacement_on("both", VOLUME)
     np.testing.assert_allclose(interior(theirs[0]), interior(ours[0]), rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_samples_at_the_voxels_of_a_field_are_those_of_warp(shape: tuple[int, ...]) -> None:
-    image, ddf = torch.rand(1, 2, *shape), smooth_ddf(shape)[None]
-    voxels = torch.stack(torch.meshgrid(*[torch.arange(float(n)) for n in shape], indexing="ij"))[None]
-    at_points = sample_points(image, (voxels + ddf).flatten(2))
-    torch.testing.assert_close(at_points, warp(image, ddf).flatten(2), rtol=1e-4, atol=1e-4)
 
 
 def test_wrong_shape_is_refused() -> None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from scipy import ndimage
 from torch import Tensor
-from torch.autograd import gradcheck
 
 from monai_nodeo.geometry.windows import Windows, window_sum
 
@@ -37,13 +36,6 @@ def test_a_mean_of_a_constant_is_the_constant(shape: tuple[int, ...], weighted: 
     windows = Windows(constant, 5, weight=weight)
     torch.testing.assert_close(windows.mean(constant), constant)
     torch.testing.assert_close(windows.image_mean(constant), constant[:, :, *[slice(1)] * len(shape)])
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-def test_gradient_of_a_mean(weighted: bool) -> None:
-    image = image_of((5, 4, 3), 1).requires_grad_()
-    weight = torch.rand(2, 1, 5, 4, 3, dtype=torch.float64) if weighted else None
-    assert gradcheck(Windows(image, 3, weight=weight).mean, (image,))
 
 
 def test_windows_are_of_one_length_in_mm_and_odd() -> None:
