@@ -32,12 +32,6 @@ def test_replicated_border_is_scipys_nearest(kernel: tuple[float, ...], size: in
     torch.testing.assert_close(kernel_matrix(kernel, size, dtype=torch.float64) @ x, torch.from_numpy(expected))
 
 
-def test_passes_are_a_power() -> None:
-    once = kernel_matrix((1.0,) * 7, 11, 1, torch.float64)
-    torch.testing.assert_close(kernel_matrix((1.0,) * 7, 11, 3, torch.float64), once @ once @ once)
-    assert torch.equal(kernel_matrix((1.0,) * 7, 11, 0, torch.float64), torch.eye(11, dtype=torch.float64))
-
-
 def test_matrix_is_worked_out_in_float64_then_rounded() -> None:
     exact = kernel_matrix((1.0,) * 15, 160, passes=8, dtype=torch.float64)
     assert torch.equal(kernel_matrix((1.0,) * 15, 160, passes=8), exact.float())
