@@ -22,6 +22,8 @@ def test_rows_are_weights_that_sum_to_one(kernel: tuple[float, ...], size: int, 
     assert matrix.shape == (size, size)
     assert (matrix >= 0).all()
     torch.testing.assert_close(matrix.sum(1), torch.ones(size, dtype=torch.float64))
+    once = kernel_matrix(kernel, size, 1, torch.float64)
+    torch.testing.assert_close(matrix, torch.linalg.matrix_power(once, passes))
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=len)
