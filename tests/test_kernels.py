@@ -183,7 +183,6 @@ def test_a_position_that_is_no_number_has_no_sample():
     phi = torch.zeros(1, 3, 2, 1, 1)
     phi[0, 1, 1] = torch.nan
     kernels = import_module("monai_nodeo.geometry._numba.sampling")
-
     assert kernels.sample(torch.ones(1, 1, 4, 5, 6), phi).isnan().flatten().tolist() == [False, True]
 
 
