@@ -31,7 +31,9 @@ __all__ = ["Flow", "FlowFileError"]
 _FORMAT = "monai_nodeo.flow.1"
 _SOLVERS: dict[str, Any] = {"RungeKutta": RungeKutta, "ODESolver": ODESolver}
 _AT_A_TIME = 2**21  # voxels, whose positions are held
-_MOST_POINTS_A_NUMBER = 256  # of a model: a damaged or made-up header must not ask for all memory
+# a damaged or made-up header must not ask for all memory; a model of few numbers may be of any usual grid
+_MOST_POINTS_A_NUMBER = 256
+_USUAL_POINTS = 2**26
 
 
 class FlowFileError(ValueError):
@@ -252,7 +254,7 @@ class Flow(nn.Module):
             raise FlowFileError(f"{path}: no flow of this package; expected the format {_FORMAT!r}.")
         try:
             points = math.prod(header["velocity"]["options"].get("image_size", ()))
-            if points > _MOST_POINTS_A_NUMBER * sum(x.numel() for x in state.values()):
+            if points > max(_USUAL_POINTS, _MOST_POINTS_A_NUMBER * sum(x.numel() for x in state.values())):
                 raise ValueError(f"too few numbers for {points} points")
             velocity = _made(path, "velocity model", VelocityModel.known, header["velocity"])
             velocity.to(next(iter(state.values())).dtype).load_state_dict(state)
@@ -279,7 +281,8 @@ def _in_a_line(error: Exception) -> str:
 def _made(path: Any, what: str, known: dict[str, Any], described: dict[str, Any]) -> Any:
     name, options = str(described["name"]), dict(described["options"])
     if name not in known:
-        raise FlowFileError(f"{path}: holds a {what} {name!r}; known are {', '.join(sorted(known))}. Import it first.")
+        remedy = "Import its class first" if known is VelocityModel.known else "Give one to Flow.load"
+        raise FlowFileError(f"{path}: holds a {what} {name!r}; known are {', '.join(sorted(known))}. {remedy}.")
     return known[name](**options)
 
 
