@@ -27,6 +27,8 @@ from monai_nodeo.data.examples import example_pair
 from monai_nodeo.files import ImageGrid, write_affine, write_image, write_labels
 
 ROOT = Path(__file__).resolve().parents[1]
+# A command that starts at the root; those of the bundle's page are in test_bundle.py and test_one_result.py.
+BUNDLE = "python -m monai.bundle run --config_file bundle/configs/inference.json"
 # Pages with a set-up of their own below.
 APART = {"docs/first_registration.md", "docs/cohort.md"}
 TEXTS = {
@@ -39,10 +41,10 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", TEXTS[page], flags=re.MULTILINE | re.DOTALL)
 
 
-def commands(page: str) -> list[list[str]]:
-    """Our commands in a page's shell blocks; those of other tools stand there for comparison."""
+def commands(page: str, program: str = "monai-nodeo") -> list[list[str]]:
+    """The arguments of a program in a page's shell blocks; other tools stand there for comparison."""
     lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
-    return [words[1:] for line in lines if (words := shlex.split(line, comments=True))[:1] == ["monai-nodeo"]]
+    return [shlex.split(line.removeprefix(program), comments=True) for line in lines if line.startswith(f"{program} ")]
 
 
 def python(*words: str) -> None:
@@ -53,7 +55,7 @@ def python(*words: str) -> None:
 
 def run(words: list[str]) -> None:
     if words[0] == "register":  # sets up logging and memory for a process of its own
-        python("-m", "monai_nodeo", *words)
+        python("-m", "monai_nodeo", *words, "--set", "iterations=[10,10,5]")
         return
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, f"{words}: {result.output}"
@@ -77,6 +79,9 @@ def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     for words in commands(page):
         run(words)
+    (tmp_path / "bundle").symlink_to(ROOT / "bundle")
+    for words in commands(page, BUNDLE):
+        python(*BUNDLE.split()[1:], *words)
     (tmp_path / "page.py").write_text("\n".join(blocks(page, "python")))
     python("page.py")
 
@@ -99,7 +104,7 @@ def test_page_for_newcomers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         write_labels(tmp_path / f"{name}_labels.nii.gz", label, ImageGrid(affine, label.shape))
 
     for words in commands("docs/first_registration.md"):
-        run([*words, "--set", "iterations=[10,10,5]"] if words[0] == "register" else words)
+        run(words)
 
     labels = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["labels"]
 
