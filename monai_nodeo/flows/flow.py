@@ -297,7 +297,8 @@ def _in_a_line(error: Exception) -> str:
 def _made(path: Any, what: str, known: dict[str, Any], described: dict[str, Any]) -> Any:
     name, options = str(described["name"]), dict(described["options"])
     if name not in known:
-        raise FlowFileError(f"{path}: holds a {what} {name!r}; known are {', '.join(sorted(known))}. Import it first.")
+        remedy = "Import its class first" if known is VelocityModel.known else "Give one to Flow.load"
+        raise FlowFileError(f"{path}: holds a {what} {name!r}; known are {', '.join(sorted(known))}. {remedy}.")
     return known[name](**options)
 
 
