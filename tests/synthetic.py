@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from scipy import ndimage
@@ -29,6 +31,16 @@ def smooth_ddf(shape: Sequence[int], seed: int = 0, largest: float = 2.0, sigma:
     return torch.from_numpy(ddf * (largest / np.linalg.norm(ddf, axis=0).max())).float()
 
 
+def voxels(shape: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
+    """Index of every voxel, (1, D, *shape), made without the package."""
+    return torch.from_numpy(np.indices(shape)).to(dtype)[None]
+
+
+def noise(shape: Sequence[int], size: float = 1.0, batch: int = 1) -> Tensor:
+    """A rough field, (B, D, *shape), float64."""
+    return size * torch.randn(batch, len(shape), *shape, dtype=torch.float64)
+
+
 def deformed_pair(shape: Sequence[int], seed: int = 0, largest: float = 2.0) -> tuple[Tensor, Tensor, Tensor]:
     """Fixed and moving image, (1, *shape), and the ddf (D, *shape) with ``fixed(x) = moving(x + ddf(x))``."""
     moving, ddf = smooth_image(shape, seed), smooth_ddf(shape, seed + 1, largest)
@@ -46,3 +58,21 @@ def quickly(fixed: Tensor, moving: Tensor, components: dict[str, Any] | None = N
     """The registration of two images, (C, *spatial), with `quick_settings`."""
     settings = quick_settings(fixed.ndim - 1, **changes)
     return RegisterPair(settings, **{"handlers": (), **(components or {})})(fixed, moving)
+
+
+def save_pair(
+    folder: Path,
+    shape: Sequence[int],
+    affine: np.ndarray,
+    moving_affine: np.ndarray | None = None,
+    units: tuple[float, float] = (1, 1),
+) -> dict[str, str]:
+    """Files of a deformed pair and its label maps; slices have the shape (X, Y, 1). Key -> path."""
+    fixed, moving, _ = deformed_pair([n for n in shape if n > 1])
+    row = {}
+    for side, image, place, unit in (("fixed", fixed, affine, units[0]), ("moving", moving, moving_affine, units[1])):
+        for key, values in ((side, unit * image), (f"{side}_label", (image > 0.5).float())):
+            row[key] = str(folder / f"{key}.nii.gz")
+            place = affine if place is None else place
+            nib.save(nib.Nifti1Image(values[0].numpy().reshape(shape), place), row[key])
+    return row

@@ -129,7 +129,6 @@ def test_we_apply_what_ants_registered(kind: str, tmp_path: Path) -> None:
     done = subprocess.run([PYTHON, "-c", REGISTER], input=str(tmp_path), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     forward, inverse = json.loads(done.stdout.splitlines()[-1])
-
     for names, theirs, sides in (
         (forward, "fwdtransforms", ("moving", "fixed")),
         (inverse, "invtransforms", ("fixed", "moving")),

@@ -27,6 +27,7 @@ from monai_nodeo.losses import (
     IntensityLoss,
     LocalCorrelationRatioLoss,
     LocalNCCLoss,
+    LogJacobianLoss,
     MappedIntensityLoss,
     MINDSSCLoss,
     RegistrationLoss,
@@ -70,7 +71,7 @@ def test_image_loss_of_each_is_that_of_it_alone(shape, weighted, make) -> None:
 
 
 @pytest.mark.parametrize(
-    "loss", [FoldingLoss(), FoldingLoss(reduction="sum"), SmoothnessLoss(), VelocityMagnitudeLoss()]
+    "loss", [FoldingLoss(), FoldingLoss(reduction="sum"), LogJacobianLoss(), SmoothnessLoss(), VelocityMagnitudeLoss()]
 )
 @pytest.mark.parametrize("shape", SHAPES)
 def test_field_loss_of_each_is_that_of_it_alone(shape, loss) -> None:
@@ -226,9 +227,7 @@ def four_rows(folder: Path) -> list[dict[str, Any]]:
 def test_pair_at_fault_takes_no_other_with_it(tmp_path: Path, calls) -> None:
     seen = calls(fatal="p2")
     job = Job(str(tmp_path / "out"), {}, "key")
-
     found = register_pairs(job, four_rows(tmp_path))
-
     assert [result["status"] for result in found] == ["done", "done", "failed", "done"]
     assert "not finite" in found[2]["reason"]
     assert seen == [["p0", "p1", "p2", "p3"], ["p0"], ["p1"], ["p2"], ["p3"]]
@@ -241,9 +240,7 @@ def test_what_is_done_is_left_out_and_whose_worker_died_is_alone(tmp_path: Path,
     with job.ledger.claimed("p2") as attempts:
         attempts.begin(job.run)
     seen = calls()
-
     found = register_pairs(job, rows)
-
     assert seen == [["p0", "p3"], ["p2"]]
     assert [result["id"] for result in found] == ["p0", "p1", "p2", "p3"]
     register_pairs(replace(job, run="later"), rows)
@@ -256,13 +253,11 @@ def test_cohort_in_batches_is_the_cohort_one_by_one(tmp_path: Path) -> None:
     for side in ("fixed", "moving"):  # of another shape
         rows[4][side] = save_slice(tmp_path / f"{side}.nii.gz", smooth_image((30, 36), len(side))[0].numpy())
     pairs = write_list(tmp_path / "pairs.json", rows)
-
     with as_it_was():
         together = here(pairs, "-o", tmp_path / "together", *QUICK, "--batch", "4")
         alone = here(pairs, "-o", tmp_path / "alone", *QUICK)
         kept = stamps(tmp_path / "together")
         again = here(pairs, "-o", tmp_path / "together", *QUICK)
-
     assert together.exit_code == alone.exit_code == again.exit_code == 3, together.output
     found, expected = table(tmp_path / "together"), table(tmp_path / "alone")
     assert [row["status"] for row in found.values()] == ["done", "failed", "done", "done", "done", "done"]

@@ -39,9 +39,6 @@ CONFIGS = BUNDLE / "configs"
 INFERENCE, INFERENCE_2D, METADATA = (CONFIGS / f"{name}.json" for name in ("inference", "inference_2d", "metadata"))
 MULTI_GPU = CONFIGS / "multi_gpu.json"
 SCHEMA = BUNDLE / "schema" / "meta_schema_20240725.json"
-PRESETS = sorted((ROOT / "configs").rglob("*.json"))
-OVERLAYS = sorted({*PRESETS, *CONFIGS.glob("*.json")} - {INFERENCE, METADATA})
-
 VOLUME, PLANE = (12, 14, 10), (16, 18)
 MARGIN = 2  # voxels that the moving volume reaches beyond the fixed one on every side
 # As many levels as fit, with few iterations.
@@ -127,36 +124,7 @@ def write_list(folder: Path, rows: Sequence[Mapping[str, Any]]) -> str:
     return str(folder / "list.json")
 
 
-# Running the bundle, in a process of its own and in this one
-
-
-class Finished(NamedTuple):
-    status: int
-    stdout: str
-    stderr: str
-
-
-def start(*words: object, cwd: Path) -> subprocess.Popen[str]:
-    """A command of MONAI's bundle, without a network."""
-    nowhere = "http://127.0.0.1:9"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "http_proxy": nowhere, "https_proxy": nowhere}
-    return subprocess.Popen(
-        [sys.executable, "-m", "monai.bundle", *map(str, words)],
-        cwd=cwd,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> Finished:
-    stdout, stderr = process.communicate(timeout=600)
-    return Finished(process.returncode, stdout, stderr)
-
-
-def as_words(overrides: Mapping[str, Any]) -> list[object]:
-    return [word for key, value in overrides.items() for word in (f"--{key}", value)]
+# Running the bundle in this process
 
 
 def workflow(output_dir: Path, *overlays: Path, **overrides: Any) -> ConfigWorkflow:
@@ -211,42 +179,18 @@ def history(folder: Path) -> dict[str, np.ndarray]:
     return dict(zip(header, np.array(rows, dtype=float).T, strict=True))
 
 
-# The commands of the README, and those that must fail
+# Two runs, of volumes and of a list of slices, and a command
 
 
 @pytest.fixture(scope="module")
-def commands(data, tmp_path_factory) -> dict[str, tuple[Finished, Path]]:
-    """Each command as it ended, and its output folder. All at once: they spend most of their time on imports.
-
-    One pair is registered from the root of the repository, the other commands run elsewhere.
-    """
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    odd = tmp_path_factory.mktemp("$odd %names")
-    odd_names = {"fixed": "a#1.nii.gz", "moving": '$__import__("os").system("touch pwned").nii.gz'}
-    for name, source in zip(odd_names.values(), paths(data, "plane").values(), strict=True):
-        (odd / name).write_bytes(Path(source).read_bytes())
-    run = ("run", "--bundle_root", BUNDLE, "--config_file")
-    both = f"['{INFERENCE}','{INFERENCE_2D}']"
-    volume = {**paths(data, "volume", labels=True), "settings#seed": 3, **VISIBLE}
-    words: dict[str, tuple[Any, ...]] = {
-        "volume": (
-            "run",
-            "--bundle_root",
-            "bundle",
-            "--config_file",
-            "bundle/configs/inference.json",
-            *as_words(volume),
-        ),
-        "slices": (*run, both, "--datalist", data / "pairs.json", *as_words(VISIBLE)),
-        "odd": ("run", "--workflow_name", "monai_nodeo.workflow.NodeoWorkflow", *as_words(odd_names | FEW)),
-    }
-    processes = {}
-    for name, command in words.items():
-        # Relative to where the command runs, but for the one that runs in the repository.
-        output = {"volume": elsewhere / name, "odd": "%@out"}.get(name, name)
-        where = {"volume": ROOT, "odd": odd}.get(name, elsewhere)
-        processes[name] = start(*command, "--output_dir", output, cwd=where), where / output
-    return {name: (finish(process), folder) for name, (process, folder) in processes.items()}
+def runs(data, tmp_path_factory) -> dict[str, Path]:
+    """Output folders of bundles that ran to their end."""
+    folder = tmp_path_factory.mktemp("runs")
+    options = {"report": True, **VISIBLE}
+    volume = paths(data, "volume", labels=True)
+    workflow(folder / "volume", **volume, **{"settings#seed": 3}, **options).run()
+    workflow(folder / "slices", INFERENCE_2D, datalist=str(data / "pairs.json"), **options).run()
+    return {name: folder / name for name in ("volume", "slices")}
 
 
 class Result(NamedTuple):
@@ -259,27 +203,16 @@ class Result(NamedTuple):
 
 
 @pytest.fixture(params=["volume", "slice", "plane"])
-def result(request, data, commands) -> Result:
+def result(request, data, runs) -> Result:
     kind = request.param
-    _, folder = commands["volume" if kind == "volume" else "slices"]
+    folder = runs["volume" if kind == "volume" else "slices"]
     files = paths(data, kind, labels=True)
     id = {"volume": "volume_moving_to_volume_fixed", "plane": "plane_moving_to_plane_fixed"}.get(kind, kind)
     return Result(folder / id, files["fixed"], files["moving"], files["moving_label"])
 
 
-with_labels = pytest.mark.parametrize("result", ["volume", "slice"], indirect=True)
-
-
-@pytest.mark.parametrize("name", ["volume", "slices"])
-def test_the_commands_end_well(commands, name: str) -> None:
-    finished, folder = commands[name]
-    assert finished.status == 0, finished.stderr
-    assert "Traceback" not in finished.stderr
-    assert f"results are in {folder}" in finished.stdout
-
-
-def test_the_folders_hold_what_was_promised_and_no_more(commands) -> None:
-    volume, slices = commands["volume"][1], commands["slices"][1]
+def test_the_folders_hold_what_was_promised_and_no_more(runs) -> None:
+    volume, slices = runs.values()
     assert names(volume) == {"volume_moving_to_volume_fixed", "metrics.csv", "index.html"}
     assert names(volume / "volume_moving_to_volume_fixed") == LABELLED | REPORT
     assert names(slices) == {"slice", "plane_moving_to_plane_fixed", "metrics.csv", "index.html"}
@@ -297,50 +230,9 @@ def test_images_are_stored_on_the_fixed_grid(result) -> None:
             assert image.shape == fixed.shape
 
 
-def test_the_displacement_is_an_itk_field(result) -> None:
-    fixed, field = load(result.fixed), load(result.folder / "displacement.nii.gz")
-    components = len(fixed.shape)  # three for a slice in a 3D header
-    assert field.shape == (*(*fixed.shape, 1)[:3], 1, components)
-    assert int(field.header["intent_code"]) == 1007
-    assert int(field.header["dim"][0]) == 5
-
-
-def itk_warp(result: Result, path: str, interpolator: int, moved: bool = True) -> np.ndarray:
-    """An image on the fixed grid, (X, Y, Z) or (X, Y): by SimpleITK, from the files."""
-    fixed = sitk.ReadImage(result.fixed)
-    file = str(result.folder / "displacement.nii.gz")
-    if load(result.fixed).shape[2:] == (1,):  # a slice in a 3D header: see `write_displacement`
-        field = sitk.GetImageFromArray(voxels(file)[:, :, :, 0].transpose(2, 1, 0, 3), isVector=True)
-        field.CopyInformation(fixed)
-    else:
-        field = sitk.ReadImage(file, sitk.sitkVectorFloat64)
-    transform = sitk.DisplacementFieldTransform(field) if moved else sitk.Transform()
-    image = sitk.Resample(sitk.ReadImage(path, sitk.sitkFloat64), fixed, transform, interpolator)
-    return sitk.GetArrayFromImage(image).T
-
-
 def interior(image: np.ndarray) -> np.ndarray:
     """Without the two outer voxels of every axis but that of a slice."""
     return image[tuple(slice(2, -2) if n > 1 else slice(None) for n in image.shape)]
-
-
-def test_itk_makes_our_warped_image_of_the_moving_file_and_our_field(result) -> None:
-    ours = voxels(result.folder / "warped.nii.gz")
-    theirs = itk_warp(result, result.moving, sitk.sitkLinear)
-    assert np.abs(interior(ours - theirs)).max() < 1e-3 * np.ptp(ours)
-    # It says something because the image was moved, and to where the fixed one is.
-    before, fixed = itk_warp(result, result.moving, sitk.sitkLinear, moved=False), voxels(result.fixed)
-    assert np.abs(interior(ours - before)).max() > 0.05 * np.ptp(ours)
-    assert np.abs(interior(ours - fixed)).mean() < 0.7 * np.abs(interior(before - fixed)).mean()
-
-
-@with_labels
-def test_itk_warps_the_labels_as_we_do(result) -> None:
-    ours = voxels(result.folder / "warped_label.nii.gz")
-    theirs = itk_warp(result, result.moving_label, sitk.sitkNearestNeighbor)
-    assert set(np.unique(ours)) == {0, 1, 2}
-    # Rounding decides where a position lies midway between two voxels.
-    assert np.mean(interior(ours) == interior(theirs)) > 0.99
 
 
 def test_the_jacobian_is_that_of_the_field(result) -> None:
@@ -373,36 +265,11 @@ def test_figures_are_json_and_complete(result) -> None:
         assert {*values[side]} == {"similarity", *(() if without_labels else LABEL_FIGURES)}
 
 
-def test_the_certificate_is_of_what_is_on_the_disk(result) -> None:
-    proof = figures(result.folder)["certificate"]
-    ddf, _ = read_displacement(result.folder / "displacement.nii.gz")
-    loaded = Registration.load(result.folder)
-    np.testing.assert_allclose(loaded.displacement, ddf, atol=1e-4)
-    assert proof["folded_cells"] == figures(result.folder)["folded_cells"] == 0
-    assert proof["invertible"]
-    assert 0 < proof["solver_error"]["voxels_max"] < 0.05
-    assert proof["file_error_voxels"] < 1e-4
-
-
-@with_labels
-def test_every_label_is_scored_and_registration_helps(result) -> None:
-    values = figures(result.folder)
-    for side in ("before", "after"):
-        assert set(values[side]["dice"]) == set(values[side]["hd95_mm"]) == {"1", "2"}
-    assert values["after"]["dice_mean"] > values["before"]["dice_mean"]
-
-
-def test_the_displacement_figure_is_that_of_the_file(result) -> None:
-    lps = voxels(result.folder / "displacement.nii.gz")
-    mean = np.linalg.norm(lps, axis=-1).mean()
-    assert figures(result.folder)["displacement_mm_mean"] == pytest.approx(mean, rel=1e-4)
-
-
-def test_the_settings_in_the_figures_are_those_that_ran(commands) -> None:
+def test_the_settings_in_the_figures_are_those_that_ran(runs) -> None:
     changes = {id.removeprefix("settings#"): value for id, value in VISIBLE.items()}
-    ran = figures(commands["volume"][1] / "volume_moving_to_volume_fixed")["settings"]
+    ran = figures(runs["volume"] / "volume_moving_to_volume_fixed")["settings"]
     assert ran == Settings.preset(spatial_dims=3, seed=3, **changes).to_dict()
-    ran = figures(commands["slices"][1] / "slice")["settings"]
+    ran = figures(runs["slices"] / "slice")["settings"]
     assert ran == Settings.preset(spatial_dims=2, **changes).to_dict()
 
 
@@ -423,8 +290,8 @@ def test_the_history_has_every_term_of_every_iteration(result) -> None:
     ("name", "ids"),
     [("volume", ["volume_moving_to_volume_fixed"]), ("slices", ["slice", "plane_moving_to_plane_fixed"])],
 )
-def test_the_table_has_a_row_a_pair_with_the_same_figures(commands, name: str, ids: list[str]) -> None:
-    _, folder = commands[name]
+def test_the_table_has_a_row_a_pair_with_the_same_figures(runs, name: str, ids: list[str]) -> None:
+    folder = runs[name]
     assert [row["id"] for row in table(folder)] == ids
     for row in table(folder):
         values = figures(folder / row["id"])
@@ -555,18 +422,6 @@ def test_inputs_may_come_later(data, tmp_path) -> None:
     assert names(tmp_path / "out") == {"volume_moving_to_volume_fixed", "metrics.csv"}
 
 
-def test_it_runs_from_python_more_than_once(data, tmp_path) -> None:
-    bundle = workflow(tmp_path / "out", **paths(data, "volume"))
-    warped = tmp_path / "out" / "volume_moving_to_volume_fixed" / "warped.nii.gz"
-    bundle.run()
-    first = voxels(warped)
-    warped.unlink()
-    bundle.initialize()
-    bundle.run()
-    bundle.finalize()
-    np.testing.assert_array_equal(voxels(warped), first)
-
-
 @pytest.mark.parametrize(
     ("name", "value", "iterations", "keyframes"),
     [
@@ -606,31 +461,6 @@ def test_the_config_is_short_enough_to_be_read() -> None:
     assert len(re.findall(r'"\$', text)) <= 8
 
 
-@pytest.mark.parametrize(
-    ("overlay", "spatial_dims"),
-    [
-        pytest.param(overlay, dims, id=f"{overlay.stem}-{dims}D")
-        for overlay in OVERLAYS
-        for dims in (2, 3)
-        if json.loads(overlay.read_text("utf-8")).get("settings::spatial_dims", 2 if "2d" in str(overlay) else dims)
-        == dims
-    ],
-)
-def test_every_config_runs_over_inference(data, tmp_path, overlay: Path, spatial_dims: int) -> None:
-    files = dict.fromkeys([*overlays(spatial_dims), overlay])
-    config = json.loads(overlay.read_text(encoding="utf-8"))
-    own = config.get("settings::shrink_factors", FEW["settings#shrink_factors"])
-    few = {"settings#shrink_factors": own, "settings#iterations": [2] * len(own)}
-    workflow(tmp_path / "out", *files, **paths(data, kind_of(spatial_dims)), **few).run()
-    (row,) = table(tmp_path / "out")
-    assert names(tmp_path / "out" / row["id"]) >= FILES
-    ran = figures(tmp_path / "out" / row["id"])["settings"]
-    for id, value in config.items():
-        name = id.removeprefix("settings::")
-        if name != id and name not in ("iterations", "shrink_factors"):
-            assert ran[name] == value
-
-
 @pytest.mark.parametrize("preset", ["paper_lambda2", "paper_lambda2.5"])
 def test_the_best_field_of_the_paper_has_the_lowest_product(preset: str) -> None:
     """Similarity times folding, of the last 50 iterations."""
@@ -642,32 +472,18 @@ def test_the_best_field_of_the_paper_has_the_lowest_product(preset: str) -> None
     assert found.similarity[1] == pytest.approx(found.history["similarity"][best].item(), abs=1e-5)
 
 
-MONAI_SIMILARITIES = {
-    "lncc": {"_target_": "LocalNormalizedCrossCorrelationLoss", "spatial_dims": 3, "kernel_size": 5},
-    "mutual information": {"_target_": "GlobalMutualInformationLoss"},
-    "mse": {"_target_": "torch.nn.MSELoss"},
-    "ssim": {"_target_": "SSIMLoss", "spatial_dims": 3, "win_size": 5},
-}
-
-
-@pytest.mark.parametrize("similarity", MONAI_SIMILARITIES.values(), ids=MONAI_SIMILARITIES)
-def test_losses_of_monai_drop_in(data, tmp_path, similarity: dict[str, Any]) -> None:
-    loss = {"_target_": "monai_nodeo.losses.RegistrationLoss", "similarity": similarity}
-    workflow(tmp_path / "out", **paths(data, "volume"), loss_function=loss, **VISIBLE).run()
-    values = figures(tmp_path / "out" / "volume_moving_to_volume_fixed")
-    assert values["after"]["similarity"] < values["before"]["similarity"]
-
-
 # BendingEnergyLoss of MONAI 1.6.1 indexes tensors in a way that torch 2.9 and later announce the end of.
 @pytest.mark.filterwarnings("ignore:Using a non-tuple sequence for multidimensional indexing:UserWarning")
-def test_a_regulariser_of_monai_drops_in(data, tmp_path) -> None:
+def test_losses_of_monai_drop_in(data, tmp_path) -> None:
     loss = {
         "_target_": "monai_nodeo.losses.RegistrationLoss",
-        "similarity": {"_target_": "monai_nodeo.losses.LocalNCCLoss", "spatial_dims": 3, "kernel_size": 5},
+        "similarity": {"_target_": "LocalNormalizedCrossCorrelationLoss", "spatial_dims": 3, "kernel_size": 5},
         "ddf_terms": {"bending": [1.0, {"_target_": "BendingEnergyLoss"}]},
     }
     workflow(tmp_path / "out", **paths(data, "volume"), loss_function=loss, **VISIBLE).run()
-    assert history(tmp_path / "out" / "volume_moving_to_volume_fixed")["bending"].max() > 0
+    folder = tmp_path / "out" / "volume_moving_to_volume_fixed"
+    assert figures(folder)["after"]["similarity"] < figures(folder)["before"]["similarity"]
+    assert history(folder)["bending"].max() > 0
 
 
 def test_handlers_are_a_matter_of_config(data, tmp_path) -> None:
@@ -677,25 +493,6 @@ def test_handlers_are_a_matter_of_config(data, tmp_path) -> None:
         workflow(tmp_path / str(number), **paths(data, "volume"), **(many | options)).run()
         folder = tmp_path / str(number) / "volume_moving_to_volume_fixed"
         assert figures(folder)["iterations"] == len(history(folder)["loss"]) < 100
-
-
-def test_the_bundle_registers_as_the_function_does(data, tmp_path, spatial_dims: int) -> None:
-    """With all settings as they are, which stand in the bundle's config alone."""
-    config: dict[str, Any] = {}
-    for file in (INFERENCE, *overlays(spatial_dims)):
-        config |= json.loads(file.read_text(encoding="utf-8"))
-    own = {
-        f"settings#{name}": config.get(f"settings::{name}", config["settings"][name])
-        for name in ("shrink_factors", "iterations")
-    }
-    files = paths(data, kind_of(spatial_dims))
-    workflow(tmp_path / "out", *overlays(spatial_dims), **files, **own).run()
-    theirs = Registration.load(tmp_path / "out" / table(tmp_path / "out")[0]["id"])
-    ours = register(**files, device="cpu", handlers=())
-    assert ours.settings == theirs.settings
-    assert torch.equal(ours.flow.velocity.images, theirs.flow.velocity.images)
-    assert torch.equal(ours.displacement, theirs.displacement)
-    assert list(ours.history) == list(theirs.history)
 
 
 # What is refused
@@ -716,12 +513,6 @@ def test_it_takes_one_pair_or_one_list(data, tmp_path, given: Sequence[str], wor
     for word in words:
         assert word in message
     assert not (tmp_path / "out").exists()
-
-
-def test_an_output_folder_that_cannot_be_is_found_before_the_optimisation(data, tmp_path) -> None:
-    (tmp_path / "file").write_text("a file, not a folder")
-    message = refusal(workflow(tmp_path / "file" / "out", **paths(data, "volume")).run, OSError)
-    assert f"{tmp_path / 'file' / 'out'} cannot be written to" in message
 
 
 @pytest.mark.parametrize("typo", ["settings#num_stpes", "inferer#sed", "settings::similarty"])
@@ -783,9 +574,7 @@ def test_bad_rows_are_reported_and_the_others_registered(data, tmp_path, batch_s
     rows[3], rows[-1] = rows[-1], rows[3]
     options = {"datalist": write_list(tmp_path, rows), "batch_size": batch_size}
     preset = ROOT / "configs" / "mutual_information.json"
-
     message = refusal(workflow(tmp_path / "out", preset, **options).run, PairsFailedError)
-
     assert message.splitlines()[0] == f"6 of 8 pairs failed, see {tmp_path / 'out' / 'metrics.csv'}:"
     lines = table(tmp_path / "out")
     assert [line["id"] for line in lines] == [row["id"] for row in rows]
@@ -802,17 +591,6 @@ def test_bad_rows_are_reported_and_the_others_registered(data, tmp_path, batch_s
     np.testing.assert_allclose(first, last, atol=1e-2)
 
 
-def test_rows_that_say_too_little_are_bad_rows_too(data, tmp_path) -> None:
-    good = paths(data, "volume")
-    rows = [{"fixed": good["fixed"]}, good | {"id": "good"}, good | {"id": "../up"}, good | {"movin_label": "x"}, 7]
-    message = refusal(workflow(tmp_path / "out", datalist=write_list(tmp_path, rows)).run, PairsFailedError)
-    assert [line["status"] for line in table(tmp_path / "out")] == ["failed", "done", "failed", "failed", "failed"]
-    for word in ('no "moving"', "names the output folder", 'did you mean "moving_label"', "JSON number"):
-        assert word in message
-    assert names(tmp_path / "out") == {"good", "metrics.csv"}
-    assert names(tmp_path) == {"out", "list.json"}
-
-
 def test_a_pair_too_small_for_its_network_is_refused(data, tmp_path) -> None:
     (tmp_path / "bad").mkdir()
     options = {**paths(data, "volume"), **changed(lambda v: v[:7], "fixed")(data, tmp_path / "bad")}
@@ -823,37 +601,25 @@ def test_a_pair_too_small_for_its_network_is_refused(data, tmp_path) -> None:
         assert word in message
 
 
-def test_no_name_is_ever_evaluated(commands) -> None:
-    finished, folder = commands["odd"]
-    assert finished.status == 0, finished.stderr
-    (row,) = table(folder)
+def test_no_name_is_ever_evaluated(data, tmp_path) -> None:
+    """By the command of MONAI, in a process of its own and without a network."""
+    folder = tmp_path / "$odd %names"
+    folder.mkdir()
+    odd = {"fixed": "a#1.nii.gz", "moving": '$__import__("os").system("touch pwned").nii.gz'}
+    for name, source in zip(odd.values(), paths(data, "plane").values(), strict=True):
+        (folder / name).write_bytes(Path(source).read_bytes())
+    nowhere = "http://127.0.0.1:9"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "http_proxy": nowhere, "https_proxy": nowhere}
+    words = ["run", "--workflow_name", "monai_nodeo.workflow.NodeoWorkflow", "--report", "False"]
+    words += [str(word) for id, value in (odd | FEW).items() for word in (f"--{id}", value)]
+    command = [sys.executable, "-m", "monai.bundle", *words, "--output_dir", "%@out"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert f"results are in {folder / '%@out'}" in done.stdout
+    (row,) = table(folder / "%@out")
     assert (row["status"], Path(row["fixed"]).name) == ("done", "a#1.nii.gz")
-    assert names(folder.parent) == {"a#1.nii.gz", Path(row["moving"]).name, "%@out"}
-
-
-# Nothing leaks from pair to pair
-
-
-def test_a_pair_is_registered_the_same_alone_and_after_another(data, tmp_path) -> None:
-    a, b = paths(data, "slice") | {"id": "a"}, paths(data, "plane") | {"id": "b"}
-    for name, rows in (("both", [a, b]), ("alone", [b])):
-        (tmp_path / name).mkdir()
-        workflow(tmp_path / name / "out", INFERENCE_2D, datalist=write_list(tmp_path / name, rows), **VISIBLE).run()
-    for file in IMAGES:
-        both, alone = (load(tmp_path / name / "out" / "b" / file) for name in ("both", "alone"))
-        assert np.asanyarray(both.dataobj).tobytes() == np.asanyarray(alone.dataobj).tobytes()
-
-
-def test_pairs_of_different_shapes_and_headers_share_a_list(tmp_path) -> None:
-    rows = []
-    for shape in ((9, 11, 13), (12, 8, 9), (10, 9, 8, 1)):
-        name = "x".join(map(str, shape))
-        save_pair(tmp_path, name, [image.reshape(shape) for image in make_pair(shape[:3])], (OBLIQUE, OBLIQUE))
-        rows.append({**paths(tmp_path, name), "id": name})
-    workflow(tmp_path / "out", datalist=write_list(tmp_path, rows)).run()
-    for row in rows:
-        warped = load(tmp_path / "out" / row["id"] / "warped.nii.gz")
-        assert warped.shape == load(row["fixed"]).shape[:3]
+    assert names(folder) == {*odd.values(), "%@out"}
 
 
 # Real images

@@ -71,9 +71,7 @@ def test_a_voxel_that_passes_its_neighbour_is_found_in_every_cell_around(shape) 
     ddf = torch.zeros(len(shape), *shape)
     place = (4, 5, 6)[: len(shape)]
     ddf[(0, *place)] = 1.5  # the step to the next voxel is -0.5, the one before it 2.5
-
     found = certify_field(ddf, to_mm(shape))
-
     assert found.folded_cells == 2 ** (len(shape) - 1)
     assert found.folded_by_difference[: 2 ** len(shape)] == (1,) * 2 ** len(shape)
     assert found.smallest_volume == (-0.5, place)
@@ -89,9 +87,7 @@ def test_a_field_of_another_tool_is_judged_by_its_fixed_point(kind) -> None:
     grid, ddf = GRIDS[kind], torch.from_numpy(make_ddf(GRIDS[kind]))
     ways = torch.tensor(grid.affine[:3, : grid.spatial_dims])
     inversion = invert(ddf)
-
     found = certify_field(ddf, ways)
-
     nothing_wrong(found)
     left = inversion.left[:, inversion.inside].double()
     lengths, in_mm = (torch.linalg.vector_norm(x, dim=0) for x in (left, ways @ left))
@@ -158,7 +154,6 @@ def test_errors_of_solver_and_inverse_are_those_of_the_method(kind) -> None:
     grid, a = GRIDS[kind], -0.4
     flow = flow_of(kind, [a, 0.0, 0.0], ODESolver("euler", 1))
     found = certify_flow(flow, flow.displacement())
-
     half, side = (grid.spatial_shape[0] - 1) / 2, grid.spacing[0]
     assert found.solver_error.voxels_max == pytest.approx(a**2 / 4 * half)
     assert found.inverse.voxels_max == pytest.approx(a**2 * half)

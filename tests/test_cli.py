@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -9,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from click.testing import CliRunner, Result
-from grids import GRIDS, SLICE, VOLUME, interior, make_ddf, make_image, make_start, moved, world
+from cohorts import as_it_was
+from grids import GRIDS, SLICE, VOLUME, interior, make_ddf, make_image, make_start, world
+from ignite.engine import Events
 from PIL import Image
 
 import monai_nodeo
@@ -34,6 +37,7 @@ from monai_nodeo.files import (
     write_transform,
 )
 from monai_nodeo.files.resampling import INTERPOLATIONS
+from monai_nodeo.registration import ProgressBar
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,58 +79,53 @@ def run_python(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str
     return subprocess.run([sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
-# Help
+# Help, and what is imported for what
 
 
-@pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)], ids=lambda words: " ".join(words) or "none")
-def test_help_needs_no_library(words: list[str]) -> None:
-    heavy = "{'torch', 'monai', 'numpy', 'SimpleITK', 'nibabel'}"
-    code = (
-        "import sys\nfrom monai_nodeo.cli import main\n"
-        f"try:\n    main({[*words, '--help']})\n"
-        f"finally:\n    print('loaded:', *{heavy} & set(sys.modules))"
-    )
-
-    shown = run_python("-c", code)
-
-    assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.startswith("Usage: ")
-    assert shown.stdout.splitlines()[-1].strip() == "loaded:"
-
-
-@pytest.mark.parametrize(
-    ("module", "words"),
-    [
-        ("torch", ["apply", "-i", "moving.nii.gz", "-r", "moving.nii.gz", "-t", "transform.h5", "-o", "out.nii.gz"]),
-        ("torch", ["convert", "transform.h5", "out.nii.gz"]),
-        ("monai", ["info", "transform.h5"]),
-        ("monai", ["invert", "-t", "transform.h5", "-o", "out.h5"]),
-    ],
-    ids=lambda value: value if isinstance(value, str) else value[0],
-)
-def test_commands_over_files_do_without_what_is_slow_to_import(module: str, words: list[str], folder: Path) -> None:
-    code = f"import sys\nsys.modules[{module!r}] = None\nfrom monai_nodeo.cli import main\nmain({words})"
-    done = run_python("-c", code, cwd=folder)
+def without(*modules: str, calls: list[list[str]], cwd: Path = ROOT) -> list[str]:
+    """What calls of the command say, one after the other in a process where some modules cannot be imported."""
+    code = f"""
+        import json, sys
+        from click.testing import CliRunner
+        from monai_nodeo.cli import main
+        sys.modules |= dict.fromkeys({modules})
+        found = [CliRunner().invoke(main, words) for words in {calls}]
+        print(json.dumps([[r.exit_code, r.stdout, r.stderr, repr(r.exception)] for r in found]))"""
+    done = run_python("-c", textwrap.dedent(code), cwd=cwd)
     assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("absent", ["fixed", "moving", "moving_mask", "init"])
-def test_register_tells_a_mistyped_file_at_once(absent: str, folder: Path) -> None:
-    """Before anything slow is imported: here numpy cannot be."""
-    names = dict.fromkeys(("fixed", "moving", "moving_mask", "init"), "moving.nii.gz") | {absent: "absent.nii.gz"}
-    options = [word for key, name in names.items() for word in (f"--{key.replace('_', '-')}", name)]
-    code = "import sys\nsys.modules['numpy'] = None\nfrom monai_nodeo.cli import main\n"
-    done = run_python("-c", f"{code}main({['register', *options, '-o', 'out']})", cwd=folder)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines() == [f"Error: {absent} absent.nii.gz: there is no such file; check the path."]
+SLOW = ("torch", "monai", "numpy", "SimpleITK", "nibabel")
 
 
-def test_register_says_what_it_does_before_it_imports_anything_slow(folder: Path) -> None:
-    code = "import sys\nsys.modules['numpy'] = None\nfrom monai_nodeo.cli import main\n"
-    words = ["register", "-f", "moving.nii.gz", "-m", "labels.nii.gz", "-o", "out"]
-    done = run_python("-c", f"{code}main({words})", cwd=folder)
-    assert done.stdout.splitlines() == ["registering labels.nii.gz to moving.nii.gz"]
-    assert "numpy" in done.stderr
+def test_help_needs_no_library() -> None:
+    for status, said, *_ in without(*SLOW, calls=[["--help"], *([name, "--help"] for name in COMMANDS)]):
+        assert status == 0
+        assert said.startswith("Usage: ")
+
+
+def test_commands_over_files_do_without_what_is_slow_to_import(folder: Path) -> None:
+    files = ["-i", "moving.nii.gz", "-r", "moving.nii.gz", "-t", "transform.h5", "-o", "out.nii.gz"]
+    calls = {"torch": [["apply", *files], ["convert", "transform.h5", "field.nii.gz"]]}
+    calls["monai"] = [["info", "transform.h5"], ["invert", "-t", "transform.h5", "-o", "inverse.h5"]]
+    for module, words in calls.items():
+        assert [status for status, *_ in without(module, calls=words, cwd=folder)] == [0, 0]
+
+
+def test_register_tells_a_mistyped_file_at_once(folder: Path) -> None:
+    """Before anything slow is imported; and with all files there, it says what it does."""
+    keys = ("fixed", "moving", "moving_mask", "init")
+    calls = []
+    for absent in (*keys, None):
+        names = {key: "absent.nii.gz" if key == absent else "moving.nii.gz" for key in keys}
+        calls.append(["register", *(w for k, n in names.items() for w in (f"--{k.replace('_', '-')}", n)), "-o", "out"])
+    *mistyped, right = without(*SLOW, calls=calls, cwd=folder)
+    for key, (status, out, said, _) in zip(keys, mistyped, strict=True):
+        assert (status, out) == (1, "")
+        assert said.splitlines() == [f"Error: {key} absent.nii.gz: there is no such file; check the path."]
+    assert right[1].splitlines() == ["registering moving.nii.gz to moving.nii.gz"]
+    assert "halted" in right[3]
 
 
 def test_every_command_explains_itself_and_its_options() -> None:
@@ -151,7 +150,6 @@ def test_version_and_unknown_command() -> None:
 def test_apply_is_what_simpleitk_does_with_the_same_files(folder: Path) -> None:
     moving, warped = folder / "moving.nii.gz", folder / "warped.nii.gz"
     succeed("apply", "-i", moving, "-r", moving, "-t", folder / "transform.h5", "-o", warped)
-
     image = sitk.ReadImage(moving)
     low = float(sitk.GetArrayViewFromImage(image).min())  # what stands for nothing outside of the view
     theirs = sitk.Resample(image, image, sitk.ReadTransform(folder / "transform.h5"), sitk.sitkLinear, low)
@@ -194,14 +192,13 @@ def test_every_channel_and_volume_is_what_simpleitk_makes_of_it(
     parts = [image[..., i] if series else sitk.VectorIndexSelectionCast(image, i) for i in range(3)]
     sitk.WriteImage(parts[0], tmp_path / "fixed.mha")
     write_transform(tmp_path / "t.h5", registration(ImageGrid.from_file(tmp_path / "fixed.mha")))
-
     files = ["-i", tmp_path / name, "-r", tmp_path / "fixed.mha", "-t", tmp_path / "t.h5", "-o", tmp_path / "o.nii.gz"]
     succeed("apply", *files, "-n", interpolation)
-
     warped = nib.Nifti1Image.from_filename(tmp_path / "o.nii.gz")
     shape = (*GRIDS[kind].shape, 1)[:3]
     assert warped.shape == ((*shape, 3) if series else (*shape, 1, 3))
     assert warped.get_data_dtype() == np.uint8
+    assert not series or warped.header.get_zooms()[3:] == (2.5,)
     assert warped.header["intent_code"] == (0 if series else 1007)
     values = np.asarray(warped.dataobj).reshape(*GRIDS[kind].shape, 3).astype(int)
     way, mode = sitk.ReadTransform(tmp_path / "t.h5"), INTERPOLATIONS[interpolation]
@@ -212,18 +209,6 @@ def test_every_channel_and_volume_is_what_simpleitk_makes_of_it(
         assert np.ptp(expected) > 50
         # a tie of two neighbours, or of rounding, falls this way or that
         assert (different > 1).mean() < 1e-3 if interpolation == "nearest" else different.max() <= 1
-
-
-def test_apply_to_points(folder: Path) -> None:
-    index = np.array([[5, 6, 7], [11, 13, 15]])
-    rows = ["x,y,z,t", *(f"{-x},{-y},{z},0" for x, y, z in world(VOLUME, index))]
-    (folder / "points.csv").write_text("\n".join(rows))
-
-    succeed("apply", "-i", folder / "points.csv", "-t", folder / "transform.h5", "-o", folder / "moved.csv")
-
-    table = np.loadtxt(folder / "moved.csv", delimiter=",", skiprows=1)
-    there = moved(VOLUME, make_ddf(VOLUME), make_start(VOLUME), index)
-    np.testing.assert_allclose(table[:, :3] * [-1, -1, 1], there, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", GRIDS)
@@ -243,7 +228,6 @@ def test_convert_keeps_the_way_of_points(kind: str, way: list[str], tmp_path: Pa
 
 def test_invert_says_how_far_from_home(folder: Path) -> None:
     figures = json.loads(succeed("invert", "-t", folder / "transform.h5", "-o", folder / "inverse.h5", "--json"))
-
     (field,) = figures["field"]
     residual = field["inverse"]
     assert 0 < residual["voxels_mean"] <= residual["voxels_quantile"] <= residual["voxels_max"] < 2e-3
@@ -282,7 +266,6 @@ def test_info_shows_every_step(folder: Path) -> None:
     assert second["kind"] == "affine"
     np.testing.assert_allclose(second["matrix_ras"], make_start(VOLUME), atol=1e-9)
     assert second["determinant"] == pytest.approx(np.linalg.det(make_start(VOLUME)[:3, :3]))
-
     text = succeed("info", folder / "transform.h5")
     assert "step 1 kind" in text
     assert "step 2 rotation degrees" in text
@@ -298,9 +281,7 @@ def test_evaluate_finds_a_known_transform_perfect(folder: Path) -> None:
     succeed("apply", "-i", folder / "fixed.csv", "-t", folder / "transform.h5", "-o", folder / "moving.csv")
     labels = ["--fixed-label", folder / "fixed_labels.nii.gz", "--moving-label", folder / "labels.nii.gz"]
     landmarks = ["--fixed-landmarks", folder / "fixed.csv", "--moving-landmarks", folder / "moving.csv"]
-
     shown = succeed("evaluate", "-t", folder / "transform.h5", *labels, *landmarks, "-o", folder / "figures.json")
-
     figures: dict[str, Any] = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
     assert figures["labels"]["after"]["dice_mean"] == 1
     assert figures["labels"]["before"]["dice_mean"] < 0.9
@@ -331,12 +312,7 @@ def test_mistakes_are_told_in_one_line(folder: Path) -> None:
     assert "no transform of ITK" in fail("info", _text(folder / "bad.h5"))
     labels = ["evaluate", "-t", transform, "--fixed-label", folder / "labels.nii.gz", "--moving-label"]
     assert "moving.nii.gz: the values are no whole numbers, expected labels" in fail(*labels, moving)
-    assert {path.name for path in folder.iterdir()} == {
-        "moving.nii.gz",
-        "labels.nii.gz",
-        "transform.h5",
-        "bad.h5",
-    }
+    assert {path.name for path in folder.iterdir()} == {"moving.nii.gz", "labels.nii.gz", "transform.h5", "bad.h5"}
 
 
 def _text(path: Path) -> Path:
@@ -371,7 +347,7 @@ WORDS = {"volume": ["--init", "moments"], "slice": ["--quiet", "--no-report"]}
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, subprocess.CompletedProcess[str]]]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Result]]:
     """Volumes far apart, and slices of different levels: the folder with images, points and ``out``, and what was said.
 
     The moving image has voxels and a place of its own.
@@ -393,8 +369,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, subp
         (folder / "points.csv").write_text("\n".join(["x,y,z", *rows]))
         labels = ["--fixed-label", "fixed_label.nii.gz", "--moving-label", "moving_label.nii.gz"]
         images = ["-f", "fixed.nii.gz", "-m", "moving.nii.gz", "-o", "out"]
-        done = run_python("-m", "monai_nodeo", "register", *images, *labels, *FEW, *WORDS[kind], cwd=folder)
-        assert done.returncode == 0, done.stderr
+        with as_it_was(), contextlib.chdir(folder):
+            done = call("register", *images, *labels, *FEW, *WORDS[kind])
+        assert done.exit_code == 0, done.output
         found[kind] = folder, done
     return found
 
@@ -534,63 +511,31 @@ def test_without_its_images_a_registration_still_moves_points_and_says_what_it_l
     assert "holds no metrics.json" in fail("apply", "-i", points, "-t", tmp_path, "-o", tmp_path / "moved.csv")
 
 
-@pytest.fixture(scope="module")
-def interrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, int, str]]:
-    """Runs that ctrl-C ended, by what it was to do: output folder, exit status and what was said."""
-    folder = tmp_path_factory.mktemp("interrupted")
-    for seed, name in enumerate(("fixed", "moving")):
-        grid = ImageGrid(SLICE.affine, (320, 256, 1))
-        write_image(folder / f"{name}.nii.gz", make_image(grid, seed), grid)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    # A test session in the background of a shell ignores ctrl-C, and its children would inherit that.
+@pytest.mark.parametrize("action", ["drop", "save"])
+def test_ctrl_c_leaves_nothing_half_written_or_the_flow_so_far(
+    action: str, runs: Any, tmp_path: Path, monkeypatch
+) -> None:
+    class CtrlC(ProgressBar):
+        def attach(self, engine: Any) -> None:
+            engine.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda _: signal.raise_signal(signal.SIGINT))
+
+    monkeypatch.setattr("monai_nodeo.registration.ProgressBar", CtrlC)
+    monkeypatch.chdir(runs["slice"][0])
+    # a process that a shell starts in the background ignores ctrl-C
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    processes = {}
     try:
-        for action in ("drop", "save"):
-            images = ["-f", "fixed.nii.gz", "-m", "moving.nii.gz", "-o", action, "--tensorboard", f"{action}_curves"]
-            words = [*images, "--on-interrupt", action, "--device", "cpu", "--set", "iterations=[2000,5]"]
-            processes[action] = subprocess.Popen(
-                [sys.executable, "-m", "monai_nodeo", "register", *words],
-                cwd=folder,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+        with as_it_was():
+            images = ["-f", "fixed.nii.gz", "-m", "moving.nii.gz", "-o", tmp_path / "out"]
+            done = call("register", *images, *FEW, "--on-interrupt", action)
     finally:
         signal.signal(signal.SIGINT, before)
-    try:
-        patience = time.monotonic() + 90
-        for action, process in processes.items():
-            while not list((folder / f"{action}_curves").glob("*_level1/*")):
-                assert process.poll() is None
-                assert time.monotonic() < patience
-                time.sleep(0.05)
-            time.sleep(0.5)  # an iteration or more
-            process.send_signal(signal.SIGINT)
-        said = {action: process.communicate(timeout=120)[0] for action, process in processes.items()}
-        return {action: (folder / action, process.returncode, said[action]) for action, process in processes.items()}
-    finally:
-        for process in processes.values():
-            process.kill()
-
-
-def test_ctrl_c_leaves_nothing_half_written(interrupted: dict[str, tuple[Path, int, str]]) -> None:
-    folder, status, said = interrupted["drop"]
-    assert status == 130
-    assert "Traceback" not in said
-    assert f"interrupted: nothing is half-written in {folder}" in said
-    assert list(folder.iterdir()) == []
-
-
-def test_ctrl_c_saves_the_flow_so_far_if_asked_to(interrupted: dict[str, tuple[Path, int, str]]) -> None:
-    folder, status, said = interrupted["save"]
-    assert status == 130
-    assert "Traceback" not in said
-    assert "interrupted: the flow is saved as far as it came" in said
-    figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    assert 1 < figures["iterations"] < 2005
-    assert figures["interrupted_level"] == 0
+    assert done.exit_code == 130
+    if action == "drop":
+        assert f"interrupted: nothing is half-written in {tmp_path / 'out'}" in done.stderr
+        assert list((tmp_path / "out").iterdir()) == []
+        return
+    assert "interrupted: the flow is saved as far as it came" in done.stderr
+    figures = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    assert (figures["iterations"], figures["interrupted_level"]) == (4, 0)  # three, and the first of the next level
     assert figures["displacement_mm_mean"] > 0
-    summary = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    assert "interrupt" in summary["headline"]
+    assert "interrupt" in json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["headline"]

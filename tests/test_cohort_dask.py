@@ -63,7 +63,6 @@ def test_every_pair_comes_back_and_few_wait_at_the_scheduler(task) -> None:
             found.append(result["id"])
             most = max(most, len(client.cluster.scheduler.tasks))
             left = len(client.futures)
-
     assert sorted(found) == sorted(row["id"] for row in rows(100))
     assert most <= 4 + 4  # those that run or wait, and as many whose end is not yet forgotten
     assert left <= 4
@@ -102,7 +101,6 @@ def test_no_worker_at_all_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_scheduler_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask_engines, "_CONNECT", 0.3)
-
     with pytest.raises(ClusterError, match="no Dask scheduler answers at tcp://127.0.0.1:9 "):
         list(ExistingCluster("tcp://127.0.0.1:9", None)(JOB, batches(1)))
 
@@ -110,19 +108,15 @@ def test_scheduler_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
 def test_gpus_of_a_cluster_need_not_be_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask_engines, "_CONNECT", 0.3)
     pairs = write_list(tmp_path / "pairs.json", make_rows(tmp_path / "data", 1))
-
     with as_it_was():
         result = here(pairs, "-o", tmp_path / "out", "--device", "cuda", "--scheduler", "tcp://127.0.0.1:9")
-
     assert "no Dask scheduler answers at tcp://127.0.0.1:9 " in result.stderr
 
 
 def test_each_worker_sees_its_gpu_before_torch_is_imported(monkeypatch: pytest.MonkeyPatch, task) -> None:
     monkeypatch.setattr(dask_engines, "_visible_gpus", lambda: ["3", "GPU-5"])
     task(probes.where)
-
     found = list(LocalWorkers(3, threads=3)(JOB, batches(18)))
-
     seen = {result["pid"]: result["CUDA_VISIBLE_DEVICES"] for result in found}
     assert sorted(seen.values()) == ["3", "3", "GPU-5"]  # the third shares the first GPU
     assert {(result["OMP_WAIT_POLICY"], result["OMP_NUM_THREADS"]) for result in found} == {("PASSIVE", "3")}
@@ -131,9 +125,7 @@ def test_each_worker_sees_its_gpu_before_torch_is_imported(monkeypatch: pytest.M
 
 def test_pair_that_kills_its_worker_does_not_take_others_with_it(tmp_path: Path, task) -> None:
     task(probes.die_at_p1)
-
     found = list(LocalWorkers(2, device="cpu")(Job(str(tmp_path), {}, "key"), batches(12)))
-
     assert {result["id"]: result["status"] for result in found} == {
         row["id"]: "failed" if row["id"] == "p1" else "done" for row in rows(12)
     }
@@ -151,9 +143,7 @@ def test_lost_scheduler_ends_the_run(tmp_path: Path, task) -> None:
         time.sleep(0.05)
     found = ExistingCluster(None, str(file))(JOB, batches(50))
     next(found)
-
     scheduler.kill()
-
     try:
         with pytest.raises(ClusterError, match="the scheduler is gone; finished pairs are kept"):
             list(found)
@@ -171,20 +161,9 @@ def test_nothing_is_lost_or_done_twice_when_all_are_killed(tmp_path: Path, monke
     benchmark = module_from_spec(spec)
     spec.loader.exec_module(benchmark)
     pairs = write_list(tmp_path / "pairs.json", make_rows(tmp_path / "data", 20))
-    words = [
-        str(pairs),
-        "--local-only",
-        "--output",
-        str(tmp_path / "kills"),
-        "--kills",
-        "1",
-        "--set",
-        "iterations=[3,3]",
-    ]
-
+    words = ["--local-only", "--output", str(tmp_path / "kills"), "--kills", "1", "--set", "iterations=[3,3]"]
     with as_it_was():
-        benchmark.main(words, in_peace=lambda words: here(*words).exit_code)
-
+        benchmark.main([str(pairs), *words], in_peace=lambda words: here(*words).exit_code)
     found = json.loads((tmp_path / "kills" / "kills.json").read_text(encoding="utf-8"))
     assert found["workers_killed"] == 1
     assert found["command_killed_while_running"]

@@ -85,14 +85,12 @@ def add_label(row: Row) -> None:
 def test_content_counts(row: Row, change: Callable[[Row], None], same: bool) -> None:
     recorded = fingerprints(row)
     change(row)
-
     assert same_inputs(recorded, row) is same
 
 
 def test_missing_input_is_never_the_same(row: Row) -> None:
     Path(row["fixed"]).unlink()
     recorded = fingerprints(row)
-
     assert recorded["fixed"] is None
     assert not same_inputs(recorded, row)
 
@@ -108,7 +106,6 @@ def test_voxels_beside_the_header_count(tmp_path: Path, path: str, part: str) ->
     row = {"fixed": str(tmp_path / path)}
     recorded = fingerprints(row)
     (tmp_path / "scanner.raw").write_text("of another image")
-
     assert same_inputs(recorded, row)
     (tmp_path / part).write_text(part.upper())
     os.utime(tmp_path / part, (1, 1))
@@ -122,7 +119,6 @@ def test_result_is_current_for_its_files_and_settings(tmp_path: Path, row: Row) 
     ledger = Ledger(tmp_path, "key")
     assert ledger.finished(row) is None
     record(ledger, row)
-
     assert ledger.finished(row) is not None
     assert Ledger(tmp_path, "other").finished(row) is None
     grow(row)
@@ -133,7 +129,6 @@ def test_result_is_current_for_its_files_and_settings(tmp_path: Path, row: Row) 
 def test_file_of_something_else_is_no_result(tmp_path: Path, row: Row, text: str) -> None:
     (tmp_path / "pair").mkdir()
     (tmp_path / "pair" / "result.json").write_text(text)
-
     assert Ledger(tmp_path, "key").finished(row) is None
 
 
@@ -146,9 +141,7 @@ def test_discard_takes_what_the_ledger_made(tmp_path: Path, row: Row) -> None:
     killed = folder / ".warped.nii.gz.x1y2z3"
     killed.mkdir()
     (killed / "warped.nii.gz").write_text("half")
-
     ledger.discard("pair")
-
     assert sorted(path.name for path in folder.iterdir()) == ["notes.txt", "raw"]
     assert (folder / "raw" / "scan.nii.gz").exists()
 
@@ -167,7 +160,6 @@ def test_claim_is_for_one_process_and_ends_with_it(tmp_path: Path) -> None:
     time.sleep(0.2)
     killed_at = time.monotonic()
     killer = subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -KILL {holder.pid}"])
-
     with Ledger(tmp_path, "key").claimed("pair") as attempts:
         waited = time.monotonic() - killed_at
         counts = attempts.count("run"), attempts.count("another run")
@@ -176,7 +168,6 @@ def test_claim_is_for_one_process_and_ends_with_it(tmp_path: Path) -> None:
     killer.wait()
     holder.wait()
     holder.stdout.close()
-
     assert waited > 0.4
     assert counts == (1, 0)
     assert after == 0

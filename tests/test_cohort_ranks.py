@@ -29,9 +29,7 @@ def test_ranks_share_pairs_and_ledger(tmp_path: Path) -> None:
     rows = make_rows(tmp_path / "data", 5)
     rows[1]["moving"] = str(tmp_path / "missing.nii.gz")
     pairs, out = write_list(tmp_path / "pairs.json", rows), tmp_path / "out"
-
     done = torchrun(pairs, out)
-
     assert done.returncode != 0
     assert "p01" in done.stderr
     assert "missing.nii.gz" in done.stderr

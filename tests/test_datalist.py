@@ -8,12 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import pytest
-import torch
 from monai.data import DataLoader
-from monai.engines import SupervisedEvaluator
 
 from monai_nodeo.data import DataListError, FailedRow, PairDataset, RowError, load_datalist, single_pair
 from monai_nodeo.data.lists import ERROR
@@ -33,12 +29,6 @@ def write(tmp_path: Path) -> Callable[[Any], Path]:
 
 def ids(rows: list[dict[str, Any]]) -> list[str]:
     return [row["id"] for row in rows]
-
-
-def save_image(path: Path, seed: int) -> str:
-    data = np.random.default_rng(seed).random((9, 11, 13), dtype=np.float32)
-    nib.save(nib.Nifti1Image(data, np.eye(4)), path)
-    return path.name
 
 
 # Paths
@@ -219,52 +209,3 @@ def test_worker_processes_are_refused() -> None:
     loader = DataLoader(PairDataset([{"fixed": "a"}], keep), num_workers=1)
     with pytest.raises(RuntimeError, match="num_workers=0"):
         next(iter(loader))
-
-
-def make_evaluator(dataset: PairDataset, seen: list[str]) -> SupervisedEvaluator:
-    def record(engine: SupervisedEvaluator, batch: list[Any]) -> dict[str, Any]:
-        seen.extend(pair.id for pair in batch)
-        return {}
-
-    return SupervisedEvaluator(
-        device=torch.device("cpu"),
-        val_data_loader=DataLoader(dataset, batch_size=1, num_workers=0, collate_fn=list),
-        network=torch.nn.Identity(),
-        iteration_update=record,
-        decollate=False,
-    )
-
-
-def test_a_stock_evaluator_runs_the_good_rows(write, tmp_path) -> None:
-    names = [save_image(tmp_path / f"{name}.nii.gz", seed) for seed, name in enumerate("abc")]
-    (tmp_path / "empty.nii.gz").touch()
-    entries = [
-        {"fixed": "empty.nii.gz", "moving": names[0]},
-        {"fixed": names[0], "moving": names[1]},
-        {"fixd": names[0], "moving": names[1]},
-        {"fixed": names[0], "moving": names[2], "id": "mine"},
-        {"fixed": names[0], "moving": "gone.nii.gz"},
-    ]
-    dataset = PairDataset(load_datalist(write(entries)))
-    for _ in range(2):
-        seen: list[str] = []
-        evaluator = make_evaluator(dataset, seen)
-        evaluator.run()
-        assert seen == ["b_to_a", "mine"]
-        assert evaluator.state.iteration == 2
-        assert [(failure.row, failure.id) for failure in dataset.failures] == [
-            (1, "a_to_empty"),
-            (3, "row_3"),
-            (5, "gone_to_a"),
-        ]
-        assert "empty.nii.gz: the file is empty" in dataset.failures[0].reason
-        assert 'unknown key "fixd"; did you mean "fixed"' in dataset.failures[1].reason
-        assert "gone.nii.gz: there is no such file" in dataset.failures[2].reason
-
-
-def test_an_evaluator_survives_a_list_without_a_good_row() -> None:
-    dataset = PairDataset([{"fixed": "bad"}, {"fixed": "bad"}], keep)
-    seen: list[str] = []
-    make_evaluator(dataset, seen).run()
-    assert seen == []
-    assert len(dataset.failures) == 2

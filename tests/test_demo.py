@@ -11,7 +11,7 @@ from monai_nodeo import demo
 from monai_nodeo.data.examples import example_pair
 
 
-@pytest.mark.parametrize(("spatial_dims", "spacing"), [(2, 2.0), (3, 4.0)])
+@pytest.mark.parametrize(("spatial_dims", "spacing"), [(2, 2.0), (3, 5.0)])
 def test_assessment_knows_the_truth(spatial_dims, spacing):
     pair = example_pair(spatial_dims, spacing)
     truth = torch.from_numpy(pair.ddf)
@@ -34,7 +34,6 @@ def test_assessment_is_in_millimetres_and_per_cent():
 def test_demo_registers_prints_and_saves(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "_QUICK_SPACING", {2: 2.0, 3: 5.0})
     demo.main(["--quick", "--output", str(tmp_path / "new" / "folder")])
-
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if " before " in line or " after " in line]
     assert [row[:2] for row in rows[::2]] == [["2D", "before"], ["3D", "before"]]
     for before, after in zip(rows[::2], rows[1::2], strict=True):

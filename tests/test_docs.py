@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -27,6 +28,9 @@ from monai_nodeo.data.examples import example_pair
 from monai_nodeo.files import ImageGrid, write_affine, write_image, write_labels
 
 ROOT = Path(__file__).resolve().parents[1]
+QUICKLY = ("--set", "iterations=[10,10,5]")
+# A command that starts at the root; those of the bundle's page are in test_bundle.py and test_one_result.py.
+BUNDLE = "python -m monai.bundle run --config_file bundle/configs/inference.json"
 # Pages with a set-up of their own below.
 APART = {"docs/first_registration.md", "docs/cohort.md"}
 TEXTS = {
@@ -39,26 +43,19 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", TEXTS[page], flags=re.MULTILINE | re.DOTALL)
 
 
-def commands(page: str) -> list[list[str]]:
-    """Our commands in a page's shell blocks; those of other tools stand there for comparison."""
+def commands(page: str, program: str = "monai-nodeo") -> list[list[str]]:
+    """The arguments of a program in a page's shell blocks; other tools stand there for comparison."""
     lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
-    return [words[1:] for line in lines if (words := shlex.split(line, comments=True))[:1] == ["monai-nodeo"]]
-
-
-def python(*words: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{words}: {done.stderr}"
+    return [shlex.split(line.removeprefix(program), comments=True) for line in lines if line.startswith(f"{program} ")]
 
 
 def run(words: list[str]) -> None:
-    if words[0] == "register":  # sets up logging and memory for a process of its own
-        python("-m", "monai_nodeo", *words)
-        return
-    result = CliRunner().invoke(main, words)
+    with as_it_was():
+        result = CliRunner().invoke(main, [*words, *(QUICKLY if words[0] == "register" else ())])
     assert result.exit_code == 0, f"{words}: {result.output}"
 
 
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")  # MONAI's BendingEnergyLoss
 @pytest.mark.parametrize(
     "page", [page for page in TEXTS if page not in APART and (commands(page) or blocks(page, "python"))]
 )
@@ -77,8 +74,13 @@ def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     for words in commands(page):
         run(words)
+    (tmp_path / "bundle").symlink_to(ROOT / "bundle")
+    for words in commands(page, BUNDLE):
+        subprocess.run(
+            [sys.executable, *BUNDLE.split()[1:], *words], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True
+        )
     (tmp_path / "page.py").write_text("\n".join(blocks(page, "python")))
-    python("page.py")
+    runpy.run_path("page.py")
 
     outputs = {words[words.index("-o") + 1] for words in commands(page) if "-o" in words}
     assert [name for name in outputs if not (tmp_path / name).exists()] == []
@@ -99,7 +101,7 @@ def test_page_for_newcomers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         write_labels(tmp_path / f"{name}_labels.nii.gz", label, ImageGrid(affine, label.shape))
 
     for words in commands("docs/first_registration.md"):
-        run([*words, "--set", "iterations=[10,10,5]"] if words[0] == "register" else words)
+        run(words)
 
     labels = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["labels"]
 
@@ -125,9 +127,8 @@ def test_page_of_cohorts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     subject.mkdir(parents=True)
     shutil.copy(rows[1]["moving"], subject / "sub-01_T1w.nii.gz")
 
-    with as_it_was():
-        for words in commands("docs/cohort.md"):
-            run([*words, *QUICK])
+    for words in commands("docs/cohort.md"):
+        run([*words, *QUICK])
 
     found = {folder: [row["status"] for row in table(tmp_path / folder).values()] for folder in tables_of(tmp_path)}
     assert found == {"results": ["done"] * 2, "learn2reg": ["done"] * 2, "to_atlas": ["done"]}

@@ -75,12 +75,6 @@ def test_true_displacement_undoes_the_deformation(pair):
     assert correlation[0] < 0.8 < 0.9 < correlation[1]
 
 
-def test_contrast_differs(pair):
-    head = pair.fixed_label > 0
-    brought_back = warped(pair.moving, pair.ddf)
-    assert np.abs(brought_back - pair.fixed)[head].mean() > 0.05
-
-
 def test_seed_decides():
     first, again, other = (example_pair(2, 3.0, seed) for seed in (1, 1, 2))
     for a, b in zip(first, again, strict=True):
@@ -96,23 +90,6 @@ def test_exponential_of_a_linear_velocity():
     expected = (np.exp(rate) - 1) / rate * velocity
     inner = (slice(None), slice(2, -2), slice(2, -2))  # the spline is bent at the border
     np.testing.assert_allclose(_exponential(velocity)[inner], expected[inner], atol=1e-3)
-
-
-def test_affine_places_the_slice_and_the_head_in_template_space():
-    """The anterior commissure, the origin of MNI space, lies inside the image; both dimensions show the same head."""
-    volume, plane = made(3, COARSE[3]), made(2, 1.0)
-    for pair in (volume, plane):
-        origin = np.linalg.inv(pair.affine) @ [0, 0, 8 if pair is plane else 0, 1]
-        inside = origin[: pair.fixed.ndim]
-        assert (inside > 0.3 * np.array(pair.fixed.shape)).all()
-        assert (inside < 0.7 * np.array(pair.fixed.shape)).all()
-    assert plane.affine[2, 3] == 8  # mm above the commissures
-    at = np.linalg.inv(volume.affine) @ [0, 0, 8, 1]
-    level = volume.fixed[:, :, round(at[2])]
-    # One grey value every 4 mm of the slice: the same picture up to its blur.
-    coarse = plane.fixed[: level.shape[0] * 4 : 4, : level.shape[1] * 4 : 4][: level.shape[0], : level.shape[1]]
-    level = level[: coarse.shape[0], : coarse.shape[1]]
-    assert np.corrcoef(level.ravel(), coarse.ravel())[0, 1] > 0.9
 
 
 def test_needs_no_network(monkeypatch):

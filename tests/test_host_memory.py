@@ -56,18 +56,12 @@ def test_freed_memory_is_kept_inside_and_given_back_afterwards(libc):
     assert libc.trimmed == 3
 
 
-def test_an_exception_passes_and_memory_is_given_back(libc):
-    with pytest.raises(KeyError, match="inside"), keep_freed_memory():
-        raise KeyError("inside")
-    assert libc.options == DEFAULTS
-    assert libc.trimmed == 1
-
-
-def test_nested_and_repeated_use_ends_with_the_defaults(libc):
-    for _ in range(2):
-        with keep_freed_memory(), pytest.raises(ZeroDivisionError), keep_freed_memory():
-            _ = 1 / 0
+def test_an_exception_passes_also_through_nested_use(libc):
+    for count in (1, 2):
+        with pytest.raises(KeyError, match="inside"), keep_freed_memory(), keep_freed_memory():
+            raise KeyError("inside")
         assert libc.options == DEFAULTS
+        assert libc.trimmed >= count
 
 
 class _Musl:

@@ -50,9 +50,7 @@ def test_each_channel_has_its_own_range_and_the_image_its_place() -> None:
     first, second = smooth(VOLUME, 1), 40 * smooth(VOLUME, 2)
     image = image_of(first, second)
     before = image.as_tensor().clone()
-
     found = to_unit_range(image)
-
     assert torch.equal(found[1].as_tensor(), to_unit_range(image_of(second))[0].as_tensor())
     torch.testing.assert_close(found.affine, image.affine)
     assert found.meta["filename_or_obj"] == "a.nii.gz"

@@ -9,6 +9,7 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 from synthetic import smooth_ddf
@@ -20,6 +21,7 @@ from monai_nodeo.losses import (
     FoldingLoss,
     IntensityLoss,
     LocalNCCLoss,
+    LogJacobianLoss,
     SmoothnessLoss,
     local_correlation,
     regularity,
@@ -108,10 +110,11 @@ def field(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", FIELDS)
-def test_folding_and_its_gradient(both_ways, device, shape, dtype):
+@pytest.mark.parametrize("loss", [FoldingLoss(margin=0.5), LogJacobianLoss()])
+def test_penalties_of_the_determinant_and_their_gradients(both_ways, device, loss, shape, dtype):
     ddf = field(shape, dtype, device)
-    assert_alike(both_ways(lambda: FoldingLoss(margin=0.5).of_each(ddf), ddf))
-    assert_alike(both_ways(lambda: FoldingLoss(margin=0.5).of_each(ddf.mT), ddf))  # not contiguous
+    assert_alike(both_ways(lambda: loss.of_each(ddf), ddf))
+    assert_alike(both_ways(lambda: loss.of_each(ddf.mT), ddf))  # not contiguous
 
 
 @pytest.mark.parametrize("spacing", [None, (1.0, 2.0, 3.0)])
@@ -128,7 +131,7 @@ def test_a_field_with_nan_has_a_loss_of_nan(both_ways, device, shape):
     ddf = field(shape, torch.float32, device).detach()
     ddf[0, 0].flatten()[len(shape)] = torch.nan
     ddf.requires_grad_()
-    for loss in (FoldingLoss(), SmoothnessLoss()):
+    for loss in (FoldingLoss(), LogJacobianLoss(), SmoothnessLoss()):
         plain, by_kernels = (values.isnan().tolist() for values, _ in both_ways(partial(loss.of_each, ddf), ddf))
         assert plain == by_kernels == [True, False]
 
@@ -180,7 +183,6 @@ def test_a_position_that_is_no_number_has_no_sample():
     phi = torch.zeros(1, 3, 2, 1, 1)
     phi[0, 1, 1] = torch.nan
     kernels = import_module("monai_nodeo.geometry._numba.sampling")
-
     assert kernels.sample(torch.ones(1, 1, 4, 5, 6), phi).isnan().flatten().tolist() == [False, True]
 
 
@@ -206,3 +208,31 @@ def test_kernels_are_used_where_they_can_be():
 @pytest.mark.gpu
 def test_the_kernels_are_used_on_the_device():
     assert kernels_for(torch.rand(8).cuda(), "windows") is import_module("monai_nodeo.geometry._triton.windows")
+
+
+def test_nothing_is_read_from_memory_that_was_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that a kernel asks for holds what was freed there: here no numbers."""
+    kernels = import_module("monai_nodeo.geometry._numba.sampling")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # the thread that freed it
+    slopes, grad = torch.rand(1, 1, 3, 9, 9, 150), torch.rand(1, 1, 9, 9, 150)
+    expected = kernels.sample_resized_gradient(slopes, grad, (5, 5, 100))
+    for values in range(296, 340):  # about as many as the kernel asks for
+        kept = [np.full(values, np.nan, np.float32) for _ in range(8)]
+        del kept
+        assert torch.equal(kernels.sample_resized_gradient(slopes, grad, (5, 5, 100)), expected)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_place_that_is_no_number_is_not_read(bad: float) -> None:
+    field = torch.zeros(1, 3, 5, 6, 7)
+    field[0, 1, 2, 3, 4] = bad
+    kernels = import_module("monai_nodeo.geometry._numba.self_sampling")
+    for found in (
+        kernels.sample_at_itself(field, 1.0),
+        kernels.sample_at_itself_gradient(field, 1.0, torch.ones_like(field)),
+    ):
+        assert found[0, :, 0, 0, 0].isfinite().all()
+    phi = field.clone()
+    values = import_module("monai_nodeo.geometry._numba.sampling").sample(torch.rand(1, 1, 5, 6, 7), phi)
+    assert values[0, 0, 0, 0, 0].isfinite()
+    assert values[0, 0, 2, 3, 4].isfinite() == (bad == bad)

@@ -36,9 +36,7 @@ def hd95(a: np.ndarray, b: np.ndarray, spacing: tuple[float, ...]) -> float:
 )
 def test_figures_are_those_of_an_independent_computation(shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
     fixed, label = blobs(shape, 0), blobs(shape, 1)
-
     figures = label_metrics(torch.from_numpy(label), torch.from_numpy(fixed), spacing)
-
     expected_dice = [dice(label == value, fixed == value) for value in (1, 2, 3, 4)]
     expected_hd95 = [hd95(label == value, fixed == value, spacing) for value in (1, 2, 3, 4)]
     assert list(figures["dice"]) == list(figures["hd95_mm"]) == [1, 2, 3, 4]
@@ -57,43 +55,13 @@ def test_labels_may_be_large_numbers_and_far_between() -> None:
     assert list(named["hd95_mm"].values()) == list(plain["hd95_mm"].values())[:3]
 
 
-def test_equal_maps_are_perfect() -> None:
-    fixed = blobs((13, 11, 9), 3)
-    figures = label_metrics(fixed, fixed, (1.0, 2.0, 3.0))
-    assert set(figures["dice"].values()) == {1.0}
-    assert set(figures["hd95_mm"].values()) == {0.0}
-
-
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_shifted_box_is_one_step_of_its_axis_away(axis: int) -> None:
-    spacing = (0.5, 1.5, 4.0)
-    fixed = torch.zeros(13, 15, 17)
-    fixed[4:8, 4:8, 4:8] = 7
-    figures = label_metrics(fixed.roll(2, axis), fixed, spacing)
-    assert figures["dice"] == {7: 0.5}
-    assert figures["hd95_mm"][7] == pytest.approx(2 * spacing[axis])
-
-
-def test_swapping_axes_changes_nothing() -> None:
-    fixed, label = blobs((9, 11, 13), 5), blobs((9, 11, 13), 6)
-    figures = label_metrics(label, fixed, (1.0, 2.0, 3.0))
-    swapped = label_metrics(label.transpose(2, 0, 1).copy(), fixed.transpose(2, 0, 1).copy(), (3.0, 1.0, 2.0))
-    assert swapped["dice"] == figures["dice"]
-    assert swapped["hd95_mm"] == pytest.approx(figures["hd95_mm"])
-
-
 def test_a_lost_label_has_dice_0_and_no_distance_and_labels_of_the_fixed_map_alone_count() -> None:
     fixed = torch.zeros(9, 11)
     fixed[2:4, 2:4], fixed[6:8, 6:9] = 2, 5
     label = fixed.clone()
     label[label == 5] = 9
     figures = label_metrics(label, fixed, (1.0, 1.0))
-    assert figures == {
-        "dice": {2: 1.0, 5: 0.0},
-        "dice_mean": 0.5,
-        "hd95_mm": {2: 0.0, 5: None},
-        "hd95_mm_mean": 0.0,
-    }
+    assert figures == {"dice": {2: 1.0, 5: 0.0}, "dice_mean": 0.5, "hd95_mm": {2: 0.0, 5: None}, "hd95_mm_mean": 0.0}
     assert json.loads(json.dumps(figures, allow_nan=False))["hd95_mm"] == {"2": 0.0, "5": None}
 
 

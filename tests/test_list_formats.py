@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ import pytest
 
 from monai_nodeo.data.lists import DataListError, RowError, load_datalist, pairs_to_one
 
-ROOT = Path(__file__).resolve().parents[1]
 PAIR = {"fixed": "f.nii.gz", "moving": "m.nii.gz"}
 OTHER = {"fixed": "f.nii.gz", "moving": "n.nii.gz", "id": "other"}
 # As Learn2Reg writes it: paths with ./, labels and masks beside the images and not beside the pairs.
@@ -45,16 +42,13 @@ def test_table_json_and_keyed_json_say_the_same(tmp_path: Path) -> None:
     csv = write(tmp_path / "pairs.CSV", "moving, fixed ,id\nm.nii.gz,f.nii.gz,\n n.nii.gz,f.nii.gz,other\n")
     plain = write(tmp_path / "pairs.json", [PAIR, OTHER])
     keyed = write(tmp_path / "keyed.json", {"fold": 1, "training": [{"image": "x"}], "validation": [PAIR, OTHER]})
-
     expected = load_datalist(plain)
-
     assert [row["id"] for row in expected] == ["m_to_f", "other"]
     assert load_datalist(csv) == load_datalist(keyed) == load_datalist(keyed, key="validation") == expected
 
 
 def test_learn2reg_labels_are_found_with_the_images(tmp_path: Path) -> None:
     first, second = relative(load_datalist(write(tmp_path / "dataset.json", LEARN2REG)), tmp_path)
-
     assert first == {
         **{side: f"imagesTr/{name}_0000.nii.gz" for side, name in (("fixed", "a"), ("moving", "b"))},
         **{f"{side}_label": f"labelsTr/{name}_0000.nii.gz" for side, name in (("fixed", "a"), ("moving", "b"))},
@@ -68,7 +62,6 @@ def test_bad_rows_of_a_table_are_kept(tmp_path: Path) -> None:
     rows = load_datalist(
         write(tmp_path / "pairs.csv", "fixed,moving,age\nf.nii.gz,m.nii.gz,\nf.nii.gz,,\na,b,40\na,b,,c\n")
     )
-
     assert [isinstance(row.get("error"), RowError) for row in rows] == [False, True, True, True]
     assert "moving" in str(rows[1]["error"])
     assert '"age"' in str(rows[2]["error"])
@@ -96,18 +89,8 @@ def test_pattern_finds_all_but_the_atlas(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         write(tmp_path / f"{name}.nii.gz", "")
     atlas = tmp_path / "sub-09/anat/atlas_T1w.nii.gz"
-
     rows = pairs_to_one(atlas, str(tmp_path / "sub-*/anat/*_T1w.nii.gz"))
-
     assert [row["id"] for row in rows] == ["sub-01_T1w_to_atlas_T1w", "sub-02_T1w_to_atlas_T1w"]
     assert {row["fixed"] for row in rows} == {str(atlas)}
     with pytest.raises(DataListError, match="no file fits"):
         pairs_to_one(atlas, str(tmp_path / "sub-*/func/*"))
-
-
-def test_lists_are_read_without_torch() -> None:
-    code = "import sys, monai_nodeo.data.lists; print({'torch', 'monai', 'numpy'} & set(sys.modules))"
-
-    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-
-    assert shown.stdout.strip() == "set()"

@@ -16,7 +16,7 @@ from monai.data import DataLoader, MetaTensor, decollate_batch
 from monai.transforms import LoadImaged, SqueezeDimd
 from scans import FLAT, SLICE, VOLUME, load, make_affine, refuse, smooth
 
-from monai_nodeo.data import as_image, load_pair
+from monai_nodeo.data import PairError, as_image, load_pair
 from monai_nodeo.data.keys import PATH_KEYS
 from monai_nodeo.data.pair import stored_grid
 from monai_nodeo.files import ImageGrid
@@ -69,7 +69,13 @@ def test_every_form_of_an_image_is_the_same_image(save, shape: tuple[int, ...], 
         assert torch.equal(found.as_tensor(), values), form
         torch.testing.assert_close(found.affine, expected.affine, rtol=0, atol=1e-5, msg=form)
         assert stored_grid(found).spatial_shape == ImageGrid.from_file(path).spatial_shape
-    for image in (values, values[0].numpy(), values[0].numpy().astype(">f8"), values.clone().requires_grad_()):
+    for image in (
+        values,
+        values[0].numpy(),
+        values[0].numpy()[..., None],
+        values[0].numpy().astype(">f8"),
+        values.clone().requires_grad_(),
+    ):
         found = as_image(image)
         assert torch.equal(found.as_tensor(), values)
         assert torch.equal(found.affine, torch.eye(4, dtype=torch.float64))
@@ -238,6 +244,8 @@ def test_a_scan_of_few_slices_gets_advice_of_its_own(save) -> None:
 def test_min_size_can_be_chosen(save) -> None:
     path = save("f.nii.gz", smooth((9, 11, 7)))
     assert load_pair({"fixed": path, "moving": path}, min_size=7).fixed.image.shape == (1, 9, 11, 7)
+    with pytest.raises(PairError, match="spatial_dims is 4, expected 2 for slices or 3 for volumes"):
+        load_pair({"fixed": path, "moving": path}, spatial_dims=4)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
@@ -328,7 +336,20 @@ def test_plain_labels_and_masks_lie_on_the_grid_of_their_image(save) -> None:
     pair = load(image, image, fixed_label=half, moving_label=torch.from_numpy(half)[None], fixed_mask=half)
     for other in (pair.fixed.label, pair.moving.label, pair.fixed.mask):
         torch.testing.assert_close(other.affine, pair.fixed.image.affine, rtol=0, atol=0)
-    assert "moving_mask: shape (11, 9, 13) differs from" in refuse(image, image, moving_mask=half.swapaxes(0, 1))
+    assert "moving: a plain array or tensor of shape (9, 11, 8)" in refuse(image, smooth(VOLUME)[..., :8])
+    assert "moving_mask: a plain array or tensor of shape (11, 9, 13) has no place of its own" in refuse(
+        image, image, moving_mask=half.swapaxes(0, 1)
+    )
+
+
+@pytest.mark.parametrize(("shape", "affine"), [(VOLUME, OBLIQUE), (SLICE, CORONAL), (FLAT, IN_PLANE)])
+@pytest.mark.parametrize("plain", [lambda x: x, lambda x: torch.from_numpy(x)[None]], ids=["array", "tensor"])
+def test_a_plain_moving_image_lies_on_the_fixed_grid(save, shape: tuple[int, ...], affine: np.ndarray, plain) -> None:
+    path, values = save("f.nii.gz", smooth(shape), affine), smooth(shape, 1)
+    found, expected = load(path, plain(values)), load(path, save("m.nii.gz", values, affine))
+    assert torch.equal(found.moving.image.as_tensor(), expected.moving.image.as_tensor())
+    for a, b in zip(*(vars(stored_grid(pair.moving.image)).values() for pair in (found, expected)), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_masks_that_are_no_masks(save) -> None:

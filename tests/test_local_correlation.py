@@ -2,15 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import copy
-import pickle
-
 import numpy as np
 import pytest
 import torch
 from loss_inputs import gradient, images, random_weight
 from synthetic import deformed_pair, smooth_image
-from torch import Tensor, nn
+from torch import Tensor
 
 from monai_nodeo.losses import LocalNCCLoss, local_correlation
 
@@ -125,12 +122,6 @@ def test_ncc_stays_in_range_on_flat_bright_regions(shape, window, value, dark):
         pred.requires_grad_(False)
 
 
-@pytest.mark.parametrize("shape", [(31, 37), (17, 19, 21)])
-def test_ncc_of_an_image_and_itself_is_zero(shape):
-    image = smooth_image(shape)[None]
-    assert LocalNCCLoss(len(shape), 9)(image, image).item() == pytest.approx(0, abs=2e-4)  # eps
-
-
 @pytest.mark.parametrize("change", [lambda x: 3 * x, lambda x: x + 2, lambda x: 0.5 * x - 1, lambda x: 1 - x])
 @pytest.mark.parametrize("shape", [(31, 37), (17, 19, 21)])
 def test_ncc_ignores_brightness_contrast_and_its_sign(shape, change):
@@ -153,12 +144,6 @@ def test_ncc_in_float32_is_near_float64(shape):
         gradients.append(gradient(lambda x, target=target: loss(x, target), pred))
     assert values[1] == pytest.approx(values[0], rel=1e-4)
     assert (gradients[1] - gradients[0]).norm() < 1e-3 * gradients[0].norm()
-
-
-def test_ncc_swaps_axes_with_its_images():
-    pred, target = images((9, 7, 5))
-    loss = LocalNCCLoss(3, 5)
-    torch.testing.assert_close(loss(pred.permute(0, 1, 4, 2, 3), target.permute(0, 1, 4, 2, 3)), loss(pred, target))
 
 
 def test_ncc_follows_its_target():
@@ -197,15 +182,6 @@ def test_ncc_works_out_its_target_once(monkeypatch):
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("make_copy", [copy.deepcopy, copy.copy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_ncc_can_be_copied_after_use(make_copy):
-    pred, target = images((11, 9))
-    loss = LocalNCCLoss(2, 5, "sum", eps=0.1)
-    expected = loss(pred, target)
-    assert torch.equal(make_copy(loss)(pred, target), expected)
-    assert torch.equal(make_copy(nn.ModuleList([loss]))[0](pred, target), expected)
-
-
 def test_ncc_of_a_constant_image_is_one():
     image, flat = smooth_image((25, 21))[None], torch.full((1, 1, 25, 21), 0.3, requires_grad=True)
     loss = LocalNCCLoss(2, 9)(flat, image)
@@ -227,9 +203,3 @@ def test_ncc_refuses_what_it_cannot_compare():
         LocalNCCLoss(2)(pred, target[..., 1:])
     with pytest.raises(ValueError, match="3 spatial axes"):
         LocalNCCLoss(3)(pred, target)
-
-
-def test_weights_of_another_shape_are_refused():
-    pred, target = images((11, 9), channels=2)
-    with pytest.raises(ValueError, match=r"weight \(1, 2, 11, 9\) does not fit"):
-        LocalNCCLoss(2, 5)(pred, target, torch.ones(1, 2, 11, 9))

@@ -10,7 +10,6 @@ import pytest
 import torch
 from synthetic import smooth_image
 
-from monai_nodeo.geometry.sampling import warp
 from monai_nodeo.losses.mind import MINDSSCLoss, mind_ssc
 
 SHAPES = [(25, 21), (13, 17, 11)]
@@ -55,15 +54,6 @@ def test_brightness_and_contrast_and_inversion_change_nothing(shape, change) -> 
     assert loss(other, image) > 0.01
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_swapped_axes_swap_the_map(shape) -> None:
-    first, second = (smooth_image(shape, seed)[None] for seed in (0, 1))
-    loss = MINDSSCLoss(len(shape), reduction="none")
-    turned = loss(first.movedim(2, -1), second.movedim(2, -1))
-    assert loss(first, second).shape == (1, 1, *shape)
-    torch.testing.assert_close(turned, loss(first, second).movedim(2, -1))
-
-
 def test_weights_are_of_voxels_and_steps_are_in_mm() -> None:
     first, second = (smooth_image((24, 21), seed)[None] for seed in (0, 1))
     weight = torch.rand(1, 1, 24, 21)
@@ -89,20 +79,6 @@ def test_reductions_belong_together() -> None:
     values = MINDSSCLoss(2, reduction="none")(first, second)
     torch.testing.assert_close(MINDSSCLoss(2)(first, second), values.mean())
     torch.testing.assert_close(MINDSSCLoss(2, reduction="sum")(first, second), values.sum())
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_gradient_leads_another_contrast_home(shape) -> None:
-    moving = smooth_image(shape, sigma=1.5)[None]
-    fixed = (1 - moving).square()
-    offset = torch.full((1, len(shape), *[1] * len(shape)), 0.8, requires_grad=True)
-    optimizer = torch.optim.Adam([offset], lr=0.05)
-    loss_function = MINDSSCLoss(len(shape))
-    for _ in range(60):
-        optimizer.zero_grad()
-        loss_function(warp(moving, offset.expand(1, -1, *shape)), fixed).backward()
-        optimizer.step()
-    assert offset.abs().max() < 0.15
 
 
 @pytest.mark.parametrize("shape", SHAPES)

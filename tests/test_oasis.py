@@ -61,7 +61,6 @@ def make_archive(served: tuple[Path, str], without: str = "nothing", size: int |
 def test_archive_becomes_a_folder_and_lists(served: tuple[Path, str], tmp_path: Path) -> None:
     target = tmp_path / "new" / "data"
     atlases, validation = fetch(make_archive(served), target)
-
     rows = load_datalist(atlases)
     assert len(rows) == 5 * (len(SUBJECTS) - 1)
     assert all(Path(row[key]).is_file() for row in rows for key in ("fixed", "moving", "fixed_label", "moving_label"))
@@ -75,7 +74,6 @@ def test_what_is_there_is_not_downloaded_again(served: tuple[Path, str], tmp_pat
     archive = make_archive(served)
     lists = fetch(archive, tmp_path / "data")
     lists[0].unlink()
-
     assert fetch(archive._replace(url="http://127.0.0.1:1/gone.tar"), tmp_path / "data") == lists
     assert lists[0].is_file()
 
@@ -96,7 +94,6 @@ def test_broken_download_leaves_nothing(
 ) -> None:
     archive = make_archive(served, **broken)
     changes = {key: value.format(served[1]) for key, value in changes.items()}
-
     with pytest.raises(error):
         fetch(archive._replace(**changes), tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []

@@ -43,13 +43,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_every_file(folder: str, place: str, installed: Path) -> None:
     nested = {f"{name}/" for name in ("bundle", "configs")} if folder == "monai_nodeo" else set()
     found = {name for name in sources(installed / place) if not name.startswith(tuple(nested))}
-
     assert found == sources(ROOT / folder)
 
 
 def test_entry_point_is_the_command_line(installed: Path) -> None:
     (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
-
     assert "monai-nodeo = monai_nodeo.cli:main" in entry_points.read_text(encoding="utf-8")
 
 
@@ -60,9 +58,7 @@ def test_bundle_and_presets_are_found(place: str, request: pytest.FixtureRequest
         f"import sys; sys.path.insert(0, {str(root)!r}); from monai_nodeo.registration.presets import *; "
         "print(bundle_dir() / 'configs', preset_files(3, 'paper_lambda2')[-1])"
     )
-
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-
     configs, preset = map(Path, shown.stdout.split())
     assert (configs / "inference.json").is_file()
     assert preset.is_file()

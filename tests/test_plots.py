@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import nibabel as nib
@@ -68,26 +67,16 @@ def test_columns_show_the_image_the_grid_and_the_determinant_of_each(tmp_path):
     figure.savefig(tmp_path / "picture.png")
 
 
-def test_tensors_of_a_registration_are_taken():
-    fixed, moving, warped, ddf = (torch.from_numpy(x).float() for x in random_pair((9, 11)))
-    plot_registration(fixed, moving, warped, ddf.requires_grad_())
-
-
-@pytest.mark.parametrize(
-    ("axes", "signs"),
-    list(zip(itertools.permutations(range(3)), list(itertools.product((-1, 1), repeat=3))[:6], strict=True)),
-)
+@pytest.mark.parametrize(("axes", "signs"), [((1, 2, 0), (1, -1, 1)), ((2, 1, 0), (-1, 1, -1))])
 def test_picture_does_not_depend_on_how_the_volume_is_stored(axes, signs):
     fixed, moving, warped, ddf = random_pair((9, 11, 13))
     affine = nib.affines.from_matvec(np.diag([1.0, 2.0, 3.0]), [4, 5, 6])
     ornt = np.array(list(zip(axes, signs, strict=True)))
-
     stored = [apply_orientation(x, ornt) for x in (fixed, moving, warped, *ddf)]
     stored_ddf = np.empty((3, *stored[0].shape))
     for axis, (target, sign) in enumerate(ornt):
         stored_ddf[target] = sign * stored[3 + axis]
     stored_affine = affine @ inv_ornt_aff(ornt, fixed.shape)
-
     expected = plot_registration(fixed, moving, warped, ddf, affine)
     found = plot_registration(*stored[:3], stored_ddf, stored_affine)
     for a, b in zip(panels(expected), panels(found), strict=True):
@@ -142,10 +131,13 @@ def test_each_image_has_its_own_window_and_equal_anatomy_differs_by_nothing():
     assert np.abs(after).max() < 1e-12
 
 
-def test_constant_image_is_black_not_an_error():
+def test_images_without_contrast_are_black_and_have_no_edges():
     constant = np.full((9, 13), 5.0)
     figure = plot_registration(constant, constant, constant, np.zeros((2, 9, 13)))
     assert not panels(figure)[0].images[0].get_array().any()
+    (plane,) = cut({"fixed": constant}, np.zeros((2, 9, 13)))
+    draw_edges(ax := Figure().subplots(), plane, "fixed", "red")
+    assert not ax.collections
 
 
 def plane_of(ddf: NDArray, spacing: tuple[float, float] = (1, 1)) -> Plane:
@@ -245,13 +237,6 @@ def test_edges_lie_between_dark_and_bright():
     draw_edges(ax, plane, "fixed", "red")
     points = np.concatenate([path.vertices for path in ax.collections[0].get_paths()])
     assert np.abs(points[:, 0] - 10).max() < 1
-
-
-def test_image_without_contrast_has_no_edges():
-    (plane,) = cut({"fixed": np.ones((9, 13))}, np.zeros((2, 9, 13)))
-    ax = Figure().subplots()
-    draw_edges(ax, plane, "fixed", "red")
-    assert not ax.collections
 
 
 def test_shapes_that_do_not_fit_are_named():

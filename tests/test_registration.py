@@ -8,7 +8,6 @@ import dataclasses
 import json
 import pickle
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import SimpleITK as sitk
 import torch
 from grids import CORONAL, OBLIQUE
 from monai.data import MetaTensor
-from synthetic import deformed_pair, quick_settings
+from synthetic import quick_settings, save_pair
 from torch import Tensor
 
 from monai_nodeo import Flow, Registration, Settings, register
@@ -55,17 +54,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     shape, axes = KINDS[kind]
     folder = tmp_path_factory.mktemp(f"{kind}-{start}")
     dims = 2 if shape[2] == 1 else 3
-    fixed, moving, _ = deformed_pair(shape[:dims])
-    nearby = axes @ np.array([[1.1, 0, 0, 0.8], [0, 1, 0, -0.5], [0, 0, 1, 0], [0, 0, 0, 1]])
-    row = {}
-    for name, image, affine in (
-        ("fixed", fixed, axes),
-        ("moving", moving, nearby),
-        ("fixed_label", (2 * fixed > 1).float(), axes),
-        ("moving_label", (2 * moving > 1).float(), nearby),
-    ):
-        row[name] = str(folder / f"{name}.nii.gz")
-        nib.save(nib.Nifti1Image(image[0].numpy().reshape(shape), affine), row[name])
+    row = save_pair(
+        folder, shape, axes, axes @ np.array([[1.1, 0, 0, 0.8], [0, 1, 0, -0.5], [0, 0, 1, 0], [0, 0, 0, 1]])
+    )
     changes: dict[str, Any] = {"iterations": (12, 8), "initial_transform": STARTS[start]}
     if kind == "nodeo":  # a cloud of points, not a velocity of places
         changes |= {"velocity": "nodeo", "bottleneck": 8, "solver": "euler", "num_steps": 1, "learning_rate": 0.02}
@@ -86,7 +77,6 @@ def test_points_and_warp_are_one_map(case: Case) -> None:
     affine = moving.affine
     world = torch.einsum("ij,j...->i...", affine[:3, : len(index)], index) + affine[:3, 3].view(3, *[1] * len(index))
     warped = case.found.warp(MetaTensor(world.float(), affine=affine))
-
     there = case.found.points(case.points)
     grid = case.found.flow.grid
     back = (case.points - torch.tensor(grid.affine[:3, 3])) @ torch.linalg.pinv(
@@ -269,10 +259,8 @@ def test_without_its_images(case: Case) -> None:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], Registration]:
     """A pair of slices with voxels of 1 mm, and its registration."""
     folder = tmp_path_factory.mktemp("plain")
-    fixed, moving, _ = deformed_pair((33, 29))
-    row = {name: str(folder / f"{name}.nii.gz") for name in ("fixed", "moving")}
-    for path, image in zip(row.values(), (fixed, moving), strict=True):
-        nib.save(nib.Nifti1Image(image[0].numpy()[..., None], np.eye(4)), path)
+    files = save_pair(folder, (33, 29, 1), np.eye(4))
+    row = {name: files[name] for name in ("fixed", "moving")}
     return row, register(**row, settings=quick_settings(2), device="cpu", handlers=())
 
 
@@ -389,13 +377,6 @@ def test_errors_are_exceptions_that_name_the_image(plain, tmp_path):
             register(row["fixed"], moving)
     with pytest.raises(ValueError, match="there is no preset 'fst'"):
         register(**row, settings="fst")
-
-
-def test_a_thread_registers(plain):
-    row, found = plain
-    with ThreadPoolExecutor(1) as threads:
-        there = threads.submit(lambda: register(**row, settings=found.settings)).result()
-    assert torch.equal(there.ddf, found.ddf)
 
 
 # Real slices

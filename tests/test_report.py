@@ -67,22 +67,13 @@ def plane(tmp_path) -> Path:
 # evidence
 
 
-@pytest.mark.parametrize("shape", [(25, 21), (12, 15, 11)])
-def test_shared_information_of_an_image_with_itself_is_all_of_it_in_any_contrast(shape) -> None:
-    image = smooth_image(shape)[0].numpy()
-    assert shared_information(image, image) == pytest.approx(1)
-    assert shared_information(image, 3 * image + 7) == pytest.approx(1)
-
-
-def test_shared_information_is_symmetric_and_small_for_strangers() -> None:
+def test_shared_information_is_all_of_oneself_and_little_of_strangers() -> None:
     one, other = (smooth_image((60, 50), seed)[0].numpy() for seed in (0, 1))
+    assert shared_information(one, one) == pytest.approx(1)
+    assert shared_information(one, 3 * one + 7) == pytest.approx(1)
     assert shared_information(one, other) == pytest.approx(shared_information(other, one))
     assert shared_information(one, other) < 0.3 * shared_information(one, np.roll(one, 1, 0))
-
-
-def test_a_constant_image_shares_nothing() -> None:
-    image = smooth_image((25, 21))[0].numpy()
-    assert shared_information(image, np.ones_like(image)) == 0
+    assert shared_information(one, np.ones_like(one)) == 0
 
 
 @pytest.mark.parametrize("flipped", [(0,), (2,), (0, 1)])

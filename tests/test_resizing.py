@@ -2,42 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from synthetic import noise, voxels
 from torch.nn import functional as F
 
 from monai_nodeo.geometry.coordinates import ddf_to_phi, identity_grid, phi_to_ddf
 from monai_nodeo.geometry.resizing import resize, resize_ddf
 
-
-def voxels(shape: tuple[int, ...]) -> Tensor:
-    """Index of every voxel, (1, D, *shape), made without the module under test."""
-    return torch.from_numpy(np.indices(shape)).double().unsqueeze(0)
-
-
-def noise(shape: tuple[int, ...], size: float = 1.0, batch: int = 1) -> Tensor:
-    return size * torch.randn(batch, len(shape), *shape, dtype=torch.float64)
-
-
 RESIZED = [((9, 13), (17, 25)), ((9, 13), (5, 20)), ((9, 11, 13), (5, 6, 13)), ((6, 8, 5), (12, 9, 10))]
 every_resize = pytest.mark.parametrize(("shape", "new"), RESIZED)
-
-
-@every_resize
-def test_resizing_to_more_voxels_keeps_linear_functions_and_the_corners(
-    shape: tuple[int, ...], new: tuple[int, ...]
-) -> None:
-    finer = tuple(max(n, m) for n, m in zip(shape, new, strict=True))
-    slopes = torch.tensor([0.7, -1.3, 0.4][: len(shape)], dtype=torch.float64)
-    line = torch.einsum("i,bi...->b...", slopes, identity_grid(shape, dtype=torch.float64))[None] + 5
-    expected = torch.einsum("i,bi...->b...", slopes, identity_grid(finer, dtype=torch.float64))[None] + 5
-
-    torch.testing.assert_close(resize(line, finer), expected, atol=1e-6, rtol=0)
-    image = torch.rand(2, 3, *shape)
-    for corner in ((0,) * len(shape), (-1,) * len(shape)):
-        torch.testing.assert_close(resize(image, finer)[(..., *corner)], image[(..., *corner)])
 
 
 @every_resize
@@ -64,7 +38,6 @@ def test_resizing_up_is_torchs_interpolation(shape: tuple[int, ...], new: tuple[
     finer = tuple(max(n, m) for n, m in zip(shape, new, strict=True))
     image = torch.rand(2, 3, *shape)
     mode = "bilinear" if len(shape) == 2 else "trilinear"
-
     torch.testing.assert_close(resize(image, finer), F.interpolate(image, finer, mode=mode, align_corners=True))
 
 
@@ -72,9 +45,6 @@ def test_resizing_up_is_torchs_interpolation(shape: tuple[int, ...], new: tuple[
 def test_a_displacement_keeps_its_length_on_another_grid(shape: tuple[int, ...], new: tuple[int, ...]) -> None:
     finer = tuple(max(n, m) for n, m in zip(shape, new, strict=True))
     ddf = noise(shape, 2.0).float()
-    by_phi = phi_to_ddf(
-        resize(ddf_to_phi(ddf, identity_grid(shape)), finer),
-        identity_grid(finer),
-    )
+    by_phi = phi_to_ddf(resize(ddf_to_phi(ddf, identity_grid(shape)), finer), identity_grid(finer))
     torch.testing.assert_close(resize_ddf(ddf, finer), by_phi, atol=1e-5, rtol=0)
     assert resize_ddf(ddf, shape).equal(ddf)

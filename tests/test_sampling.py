@@ -2,14 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from itertools import permutations
-
 import numpy as np
 import pytest
 import torch
 from monai.networks.blocks import Warp
-from torch import Tensor
-from torch.autograd import gradcheck
+from synthetic import noise, voxels
 from torch.nn import functional as F
 
 from monai_nodeo.geometry import _slabs as slabs
@@ -21,20 +18,6 @@ WITH_SINGLE_VOXEL = [(1, 7), (6, 1, 8)]
 WARPED = [(9, 13), (9, 11, 13)]
 
 
-def voxels(shape: tuple[int, ...]) -> Tensor:
-    """Index of every voxel, (1, D, *shape), made without the module under test."""
-    return torch.from_numpy(np.indices(shape)).double().unsqueeze(0)
-
-
-def noise(shape: tuple[int, ...], size: float = 1.0, batch: int = 1) -> Tensor:
-    return size * torch.randn(batch, len(shape), *shape, dtype=torch.float64)
-
-
-def swap_axes(x: Tensor, order: tuple[int, ...]) -> Tensor:
-    """New axis ``a`` is the old axis ``order[a]``."""
-    return x.permute(0, 1, *(2 + axis for axis in order))
-
-
 @pytest.mark.parametrize("shape", SHAPES + WITH_SINGLE_VOXEL)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 def test_sample_is_warp_in_values_and_gradients(shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
@@ -43,10 +26,8 @@ def test_sample_is_warp_in_values_and_gradients(shape: tuple[int, ...], dtype: t
     ddf = eighths.to(dtype).requires_grad_()
     image = torch.rand(2, 3, *shape, dtype=dtype, requires_grad=True)
     weight = torch.rand(2, 3, *shape, dtype=dtype)
-
     by_sample = sample(image, ddf_to_phi(ddf, identity_grid(shape, dtype=dtype)))
     by_warp = warp(image, ddf)
-
     torch.testing.assert_close(by_sample, by_warp, rtol=0, atol=20 * tolerance)
     moving = [axis for axis, n in enumerate(shape) if n > 1]
     (image_a, ddf_a), (image_b, ddf_b) = (
@@ -54,22 +35,6 @@ def test_sample_is_warp_in_values_and_gradients(shape: tuple[int, ...], dtype: t
     )
     torch.testing.assert_close(image_a, image_b, rtol=0, atol=100 * tolerance)
     torch.testing.assert_close(ddf_a[:, moving], ddf_b[:, moving], rtol=0, atol=100 * tolerance)
-
-
-@pytest.mark.parametrize("shape", [(4, 5), (3, 4, 5)])
-def test_gradient_of_sample(shape: tuple[int, ...]) -> None:
-    image = torch.rand(1, 2, *shape, dtype=torch.float64, requires_grad=True)
-    offset = (torch.randint(-4, 4, (1, len(shape), *shape)) / 8 + 1 / 16).double()
-    phi = ddf_to_phi(offset, identity_grid(shape, dtype=torch.float64)).requires_grad_()
-
-    assert gradcheck(sample, (image, phi))
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_sample_at_the_identity_is_the_image(shape: tuple[int, ...]) -> None:
-    image = torch.rand(1, 2, *shape, dtype=torch.float64)
-
-    torch.testing.assert_close(sample(image, identity_grid(shape, dtype=torch.float64)), image)
 
 
 @pytest.mark.parametrize("cloud", [(8, 9, 7), (7, 5, 6), (1, 5, 6), (5, 4)])
@@ -82,10 +47,8 @@ def test_a_cloud_of_any_size_samples_what_grid_sample_does(
     image = torch.rand(2, 2, *(6, 7, 8)[: len(cloud)], requires_grad=True)
     phi = (identity_grid(cloud) + reach * torch.randn(2, len(cloud), *cloud)).requires_grad_()
     weight = torch.rand(2, 2, *cloud)
-
     here = sample(image, phi)
     theirs = F.grid_sample(image, phi.movedim(1, -1).flip(-1), padding_mode="border", align_corners=True)
-
     torch.testing.assert_close(here, theirs, atol=1e-6, rtol=0)
     for a, b in zip(*(torch.autograd.grad((x * weight).sum(), (image, phi)) for x in (here, theirs)), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
@@ -95,9 +58,7 @@ def test_a_cloud_of_any_size_samples_what_grid_sample_does(
 def test_a_gradient_that_nobody_wants_is_not_made(wanted: str) -> None:
     inputs = {"image": torch.rand(1, 2, 5, 6, 7), "phi": identity_grid((3, 4, 5))}
     inputs[wanted].requires_grad_()
-
     sample(**inputs).sum().backward()
-
     assert {name for name, x in inputs.items() if x.grad is not None} == {wanted}
 
 
@@ -113,55 +74,16 @@ def test_whole_voxel_translation_picks_voxels_and_repeats_the_border(
 ) -> None:
     image = torch.rand(2, 3, *shape, dtype=torch.float64)
     ddf = torch.tensor(shift, dtype=torch.float64).view(1, -1, *[1] * len(shape)).expand(2, -1, *shape)
-
     warped = warp(image, ddf, mode)
-
     index = np.ix_(*[np.clip(np.arange(n) + d, 0, n - 1) for n, d in zip(shape, shift, strict=True)])
     torch.testing.assert_close(warped, image[(..., *index)], rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("shape", WARPED)
-def test_linear_image_is_sampled_exactly(shape: tuple[int, ...]) -> None:
-    dims = len(shape)
-    slope = torch.tensor([0.7, -1.3, 0.4][:dims], dtype=torch.float64)
-    limits = torch.tensor(shape, dtype=torch.float64).view(1, -1, *[1] * dims) - 1
-    position = torch.rand(1, dims, *shape, dtype=torch.float64) * limits
-    image = torch.einsum("i,bi...->b...", slope, voxels(shape)).unsqueeze(1) + 5
-
-    warped = warp(image, position - voxels(shape))
-
-    torch.testing.assert_close(warped, torch.einsum("i,bi...->b...", slope, position).unsqueeze(1) + 5)
-
-
-@pytest.mark.parametrize("order", [*permutations(range(2)), *permutations(range(3))])
-@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
-def test_warping_commutes_with_swapping_axes(order: tuple[int, ...], mode: str) -> None:
-    shape = (9, 11, 13)[: len(order)]
-    image, ddf = torch.rand(1, 2, *shape, dtype=torch.float64), noise(shape, 2.0)
-
-    swapped = warp(swap_axes(image, order), swap_axes(ddf, order)[:, list(order)], mode)
-
-    torch.testing.assert_close(swapped, swap_axes(warp(image, ddf, mode), order))
-
-
-@pytest.mark.parametrize("shape", WARPED)
-def test_translation_is_undone_by_its_inverse_away_from_the_border(shape: tuple[int, ...]) -> None:
-    image = torch.rand(1, 1, *shape, dtype=torch.float64)
-    ddf = torch.ones(1, len(shape), *shape, dtype=torch.float64)
-
-    there_and_back = warp(warp(image, ddf), -ddf)
-
-    inside = (..., *[slice(1, -1)] * len(shape))
-    torch.testing.assert_close(there_and_back[inside], image[inside], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", WARPED)
 def test_nearest_makes_no_new_labels(shape: tuple[int, ...]) -> None:
     labels = torch.randint(0, 5, (1, 1, *shape)).double() * 7
     ddf = noise(shape, 2.0)
-
     warped = warp(labels, ddf, "nearest")
-
     limits = torch.tensor(shape).view(1, -1, *[1] * len(shape)) - 1
     nearest = (voxels(shape) + ddf).round().long().clamp(min=0).minimum(limits)[0]
     torch.testing.assert_close(warped[0, 0], labels[(0, 0, *nearest)])
@@ -170,7 +92,6 @@ def test_nearest_makes_no_new_labels(shape: tuple[int, ...]) -> None:
 def test_outside_is_border_or_what_is_asked_for() -> None:
     image = torch.ones(1, 1, 5, 6)
     far = torch.full((1, 2, 5, 6), 20.0)
-
     assert (warp(image, far) == 1).all()
     assert (warp(image, far, padding_mode="zeros") == 0).all()
 

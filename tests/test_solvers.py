@@ -11,31 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from synthetic import deformed_pair, smooth_ddf
+from synthetic import smooth_ddf
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torchdiffeq import odeint
 from torchdiffeq._impl.odeint import SOLVERS
 from torchdiffeq._impl.solvers import FixedGridODESolver
 
-from monai_nodeo.flows import (
-    EulerianVelocity,
-    Lattice,
-    NODEONet,
-    NodeVelocity,
-    ODESolver,
-    RungeKutta,
-    ScalingAndSquaring,
-    Solver,
-    VelocityBatch,
-)
+from monai_nodeo.flows import NodeVelocity, ODESolver, RungeKutta, ScalingAndSquaring, Solver
 from monai_nodeo.flows import runge_kutta as runge_kutta_module
 from monai_nodeo.flows.solver import METHODS
 from monai_nodeo.geometry import sampling
 from monai_nodeo.geometry.coordinates import identity_grid, voxels_per_unit
-from monai_nodeo.losses import LocalNCCLoss, RegistrationLoss
-from monai_nodeo.registration.levels import PairBatch
-from monai_nodeo.registration.trainer import PairTrainer
 
 SHAPES = [(5, 7), (3, 5, 4)]
 ORDERS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
@@ -131,14 +118,6 @@ def test_other_methods_find_the_flow(shape, make, solver, tolerance, times) -> N
     assert error(solver, make(len(shape)), grid(shape), times) < tolerance
 
 
-@every_shape
-def test_one_euler_step_adds_the_velocity(shape) -> None:
-    velocity, phi = linear(len(shape)), grid(shape, batch=2)
-    trajectory = ODESolver()(velocity, phi)
-    assert trajectory.shape == (2, 2, len(shape), *shape)
-    torch.testing.assert_close(trajectory[1], phi + velocity(phi, torch.tensor(0.0)))
-
-
 # Times
 
 ROUGH = {**{name: ODESolver(name, num_steps=6) for name in ORDERS}, "runge_kutta": RungeKutta(6)}
@@ -167,14 +146,6 @@ def test_times_that_do_not_go_one_way_are_refused(solver, times) -> None:
         solver(velocity, grid((5, 7)), times)
 
 
-@pytest.mark.parametrize("solver", ALL.values(), ids=ALL)
-def test_a_solver_keeps_nothing_between_calls(solver) -> None:
-    velocity, phi = linear(2), grid((5, 7))
-    alone = solver(velocity, phi)[-1]
-    solver(PulsedVelocity(), grid((3, 5, 4)))
-    assert torch.equal(solver(velocity, phi)[-1], alone)
-
-
 @every_shape
 @pytest.mark.parametrize("solver", ROUGH.values(), ids=ROUGH)
 def test_single_precision_stays_single(shape, solver) -> None:
@@ -196,10 +167,8 @@ def test_fixed_steps_are_torchdiffeqs_in_value_and_gradient(shape, make, method,
     velocity, phi = make(len(shape)), grid(shape).clone().requires_grad_()
     weight = torch.randn_like(phi)
     steps = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
-
     ours = ODESolver(method, num_steps)(velocity, phi)[-1]
     theirs = odeint(lambda t, y: velocity(y, t), phi, steps, method=method, rtol=1e-3, atol=1e-4)[-1]
-
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     wanted = [phi, *velocity.parameters()]
     for a, b in zip(*(torch.autograd.grad((y * weight).sum(), wanted) for y in (ours, theirs)), strict=True):
@@ -241,56 +210,10 @@ def test_adjoint_gradient_is_the_direct_one_when_steps_are_small(shape, make, op
     velocity, phi = make(len(shape)), grid(shape).clone().requires_grad_()
     weight = torch.randn(len(times), *phi.shape, dtype=phi.dtype)
     wanted = [phi, *velocity.parameters()]
-
     direct, adjoint = (ODESolver(**options, atol=1e-9, adjoint=flag)(velocity, phi, times) for flag in (False, True))
-
     torch.testing.assert_close(adjoint, direct, rtol=0, atol=1e-12)
     for a, b in zip(*(torch.autograd.grad((y * weight).sum(), wanted) for y in (adjoint, direct)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-
-
-@every_shape
-def test_gradient_through_one_step_is_exact_only_without_the_adjoint(shape) -> None:
-    # One Euler step: phi + A phi, of which the gradient for A is phi at the start; the adjoint takes phi at the end.
-    velocity, phi = linear(len(shape)), grid(shape)
-    weight = torch.randn_like(phi)
-    direct, adjoint = (
-        torch.autograd.grad((ODESolver(adjoint=flag)(velocity, phi)[-1] * weight).sum(), velocity.matrix)[0]
-        for flag in (False, True)
-    )
-    exact = torch.einsum("bi...,bj...->ij", weight, phi)
-    torch.testing.assert_close(direct, exact)
-    assert (adjoint - exact).abs().max() > 1e-3
-
-
-MODELS: dict[str, tuple[Callable[[tuple[int, ...]], Any], float]] = {
-    "eulerian": (lambda shape: EulerianVelocity(len(shape), shape), 0.1),
-    "keyframes": (lambda shape: EulerianVelocity(len(shape), shape, Lattice(keyframes=2)), 0.1),
-    "nodeo": (lambda shape: NODEONet(len(shape), shape, channels=4, num_convolutions=2, bottleneck=8, scale=0.1), 0.02),
-}
-
-
-@pytest.mark.parametrize(("make", "learning_rate"), MODELS.values(), ids=MODELS)
-@pytest.mark.parametrize("shape", [(21, 25), (12, 10, 14)])
-def test_a_registration_by_the_adjoint_is_the_direct_one(make, learning_rate, shape) -> None:
-    """As every run takes it, by the trainer with a batch of velocities: once the adjoint integrated a frozen one."""
-    fixed, moving, _ = deformed_pair(shape, largest=3.0)
-    loss = RegistrationLoss(LocalNCCLoss(len(shape), kernel_size=7))
-
-    def registered(steps: int, adjoint: bool) -> Tensor:
-        torch.manual_seed(0)
-        network = VelocityBatch([make(shape)])
-        optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
-        solver = ODESolver("midpoint", steps, adjoint)
-        trainer = PairTrainer(PairBatch(fixed[None], moving[None]), network, optimizer, loss, solver, iterations=8)
-        trainer.run()
-        return trainer.state.output["ddf"]
-
-    two, eight = registered(2, adjoint=True), registered(8, adjoint=True)
-    assert two.abs().max() > 0.4
-    assert (two - registered(2, adjoint=False)).abs().max() < 0.1
-    assert (eight - registered(8, adjoint=False)).abs().max() < 0.02
-    assert (two - eight).abs().max() > 1e-4
 
 
 # Options of ODESolver
@@ -340,19 +263,6 @@ def test_steps_are_counted_in_whole_numbers(steps) -> None:
             RungeKutta(stretch=stretch)
 
 
-@pytest.mark.parametrize(
-    ("solver", "waits"),
-    [
-        (ODESolver("rk4"), False),
-        (ODESolver("euler", adjoint=True), True),
-        (ODESolver("dopri5"), True),
-        (ScalingAndSquaring(), False),
-    ],
-)
-def test_solvers_that_look_at_what_is_computed_wait_for_the_device(solver, waits) -> None:
-    assert solver.waits_for_device is waits
-
-
 # RungeKutta for velocities at nodes
 
 NODES = [(9, 13), (7, 9, 12), (7, 1, 9), (9, 5, 1), (7, 1)]
@@ -391,7 +301,6 @@ def test_kernels_and_plain_operations_agree(shape, keyframes, times, dtype, monk
     by_kernels = solver(velocity, phi, times)
     monkeypatch.setattr(runge_kutta_module, "kernels_for", lambda *_: None)
     plain = solver(velocity, phi, times)
-
     assert [state.dtype for state in by_kernels] == [dtype] * len(times)
     for a, b in zip(by_kernels, plain, strict=True):
         assert nodes_apart(shape, a, b) < 1e-3
@@ -416,9 +325,7 @@ def test_a_finer_solver_tells_the_error(shape, largest) -> None:
     solver = RungeKutta()
     found = solver(velocity, phi)[-1]
     exact = RungeKutta(64, 0.005)(velocity, phi)[-1]
-
     told, true = (nodes_apart(shape, found, x) for x in (solver.finer()(velocity, phi)[-1], exact))
-
     assert solver.finer().options() == {"num_steps": 4, "stretch": 0.125}
     assert true < 0.02
     assert true / 3 < told < 3 * true

@@ -10,7 +10,6 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from scans import centred, load, make_affine, smooth
-from scipy import ndimage
 from synthetic import deformed_pair, smooth_image
 
 from monai_nodeo.data import Pair, Scan, as_image, match
@@ -73,33 +72,10 @@ def test_values_stay_where_they_are_in_the_world(shape, parts) -> None:
     torch.testing.assert_close(fine.as_tensor().double(), expected, rtol=0, atol=1e-4)
 
 
-def test_parts_lie_halfway_between_two_cubic_splines() -> None:
-    values = smooth_image((12, 20, 24), sigma=1.0)
-    inside = (slice(None), slice(None), slice(7, -7))  # at the border, the splines end in different ways
-
-    def parts(values: np.ndarray) -> np.ndarray:
-        places = np.meshgrid(np.arange(12), np.arange(20), (np.arange(72) + 0.5) / 3 - 0.5, indexing="ij")
-        return ndimage.map_coordinates(values, places, order=3, mode="nearest").reshape(12, 20, 24, 3)
-
-    through = parts(values.numpy()[0])
-    wanted = values.numpy()[0]
-    for _ in range(30):  # until the means over the parts are the values
-        wanted = wanted + values.numpy()[0] - parts(wanted).mean(-1)
-    assert np.abs(parts(wanted).mean(-1) - values.numpy()[0])[inside].max() < 1e-4
-
-    fine = refined(image_of(values, (1, 1, 3)), (1, 1, 3)).numpy()[0].reshape(12, 20, 24, 3)
-
-    expected = (through + parts(wanted)) / 2
-    expected = expected.clip(float(values.min()), float(values.max()))
-    np.testing.assert_allclose(fine[inside], expected[inside], atol=1e-3)
-
-
 def test_slices_of_a_smooth_image_are_better_than_by_linear_interpolation() -> None:
     sharp = smooth_image((9, 11, 48), sigma=3.0)
     image = image_of(thick(sharp, (1, 1, 4)), (1, 1, 4))
-
     found = refined(image, (1, 1, 4)).as_tensor()
-
     linear = torch.nn.functional.interpolate(image.as_tensor()[None], sharp.shape[1:], mode="trilinear")[0]
     assert (found - sharp).square().mean() < 0.5 * (linear - sharp).square().mean()
 
@@ -126,9 +102,7 @@ def test_a_fixed_image_is_surest_in_the_middle_of_its_slices(count: int, hat: li
     spacing = [1.0, 1.0, 1.0]
     spacing[axis] = count
     image = image_of(smooth_image((9, NARROW, 10)), tuple(spacing))
-
     fine, certainty = refine(Pair(Scan(image), Scan(image)))
-
     assert certainty.shape == fine.fixed.image.shape
     lines = certainty[0].movedim(axis, -1).flatten(0, -2)
     torch.testing.assert_close(lines, torch.tensor(hat).repeat(image.shape[1 + axis]).expand_as(lines))
@@ -150,9 +124,7 @@ def test_a_slanted_tube_goes_on_between_picked_slices(axis: int, count: int) -> 
     # picked where the middle of a slice is: at a part if their number is odd, else between the two parts in the middle
     middles = sharp.unflatten(1 + axis, (10, count)).movedim(2 + axis, 0)[(count - 1) // 2 : count // 2 + 1].mean(0)
     image = image_of(middles, tuple(spacing))
-
     fine, _ = refine(Pair(Scan(image), Scan(image)))
-
     plain = refined(image, parts_of(image)).as_tensor()
     for scan in (fine.fixed, fine.moving):
         assert (scan.image.as_tensor() - sharp).square().mean() < 0.8 * (plain - sharp).square().mean()
@@ -168,9 +140,7 @@ def test_masks_and_landmarks_follow(save, tmp_path: Path) -> None:
     points = voxels @ affine[:3, :3].T + affine[:3, 3]
     marks = {"fixed_landmarks": points, "moving_landmarks": points + affine[:3, 2] / 4}  # by 1 mm across the slices
     pair = load(*names, fixed_mask=mask, moving_mask=mask, **marks)
-
     fine = match(*refine(pair)[:1])
-
     assert pair.fixed.image.shape[1:] == coarse  # as it was
     assert fine.fixed.shape[1:] == fine.moving.shape[1:] == shape
     for found in (fine.fixed_mask, fine.moving_mask):
@@ -193,9 +163,7 @@ def test_thick_slices_are_registered_between_their_voxels(
         key: on_grid(thick(image.as_tensor(), parts), spacing) if which in (key, "both") else image
         for key, image in cubes.items()
     }
-
     found = registered(images["fixed"], images["moving"], "fast")
-
     assert found.ddf.shape[1:] == images["fixed"].shape[1:]
     assert not folded_cells(found.ddf[None]).any()
     ddf = found.map.on(stored_grid(cubes["fixed"])).ddf

@@ -19,7 +19,6 @@ from monai_nodeo.files import (
     read_points,
     read_transform,
     write_affine,
-    write_image,
     write_points,
     write_transform,
 )
@@ -33,10 +32,6 @@ def registration(grid: ImageGrid) -> Transform:
 
 def some_voxels(grid: ImageGrid, count: int = 40) -> np.ndarray:
     return np.random.default_rng(5).integers(1, np.array(grid.spatial_shape) - 1, (count, grid.spatial_dims))
-
-
-def as_file_point(point: np.ndarray, world_dims: int) -> list[float]:
-    return (FLIP[:3, :3] @ point)[:world_dims].tolist()
 
 
 @pytest.mark.parametrize("kind", GRIDS)
@@ -70,26 +65,6 @@ def test_every_format_takes_points_to_the_moving_image(kind: str, name: str, tmp
     expected = moved(grid, make_ddf(grid), make_start(grid), index)
     assert np.abs(expected - world(grid, index)).max() > 1
     np.testing.assert_allclose(there, expected, rtol=0, atol=2e-5)
-
-
-@pytest.mark.parametrize("kind", GRIDS)
-def test_simpleitk_applies_our_composite_and_gets_our_image(kind: str, tmp_path: Path) -> None:
-    grid, moving = GRIDS[kind], make_image(GRIDS[kind])
-    write_transform(tmp_path / "transform.h5", registration(grid))
-    write_image(tmp_path / "moving.nii.gz", moving, grid)
-    image = sitk.ReadImage(tmp_path / "moving.nii.gz", sitk.sitkFloat64)
-    transform = sitk.ReadTransform(tmp_path / "transform.h5")
-
-    theirs = sitk.GetArrayFromImage(sitk.Resample(image, image, transform, sitk.sitkLinear)).T.reshape(moving.shape)
-
-    ours = warped(grid, moving, make_ddf(grid), make_start(grid))
-    assert np.abs(interior(moving - ours)).max() > 100
-    np.testing.assert_allclose(interior(theirs), interior(ours), rtol=0, atol=1e-2)
-    index = some_voxels(grid)
-    dims = len(grid.shape)
-    for point, expected in zip(world(grid, index), moved(grid, make_ddf(grid), make_start(grid), index), strict=True):
-        there = transform.TransformPoint(as_file_point(point, dims))
-        np.testing.assert_allclose(there, as_file_point(expected, dims), rtol=0, atol=1e-4)
 
 
 def test_nitransforms_reads_our_composite(tmp_path: Path) -> None:
@@ -227,13 +202,6 @@ def test_field_of_a_slice_holds_the_part_within_it(tmp_path: Path, caplog: pytes
 
 def test_identity_is_no_step() -> None:
     assert len(Transform.of_registration(make_ddf(VOLUME), VOLUME, np.eye(4)).steps) == 1
-
-
-def test_inverse_affine_undoes_it() -> None:
-    start = Affine(make_start(VOLUME))
-    there_and_back = Transform((start, start.inverse()))
-    points = world(VOLUME, some_voxels(VOLUME))
-    np.testing.assert_allclose(there_and_back.map_points(points), points, rtol=0, atol=1e-9)
 
 
 def test_points_keep_their_columns(tmp_path: Path) -> None:

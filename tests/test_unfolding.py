@@ -53,9 +53,7 @@ def test_a_flow_that_folds_between_voxels_is_mended(grid, nodes, keyframes, back
     flow = flow_of(grid, images).inverse if backward else flow_of(grid, images)
     before = flow.velocity.get_parameter("images").clone()
     assert folds(flow.displacement()) > 0
-
     mended, ddf = unfolded(flow)
-
     assert folds(ddf) == 0
     assert torch.equal(ddf, mended.displacement())
     assert torch.equal(flow.velocity.get_parameter("images"), before)
@@ -89,9 +87,7 @@ def test_only_the_surroundings_of_a_fold_are_touched(dims) -> None:
     flow = flow_of(ImageGrid(np.eye(4), shape), images)
     before = flow.displacement()
     assert folds(before) > 0
-
     _, ddf = unfolded(flow)
-
     assert folds(ddf) == 0
     changed = (ddf != before).any(0)
     assert changed[middle]

@@ -2,10 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import copy
 import io
 import math
-import pickle
 from typing import Any
 
 import pytest
@@ -22,10 +20,8 @@ from monai_nodeo.flows import (
     NodeVelocity,
     VelocityBatch,
     VelocityField,
-    VelocityModel,
 )
 from monai_nodeo.flows.parametrisations import Parametrisation
-from monai_nodeo.flows.solver import ODESolver
 from monai_nodeo.geometry.coordinates import identity_grid, phi_to_ddf, voxels_per_unit
 from monai_nodeo.geometry.smoothing import AveragingSmoothing, GaussianSmoothing, SeparableSmoothing
 
@@ -60,49 +56,12 @@ def test_output_is_lattice_then_interpolation_then_smoothing(
 ) -> None:
     net = small_net(shape, smoothing=smoothings(len(shape))[kernel], downsample=downsample, scale=1.0)
     phi = identity_grid(shape) + 0.1 * torch.randn(2, len(shape), *shape)
-
     assert net.lattice_size == tuple(math.ceil(n / downsample) for n in shape)
     assert net.min_size == 2 * downsample
     torch.testing.assert_close(net(phi), by_hand(net, phi), rtol=1e-4, atol=1e-6)
 
 
-@every_shape
-def test_published_model_does_not_depend_on_time(shape: tuple[int, ...]) -> None:
-    net, phi = small_net(shape), identity_grid(shape)
-
-    assert torch.equal(net(phi), net(phi, torch.tensor(0.3)))
-
-
-@every_shape
-def test_a_lattice_of_one_value_moves_every_voxel_alike(shape: tuple[int, ...]) -> None:
-    net = small_net(shape, scale=1.0)
-    last = net.decoder[3]
-    torch.nn.init.zeros_(last.weight)
-    wanted = torch.tensor([1.5, -2.0, 0.25][: len(shape)])
-    last.bias.data = wanted.repeat_interleave(math.prod(net.lattice_size))
-
-    velocity = net(identity_grid(shape))
-
-    torch.testing.assert_close(velocity, wanted.view(1, -1, *[1] * len(shape)).expand_as(velocity))
-
-
-@every_shape
-def test_gradient_reaches_every_parameter(shape: tuple[int, ...]) -> None:
-    net = small_net(shape)
-
-    net(identity_grid(shape)).square().sum().backward()
-
-    for name, parameter in net.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.abs().sum() > 0, name
-
-
 # Options
-
-
-def test_one_number_is_all_sides() -> None:
-    assert NODEONet(2, 20, **SMALL).image_size == (20, 20)
-    assert NODEONet(**SMALL).image_size == (32, 32, 32)
 
 
 @pytest.mark.parametrize(("shape", "downsample"), [((7, 32), 4), ((32, 32, 1), 4), ((15, 40, 40), 8)])
@@ -114,14 +73,6 @@ def test_too_small_an_image_is_refused_with_what_to_do(shape: tuple[int, ...], d
         small_net(shape, downsample=downsample)
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 8)])
-def test_smallest_image_is_enough(shape: tuple[int, ...]) -> None:
-    net = NODEONet(len(shape), shape)
-
-    assert set(shape) == {net.min_size}
-    assert net(identity_grid(shape)).shape == (1, len(shape), *shape)
-
-
 @pytest.mark.parametrize(("dims", "shape"), [(3, (32, 32)), (2, (32, 32, 32))])
 def test_image_size_of_another_dimension_is_refused(dims: int, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=f"spatial_dims={dims} entries"):
@@ -129,35 +80,6 @@ def test_image_size_of_another_dimension_is_refused(dims: int, shape: tuple[int,
 
 
 # Copies
-
-
-@pytest.mark.parametrize(("shape", "other"), [((9, 13), (20, 11)), ((9, 11, 13), (17, 8, 10))])
-def test_fresh_has_the_options_and_new_weights_for_another_shape(
-    shape: tuple[int, ...], other: tuple[int, ...]
-) -> None:
-    kernel = GaussianSmoothing(len(shape), 1.5, passes=2)
-    prototype = small_net(shape, downsample=3, smoothing=kernel, scale=0.25)
-    before = copy.deepcopy(prototype.state_dict())
-
-    net = prototype.fresh(other)
-
-    options = ["spatial_dims", "channels", "num_convolutions", "bottleneck", "downsample", "scale", "min_size"]
-    assert [getattr(net, name) for name in options] == [getattr(prototype, name) for name in options]
-    assert (net.smoothing.kernel(), net.smoothing.passes) == (kernel.kernel(), 2)
-    assert net.image_size == other
-    assert net(identity_grid(other)).shape == (1, len(other), *other)
-    assert prototype.image_size == shape
-    for name, value in prototype.state_dict().items():
-        assert torch.equal(value, before[name]), name
-
-
-def test_a_velocity_model_says_how_to_make_another() -> None:
-    class NoFresh(VelocityModel):
-        def forward(self, phi: Tensor, t: Tensor | None = None) -> Tensor:
-            return phi
-
-    with pytest.raises(TypeError, match="fresh"):
-        NoFresh()  # type: ignore[abstract]
 
 
 # Eulerian velocity
@@ -193,7 +115,6 @@ def set_nodes(model: EulerianVelocity, nodes: Tensor) -> None:
 def test_every_parametrisation_starts_at_rest_and_takes_any_shape(make, shape, keyframes) -> None:
     small = make((8,) * len(shape), keyframes=keyframes)
     images: Parametrisation = small.fresh(shape)
-
     assert images().shape == (keyframes, len(shape), *shape)
     assert not images().any()
     assert (images.image_size, images.keyframes) == (shape, keyframes)
@@ -201,31 +122,12 @@ def test_every_parametrisation_starts_at_rest_and_takes_any_shape(make, shape, k
     assert not model(identity_grid(shape), torch.tensor(0.3)).any()
 
 
-@every_parametrisation
-@every_eulerian_shape
-def test_a_few_steps_move_the_cloud_where_it_should_go(make, shape) -> None:
-    model = EulerianVelocity(len(shape), shape, make((8,) * len(shape)))
-    identity = identity_grid(shape)
-    wanted = identity * 0.9 + 0.05
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    losses = []
-    for _ in range(40):
-        optimizer.zero_grad()
-        arrived = ODESolver("euler", 2)(model, identity)[-1]
-        losses.append((arrived - wanted).square().mean())
-        losses[-1].backward()
-        optimizer.step()
-    assert losses[-1] < 0.3 * losses[0]
-
-
 @every_eulerian_shape
 def test_a_velocity_belongs_to_places(shape) -> None:
     model = eulerian(shape)
     cloud = (identity_grid(shape) * 0.7).repeat(2, *[1] * (1 + len(shape)))
     order = torch.randperm(shape[-1])
-
     velocity = model(cloud)
-
     assert velocity.shape == cloud.shape
     torch.testing.assert_close(model(cloud[..., order]), velocity[..., order])
     image = model(identity_grid(shape))
@@ -256,7 +158,6 @@ def test_keyframes_are_interpolated_in_time(shape) -> None:
 def test_a_finer_model_goes_on_with_the_velocity(make, shape, finer, spacing, keyframes) -> None:
     model = eulerian(shape, make, keyframes)
     fine = model.finer(finer, spacing)
-
     assert fine.image_size == finer
     # at random places: a linear interpolation between the nodes, here as there
     for time in (0.0, 0.6):
@@ -280,9 +181,7 @@ def test_a_linear_velocity_is_kept_exactly(shape, finer) -> None:
     wanted = torch.einsum("ij,bj...->bi...", matrix, identity_grid(shape))
     set_nodes(model, phi_to_ddf(wanted, torch.zeros_like(wanted)))
     torch.testing.assert_close(model(identity_grid(shape)), wanted)
-
     fine = model.finer(finer)
-
     places = 2 * torch.rand(1, dims, *shape) - 1
     expected = torch.einsum("ij,bj...->bi...", matrix, places)
     for velocity in (model, fine, fine.finer(tuple(2 * n for n in finer))):
@@ -323,7 +222,6 @@ def test_what_is_kept_of_a_model_is_its_velocity(shape, keyframes) -> None:
     model = eulerian(shape, keyframes=keyframes).finer(tuple(n + 2 for n in shape))
     model.parametrisation.nodes.data.normal_()
     kept, phi = model.kept(), 1.2 * torch.rand(2, len(shape), *shape)
-
     assert isinstance(kept, VelocityField)
     assert kept.image_size == model.image_size
     assert not any(parameter.requires_grad for parameter in kept.parameters())
@@ -339,7 +237,6 @@ def test_what_is_kept_of_a_model_is_its_velocity(shape, keyframes) -> None:
 def test_a_velocity_at_nodes_is_theirs_and_linear_in_space_and_time(shape) -> None:
     images = torch.randn(3, len(shape), *shape)
     field = VelocityField.of(images)
-
     for time, expected in ((0.0, images[0]), (0.5, images[1]), (0.85, 0.3 * images[1] + 0.7 * images[2])):
         torch.testing.assert_close(field(identity_grid(shape), torch.tensor(time))[0], expected, atol=1e-5, rtol=1e-4)
     both = field.together([field, VelocityField.of(-images)])
@@ -374,26 +271,10 @@ def test_a_state_dict_holds_all_of_a_model(make, shape) -> None:
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
-
     other = model.fresh(shape)
     other.load_state_dict(torch.load(file, weights_only=True))
-
     assert model(phi, time).any()
     assert torch.equal(other(phi, time), model(phi, time))
-
-
-@every_model
-@every_cloud
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
-def test_copies_are_the_same_model_and_share_nothing(make, shape, copied) -> None:
-    model, phi, time = make(shape), identity_grid(shape), torch.tensor(0.4)
-    expected = model(phi, time).detach()
-    other = copied(model)
-    assert torch.equal(other(phi, time), expected)
-    with torch.no_grad():
-        for value in (*other.parameters(), *other.buffers()):
-            value.zero_()
-    assert torch.equal(model(phi, time), expected)
 
 
 @every_model
@@ -415,8 +296,3 @@ def test_a_batch_of_models_is_each_of_them_alone(make, shape) -> None:
     alone = torch.cat([model(item, time) for model, item in zip(models, phi.split(1), strict=True)])
     torch.testing.assert_close(batch(phi, time), alone, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(batch.velocity()(phi, time), alone, rtol=1e-4, atol=1e-6)
-
-
-def test_a_network_of_nodeo_has_no_finer_one() -> None:
-    with pytest.raises(ValueError, match="NODEONet cannot go on from a coarser level"):
-        small_net((9, 13)).finer((17, 25))

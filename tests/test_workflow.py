@@ -6,36 +6,30 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from cohorts import as_it_was
 from ignite.engine import Engine, Events
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator
-from monai.transforms import Compose, LoadImaged
-from synthetic import deformed_pair
+from synthetic import save_pair
 
-from monai_nodeo import RegisterPaird, Registration, Settings, register
-from monai_nodeo.cli import main
-from monai_nodeo.cohort.task import Job, register_rows
+from monai_nodeo import Registration, Settings
 from monai_nodeo.data import Pair, PairDataset
 from monai_nodeo.data.lists import DataListError
 from monai_nodeo.registration import DivergedError, PairInferer, folder
 from monai_nodeo.registration.presets import bundle_dir
-from monai_nodeo.workflow import NodeoWorkflow, PairsFailedError, SavePairs, register_pairs, run
+from monai_nodeo.workflow import NodeoWorkflow, PairsFailedError, SavePairs, register_pairs
 
 INFERENCE = str(bundle_dir() / "configs" / "inference.json")
 SHAPES = {2: (16, 18, 1), 3: (12, 9, 11)}
+AFFINE = np.diag([1.5, 2.0, 1.0, 1.0])
 QUICK = {"settings#iterations": [2], "settings#shrink_factors": [1], "device": "cpu", "report": False}
 EVIL = ['$__import__("os").system("touch pwned")', "%a@b", "@fixed", "a#1"]
 
@@ -46,20 +40,9 @@ def _import_path_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", sys.path.copy())
 
 
-def save_pair(directory: Path, spatial_dims: int = 3) -> dict[str, str]:
-    """Images and labels as "fixed.nii.gz" and so on."""
-    shape = SHAPES[spatial_dims]
-    fixed, moving, _ = deformed_pair(shape[:spatial_dims])
-    images = {"fixed": fixed, "moving": moving, "fixed_label": fixed > 0.5, "moving_label": moving > 0.5}
-    for key, image in images.items():
-        values = 100 * image[0].numpy().astype(np.float32).reshape(shape)
-        nib.save(nib.Nifti1Image(values, np.diag([1.5, 2.0, 1.0, 1.0])), directory / f"{key}.nii.gz")
-    return {key: str(directory / f"{key}.nii.gz") for key in images}
-
-
 @pytest.fixture
 def row(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return save_pair(tmp_path_factory.mktemp("images"))
+    return save_pair(tmp_path_factory.mktemp("images"), SHAPES[3], AFFINE)
 
 
 def images(row: Mapping[str, str], id: str = "pair") -> dict[str, str]:
@@ -146,23 +129,14 @@ def test_a_path_is_what_was_typed_for_monai(typed: str, style: str, monkeypatch)
     workflow = quick(Path("out"), moving_label=DefaultParseValue(typed), fixed=None)
     if typed != "None":  # which cannot be told from nothing
         assert workflow.moving_label == Path(typed)
-
-
-def test_a_number_is_no_path() -> None:
     with pytest.raises(ValueError, match="moving is 7, expected a path"):
         quick(Path("out"), moving=7)
-
-
-def test_the_start_is_a_path_too() -> None:
-    workflow = quick(Path("out"), **{"settings#initial_transform": EVIL[0]})
-    assert workflow.inferer.settings.initial_transform == EVIL[0]
-    assert not Path("pwned").exists()
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("given", ["pair", "list", "number"])
 def test_it_is_for_slices_if_the_images_are(spatial_dims: int, given: str, tmp_path) -> None:
-    row = save_pair(tmp_path, spatial_dims)
+    row = save_pair(tmp_path, SHAPES[spatial_dims], AFFINE)
     (tmp_path / "pairs.json").write_text(json.dumps([7, {"fixed": "gone.nii.gz", "moving": "b"}, images(row)]))
     inputs = {
         "pair": {"fixed": row["fixed"], "moving": row["moving"]},
@@ -198,18 +172,15 @@ def test_what_cannot_be_is_told_when_it_is_made(tmp_path) -> None:
         ("setings#iterations", "settings"),
         ("evaluator#amd", "evaluator#amp"),
         ("dataloader#num_worker", "dataloader#num_workers"),
+        ("zzz", None),
     ],
 )
 @pytest.mark.parametrize("config_file", [None, INFERENCE])
-def test_an_unknown_id_is_refused_with_the_nearest_one(typo: str, nearest: str, config_file: str | None) -> None:
+def test_an_unknown_id_is_refused_with_the_nearest_one(typo: str, nearest: str | None, config_file: str | None) -> None:
     with pytest.raises(ValueError, match=r"^unknown config id") as info:
         NodeoWorkflow(config_file, logging_file=False, **{typo: 5})
-    assert f"(did you mean {nearest!r}?); there are " in str(info.value)
-
-
-def test_no_nearest_id_is_made_up() -> None:
-    with pytest.raises(ValueError, match=r"^unknown config id 'zzz'; there are imports, bundle_root, "):
-        NodeoWorkflow(zzz=5, logging_file=False)
+    hint = f"(did you mean {nearest!r}?)" if nearest else repr(typo)
+    assert f"{hint}; there are " in str(info.value)
 
 
 def test_arguments_of_components_are_known() -> None:
@@ -225,6 +196,8 @@ def test_words_of_json_are_what_they_say() -> None:
     changes = {"settings#unfold": "false", "settings#best_window": "null", "settings#amsgrad": "true"}
     settings = quick(Path("out"), **changes).inferer.settings
     assert (settings.unfold, settings.best_window, settings.amsgrad) == (False, None, True)
+    start = quick(Path("out"), **{"settings#initial_transform": EVIL[0]}).inferer.settings.initial_transform
+    assert start == EVIL[0]  # a path too
     with pytest.raises(RuntimeError) as info:
         quick(Path("out"), report="no").evaluator  # noqa: B018
     assert "report is 'no', expected True or False" in repr(info.value.__cause__)
@@ -325,14 +298,6 @@ def test_a_pair_that_diverges_is_a_failure_and_the_others_go_on(batch_size, tmp_
     ]
 
 
-def test_a_second_run_starts_a_new_table(tmp_path, row) -> None:
-    evaluator, dataset = make_evaluator(tmp_path, images(row, "a"))
-    evaluator.run()
-    dataset.data = [images(row, "b")]
-    evaluator.run()
-    assert [line["id"] for line in table(tmp_path)] == ["b"]
-
-
 def test_a_pair_that_was_not_saved_to_the_end_has_no_figures(tmp_path, row, monkeypatch) -> None:
     make_evaluator(tmp_path, images(row))[0].run()
     assert "metrics.json" in names(tmp_path / "pair")
@@ -348,11 +313,14 @@ def test_a_pair_that_was_not_saved_to_the_end_has_no_figures(tmp_path, row, monk
         Registration.load(tmp_path / "pair")
 
 
-def test_a_run_without_labels_leaves_no_labels_of_an_earlier_run(tmp_path, row) -> None:
-    make_evaluator(tmp_path, {**row, "id": "pair"})[0].run()
-    assert "warped_label.nii.gz" in names(tmp_path / "pair")
-    make_evaluator(tmp_path, images(row))[0].run()
-    assert "warped_label.nii.gz" not in names(tmp_path / "pair")
+def test_a_second_run_leaves_nothing_of_the_first(tmp_path, row) -> None:
+    evaluator, dataset = make_evaluator(tmp_path, {**row, "id": "a"}, images(row, "b"))
+    evaluator.run()
+    assert "warped_label.nii.gz" in names(tmp_path / "a")
+    dataset.data = [images(row, "a")]
+    evaluator.run()
+    assert [line["id"] for line in table(tmp_path)] == ["a"]
+    assert "warped_label.nii.gz" not in names(tmp_path / "a")
 
 
 def test_a_report_that_cannot_be_made_does_not_end_the_run(tmp_path, row, monkeypatch, caplog) -> None:
@@ -364,58 +332,3 @@ def test_a_report_that_cannot_be_made_does_not_end_the_run(tmp_path, row, monkey
     assert [line["status"] for line in table(tmp_path)] == ["done", "done"]
     assert "a: no report: no picture" in caplog.text
     assert "index.html" in names(tmp_path)
-
-
-def test_run_tells_what_was_done_and_what_was_not(tmp_path, row, caplog) -> None:
-    bad = [{"fixed": f"no{i}.nii.gz", "moving": row["moving"], "id": f"bad{i}"} for i in (1, 2)]
-    evaluator, dataset = make_evaluator(tmp_path, bad[0], {**row, "id": "good"}, bad[1])
-    with caplog.at_level(logging.INFO, logger="monai_nodeo.workflow"), pytest.raises(PairsFailedError) as info:
-        run(evaluator, dataset, tmp_path)
-    first, *lines = str(info.value).splitlines()
-    assert first == f"2 of 3 pairs failed, see {tmp_path / 'metrics.csv'}:"
-    assert [line.split(":")[0] for line in lines] == ["row 1 (bad1)", "row 3 (bad2)"]
-    (message,) = [record.getMessage() for record in caplog.records if record.name == "monai_nodeo.workflow"]
-    assert message.startswith("good: similarity loss ")
-    for name in ("Dice", "HD95 mm", "folded cells", " s"):
-        assert name in message
-
-
-# One registration, whichever way it is asked for
-
-
-def test_every_front_gives_the_same_field(row, tmp_path) -> None:
-    settings = Settings.preset(iterations=[3, 3], shrink_factors=[2, 1])
-    paths = {key: row[key] for key in ("fixed", "moving")}
-    by_function = register(**paths, settings=settings, device="cpu", handlers=())
-
-    changes = {f"settings#{name}": list(getattr(settings, name)) for name in ("iterations", "shrink_factors")}
-    quick(tmp_path / "bundle", **paths, **changes).run()
-    words = [
-        "register",
-        "-f",
-        paths["fixed"],
-        "-m",
-        paths["moving"],
-        "-o",
-        str(tmp_path / "cli"),
-        "--quiet",
-        "--no-report",
-    ]
-    words += ["--device", "cpu", "--set", "iterations=[3,3]", "--set", "shrink_factors=[2,1]"]
-    with as_it_was():
-        assert CliRunner().invoke(main, words).exit_code == 0
-    job = Job(str(tmp_path / "cohort"), settings.to_dict(), "key", "cpu", report=False)
-    register_rows(job, [{**paths, "id": "pair"}])
-    (bundle,) = (tmp_path / "bundle").glob("*/metrics.json")
-    folders = {"bundle": bundle.parent, "cli": tmp_path / "cli", "cohort": tmp_path / "cohort" / "pair"}
-    found = {name: Registration.load(at, with_pair=False) for name, at in folders.items()}
-
-    steps = Compose(
-        [LoadImaged(["fixed", "moving"], ensure_channel_first=True), RegisterPaird(settings=settings, handlers=())]
-    )
-    found["dict"] = steps(paths)["registration"]
-
-    assert by_function.displacement.abs().max() > 0.5
-    for name, registration in found.items():
-        assert torch.equal(registration.displacement, by_function.displacement), name
-        assert registration.certificate.verdict == by_function.certificate.verdict, name

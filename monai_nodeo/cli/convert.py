@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import click
 
+from monai_nodeo.cli.options import file_of
+
 __all__ = ["command"]
 
 
@@ -26,4 +28,4 @@ def command(source: str, target: str, reference: str | None) -> None:
 
     check_transform_target(target)
     grid = ImageGrid.from_file(reference) if reference else None
-    write_transform(target, read_transform(source), grid)
+    write_transform(target, read_transform(file_of(source)), grid)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import click
 
 from monai_nodeo.cli.figures import echo_figures
+from monai_nodeo.cli.options import file_of
 
 __all__ = ["command"]
 
@@ -22,5 +23,5 @@ def command(transform: str, as_json: bool) -> None:
     from monai_nodeo.files import read_transform
     from monai_nodeo.metrics.transforms import transform_figures
 
-    steps = transform_figures(read_transform(transform))
+    steps = transform_figures(read_transform(file_of(transform)))
     echo_figures({"file": transform, "step": steps}, as_json)

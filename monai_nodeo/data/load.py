@@ -26,12 +26,24 @@ from torch import Tensor
 from monai_nodeo.data.keys import IMAGE_KEYS, LABEL_KEYS, LANDMARK_KEYS, MASK_KEYS, PATH_KEYS
 from monai_nodeo.data.pair import Pair, PairError, Scan, source_name, stored_grid
 from monai_nodeo.data.placement import SAME_GRID_VOXELS, affine_3d, to_voxels, voxel_sides, world_corners
-from monai_nodeo.files import ImageFileError, StoredImage, open_stored, read_points, stored_itk, stored_nibabel
+from monai_nodeo.files import (
+    ImageFileError,
+    StoredImage,
+    open_stored,
+    read_points,
+    stored_array,
+    stored_itk,
+    stored_nibabel,
+)
 
 __all__ = ["Image", "as_image", "load_pair"]
 
 Image = str | PathLike[str] | np.ndarray | Tensor | SpatialImage | sitk.Image
 
+_WHOSE_GRID = {"moving": "fixed"} | {
+    key: image for keys in (LABEL_KEYS, MASK_KEYS) for key, image in zip(keys, IMAGE_KEYS, strict=True)
+}
+_OF_ITS_GRID = (MetaKeys.ORIGINAL_AFFINE, MetaKeys.SPATIAL_SHAPE, "sform_code", "qform_code")
 _SINGULAR = 1e-6  # determinant of the axes' unit vectors
 _FLOAT32_EXACT = 2**24  # whole numbers below it survive float32
 _LABEL_ROUNDING = 1e-4
@@ -42,7 +54,8 @@ def load_pair(row: Mapping[str, Any], spatial_dims: int | None = None, min_size:
 
     "fixed" and "moving" must be there; labels and landmarks come in pairs or not at all, masks one by one; see
     `data.keys`. Each is a path or an image in memory, see `as_image`; landmarks may be arrays (N, 3), RAS mm. A mask
-    counts where it is greater than 0. Labels and masks that are plain arrays or tensors lie on the grid of their image.
+    counts where it is greater than 0. Plain arrays and tensors have no place of their own: a moving image lies on the
+    grid of the fixed one, labels and masks on that of their image.
 
     Args:
         row: key -> path or image; "id" names the pair, other keys are not looked at.
@@ -59,11 +72,14 @@ def load_pair(row: Mapping[str, Any], spatial_dims: int | None = None, min_size:
     paths = {key: value for key, value in given.items() if isinstance(value, str | PathLike)}
     for key, path in paths.items():  # all of them, before the first one is read
         _check_existence(key, path)
-    images = {}
+    images: dict[str, MetaTensor] = {}
     for key in (*IMAGE_KEYS, *LABEL_KEYS, *MASK_KEYS):
         if key in given:
-            images[key] = as_image(given[key], key, spatial_dims, min_size)
-            spatial_dims = spatial_dims or images[key].ndim - 1
+            image = as_image(given[key], key, spatial_dims, min_size)
+            if key != "fixed" and _is_plain(given[key]):
+                image = _on_grid_of(images[_WHOSE_GRID[key]], _WHOSE_GRID[key], image, key)
+            images[key] = image
+            spatial_dims = spatial_dims or image.ndim - 1
     stored_grid(images["fixed"], "fixed")  # results are written on it: better to know now whether they can be
     _check_channels(images)
     scans = []
@@ -73,8 +89,6 @@ def load_pair(row: Mapping[str, Any], spatial_dims: int | None = None, min_size:
         _check_contrast(image_key, image)
         for key, other in ((LABEL_KEYS[side], label), (MASK_KEYS[side], mask)):
             if other is not None:
-                if isinstance(given[key], np.ndarray | Tensor) and not isinstance(given[key], MetaTensor):
-                    other.affine = image.affine  # a plain array has no place of its own
                 _check_grid_of_image(key, other, image)
         if label is not None:
             label = _whole_numbers(LABEL_KEYS[side], label)
@@ -92,8 +106,8 @@ def as_image(value: Image, key: str = "image", spatial_dims: int | None = None, 
 
     Args:
         value: a path; an image of nibabel or SimpleITK; an array (X, Y, Z) or (X, Y) without channels; or a tensor with
-            channels first, (C, X, Y, Z) or (C, X, Y). Arrays and plain tensors have voxels of 1 mm. The affine of a
-            MetaTensor is taken as RAS mm, or as LPS mm if its meta says so.
+            channels first, (C, X, Y, Z) or (C, X, Y). Plain ones have voxels of 1 mm. The affine of a MetaTensor
+            is taken as RAS mm, or as LPS mm if its meta says so.
         key: what errors call it.
         spatial_dims: 3 or 2; by default what it is. A third axis of one voxel makes a slice.
         min_size: fewest voxels along an axis.
@@ -106,6 +120,8 @@ def as_image(value: Image, key: str = "image", spatial_dims: int | None = None, 
     Raises:
         PairError: when it is none.
     """
+    if spatial_dims not in (None, 2, 3):
+        raise PairError(f"spatial_dims is {spatial_dims}, expected 2 for slices or 3 for volumes.")
     name = f"{key} {fspath(value)}" if isinstance(value, str | PathLike) else key
     try:
         stored = _stored(value, name)
@@ -165,7 +181,7 @@ def _stored(value: Image, name: str) -> StoredImage:
     if isinstance(value, Tensor):
         return _stored_tensor(value, name)
     if isinstance(value, np.ndarray):
-        return StoredImage("", np.eye(4), value.shape, value.dtype, lambda: value)
+        return stored_array(value)
     raise PairError(
         f"{name}: a {type(value).__name__} is no image; give a path, an array (X, Y, Z), a tensor (C, X, Y, Z) or an "
         "image of nibabel or SimpleITK."
@@ -195,6 +211,22 @@ def _stored_tensor(tensor: Tensor, name: str) -> StoredImage:
     spatial = (*array.shape[:-1], *[1] * (stored_dims + 1 - array.ndim))
     shape = (*spatial, *[1] * (4 - len(spatial)), array.shape[-1]) if array.shape[-1] > 1 else spatial
     return StoredImage(path, affine, shape, array.dtype, lambda: array.reshape(shape), *codes)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether an image has no place of its own."""
+    return isinstance(value, np.ndarray | Tensor) and not isinstance(value, MetaTensor)
+
+
+def _on_grid_of(reference: MetaTensor, whose: str, image: MetaTensor, key: str) -> MetaTensor:
+    if image.shape[1:] != reference.shape[1:]:
+        raise PairError(
+            f"{key}: a plain array or tensor of shape {tuple(image.shape[1:])} has no place of its own, and {whose} is "
+            f"{tuple(reference.shape[1:])}; give one of that shape, or MetaTensors, whose affines say where voxels are."
+        )
+    image.affine = reference.affine.clone()
+    image.meta.update({name: reference.meta[name] for name in _OF_ITS_GRID})
+    return image
 
 
 def _layout(stored: StoredImage) -> tuple[tuple[int, ...], int]:

@@ -27,7 +27,7 @@ from monai_nodeo.files.formats import (
     write_transform,
 )
 from monai_nodeo.files.grid import ImageGrid, itk_geometry
-from monai_nodeo.files.images import ImageFileError, StoredImage, open_stored, stored_itk, stored_nibabel
+from monai_nodeo.files.images import ImageFileError, StoredImage, open_stored, stored_array, stored_itk, stored_nibabel
 from monai_nodeo.files.nifti import (
     check_image_target,
     read_displacement,
@@ -59,6 +59,7 @@ __all__ = [
     "read_points",
     "read_transform",
     "save_nifti",
+    "stored_array",
     "stored_itk",
     "stored_nibabel",
     "write_affine",

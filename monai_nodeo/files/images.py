@@ -35,6 +35,7 @@ __all__ = [
     "load_voxels",
     "open_nibabel",
     "open_stored",
+    "stored_array",
     "stored_itk",
     "stored_nibabel",
 ]
@@ -162,6 +163,12 @@ def stored_itk(name: str, image: sitk.Image) -> StoredImage:
     return StoredImage(
         name, itk_place(image), shape, _numpy_type(image.GetPixelID()), lambda: _itk_values(image).reshape(shape)
     )
+
+
+def stored_array(values: np.ndarray) -> StoredImage:
+    """An array (X, Y, Z) or (X, Y), with voxels of 1 mm."""
+    shape = _shape(values.shape)
+    return StoredImage("", np.eye(4), shape, values.dtype, lambda: values.reshape(shape))
 
 
 def _with_channels(sizes: tuple[int, ...], channels: int) -> tuple[int, ...]:

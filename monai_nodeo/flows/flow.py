@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import monai_nodeo.flows.eulerian  # the models of this package make themselves known
 import monai_nodeo.flows.nodeo  # noqa: F401
@@ -31,7 +32,9 @@ __all__ = ["Flow", "FlowFileError"]
 _FORMAT = "monai_nodeo.flow.1"
 _SOLVERS: dict[str, Any] = {"RungeKutta": RungeKutta, "ODESolver": ODESolver}
 _AT_A_TIME = 2**21  # voxels, whose positions are held
-_MOST_POINTS_A_NUMBER = 256  # of a model: a damaged or made-up header must not ask for all memory
+# numbers that may be made while a model is built: so many for each of it in the file, or as many as small models need
+_NUMBERS_MADE = 64
+_FEW_NUMBERS = 2**24
 
 
 class FlowFileError(ValueError):
@@ -251,10 +254,8 @@ class Flow(nn.Module):
         if not isinstance(header, dict) or header.get("format") != _FORMAT:
             raise FlowFileError(f"{path}: no flow of this package; expected the format {_FORMAT!r}.")
         try:
-            points = math.prod(header["velocity"]["options"].get("image_size", ()))
-            if points > _MOST_POINTS_A_NUMBER * sum(x.numel() for x in state.values()):
-                raise ValueError(f"too few numbers for {points} points")
-            velocity = _made(path, "velocity model", VelocityModel.known, header["velocity"])
+            with _AtMost(max(_FEW_NUMBERS, _NUMBERS_MADE * sum(x.numel() for x in state.values()))):
+                velocity = _made(path, "velocity model", VelocityModel.known, header["velocity"])
             velocity.to(next(iter(state.values())).dtype).load_state_dict(state)
             velocity.requires_grad_(False)  # it is finished
             solver = solver or _made(path, "solver", _SOLVERS, header["solver"])
@@ -264,6 +265,23 @@ class Flow(nn.Module):
             raise
         except Exception as error:  # whatever a model makes of options that are none
             raise FlowFileError(f"{path}: a damaged flow ({type(error).__name__}: {_in_a_line(error)}).") from error
+
+
+class _AtMost(TorchFunctionMode):
+    """Refuses to make tensors of more numbers in all: a damaged or made-up header must not ask for all memory."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.left = numbers
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.empty, torch.zeros, torch.ones, torch.eye):
+            size = kwargs.get("size", args[0] if args and isinstance(args[0], Sequence) else args)
+            self.left -= math.prod(size) ** (2 if func is torch.eye else 1)
+            if self.left < 0:
+                raise ValueError("too few numbers for a model of these options")
+        return func(*args, **kwargs)
 
 
 def _check(*times: float) -> None:
@@ -279,7 +297,8 @@ def _in_a_line(error: Exception) -> str:
 def _made(path: Any, what: str, known: dict[str, Any], described: dict[str, Any]) -> Any:
     name, options = str(described["name"]), dict(described["options"])
     if name not in known:
-        raise FlowFileError(f"{path}: holds a {what} {name!r}; known are {', '.join(sorted(known))}. Import it first.")
+        remedy = "Import its class first" if known is VelocityModel.known else "Give one to Flow.load"
+        raise FlowFileError(f"{path}: holds a {what} {name!r}; known are {', '.join(sorted(known))}. {remedy}.")
     return known[name](**options)
 
 

@@ -19,7 +19,7 @@ from monai_nodeo.geometry.coordinates import axis_values
 from monai_nodeo.geometry.jacobian import check_ddf, jacobian_determinant
 from monai_nodeo.losses._base import SinglePrecisionLoss
 
-__all__ = ["DDFLoss", "FoldingLoss", "SmoothnessLoss", "VelocityMagnitudeLoss"]
+__all__ = ["DDFLoss", "FoldingLoss", "LogJacobianLoss", "SmoothnessLoss", "VelocityMagnitudeLoss"]
 
 
 class _WithGradient(torch.autograd.Function):
@@ -45,6 +45,17 @@ def _folding_sum(ddf: Tensor, margin: float) -> Tensor:
     if kernels:
         return _WithGradient.apply(ddf, kernels.folding_sum, margin)
     return (margin - jacobian_determinant(ddf)).relu().square().flatten(1).sum(1)
+
+
+def _log_jacobian_sum(ddf: Tensor, floor: float) -> Tensor:
+    """Sum of log(det)^2 over the cells of each grid, (B,), along its tangent below the floor."""
+    kernels = kernels_for(ddf, "regularity")
+    if kernels:
+        return _WithGradient.apply(ddf, kernels.log_jacobian_sum, floor)
+    determinant = jacobian_determinant(ddf)
+    inside = determinant.clamp(min=floor)
+    tangent = 2 * math.log(floor) / floor * (determinant - inside)
+    return (inside.log().square() + tangent).flatten(1).sum(1)
 
 
 def _roughness_sum(ddf: Tensor, weights: Tensor) -> Tensor:
@@ -101,6 +112,31 @@ class FoldingLoss(DDFLoss):
         check_ddf(ddf)
         total = _folding_sum(ddf, self.margin)
         return total / math.prod(n - 1 for n in ddf.shape[2:]) if self.reduction == LossReduction.MEAN else total
+
+
+class LogJacobianLoss(DDFLoss):
+    """Penalty on the change of volume: ``mean(log(det J)^2)``, forward differences.
+
+    Growth and shrinkage by one factor cost the same (Ashburner et al., Human Brain Mapping 1999), and a fold would cost
+    more than any growth. Below ``floor`` the penalty goes on along its tangent, so that it is finite at a fold and
+    pulls it open. The determinant does not depend on voxel sizes.
+
+    Args:
+        floor: determinant below which the tangent is taken.
+    """
+
+    def __init__(self, floor: float = 0.1) -> None:
+        super().__init__()
+        self.floor = floor
+
+    def forward(self, ddf: Tensor, spacing: Sequence[float] | None = None) -> Tensor:
+        """See :py:meth:`DDFLoss.forward`."""
+        return self.of_each(ddf, spacing).mean()
+
+    def of_each(self, ddf: Tensor, spacing: Sequence[float] | None = None) -> Tensor:
+        """See :py:meth:`DDFLoss.of_each`."""
+        check_ddf(ddf)
+        return _log_jacobian_sum(ddf, self.floor) / math.prod(n - 1 for n in ddf.shape[2:])
 
 
 class SmoothnessLoss(DDFLoss):

@@ -31,6 +31,7 @@ from monai_nodeo.losses import (
     IntensityLoss,
     LocalCorrelationRatioLoss,
     LocalNCCLoss,
+    LogJacobianLoss,
     MappedIntensityLoss,
     MINDSSCLoss,
     RegistrationLoss,
@@ -108,6 +109,7 @@ def make_loss(settings: Settings) -> RegistrationLoss:
         image_terms={"intensity": (settings.intensity_weight, look_up_option(settings.intensity, _INTENSITIES)())},
         ddf_terms={
             "folding": (settings.folding_weight, FoldingLoss(settings.folding_margin)),
+            "log_jacobian": (settings.log_jacobian_weight, LogJacobianLoss()),
             "displacement_smoothness": (settings.displacement_smoothness_weight, SmoothnessLoss()),
         },
         velocity_terms={

@@ -20,7 +20,7 @@ from monai_nodeo.registration.levels import Level, PairBatch, make_levels
 from monai_nodeo.registration.settings import Settings
 from monai_nodeo.registration.trainer import PairTrainer
 
-__all__ = ["Components", "Fit", "fit", "made"]
+__all__ = ["Components", "Fit", "fit"]
 
 _GIVE_BACK_EVERY = 20  # iterations
 
@@ -35,6 +35,9 @@ class Components:
         loss: what is minimised.
         optimizer: parameters -> optimiser of a level, which treats each parameter by itself (not LBFGS).
         handlers: factories of trainer handlers, called once a level.
+
+    Raises:
+        TypeError: when a handler is there already.
     """
 
     velocity: VelocityModel
@@ -42,6 +45,14 @@ class Components:
     loss: RegistrationLoss
     optimizer: Callable[[Any], torch.optim.Optimizer]
     handlers: Sequence[Callable[[], Any]]
+
+    def __post_init__(self) -> None:
+        for factory in self.handlers:
+            if not callable(factory) or (hasattr(factory, "attach") and not isinstance(factory, type)):
+                raise TypeError(
+                    f"handlers are factories, called once a level, got {factory!r}; give a class or a function that "
+                    "makes one."
+                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +106,7 @@ def fit(
             components.loss,
             components.solver,
             settings.iterations[level.index],
-            [made(factory) for factory in components.handlers],
+            [factory() for factory in components.handlers],
             level,
             cuda_graph,
         )
@@ -129,16 +140,3 @@ def _started(starts: Sequence[Callable[..., VelocityModel]], level: Level, devic
             torch.default_generator.manual_seed(seed)
             models.append(start(level.cloud_size, level.cloud_spacing).to(device))
     return VelocityBatch(models)
-
-
-def made(factory: Any) -> Any:
-    """A handler, by its factory.
-
-    Raises:
-        TypeError: when it is a handler already.
-    """
-    if not callable(factory) or (hasattr(factory, "attach") and not isinstance(factory, type)):
-        raise TypeError(
-            f"handlers are factories, called once a level, got {factory!r}; give a class or a function that makes one."
-        )
-    return factory()

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 
-from monai_nodeo.data.load import as_image
-from monai_nodeo.data.pair import Pair, PairError, Scan, stored_grid
+from monai_nodeo.data.load import load_pair
+from monai_nodeo.data.pair import Pair, PairError, stored_grid
 from monai_nodeo.data.placement import affine_3d, physical_map
 from monai_nodeo.files import ImageGrid
 from monai_nodeo.flows import CloudModel, Flow, RungeKutta, Solver, VelocityModel
@@ -28,7 +27,7 @@ from monai_nodeo.geometry.sampling import warp
 from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.metrics.certificate import certify_flow
 from monai_nodeo.registration.components import make_loss, make_optimizer, make_score, make_solver, make_velocity
-from monai_nodeo.registration.fitting import Components, Fit, fit, made
+from monai_nodeo.registration.fitting import Components, Fit, fit
 from monai_nodeo.registration.handlers import BestFit, EarlyStop, ProgressBar
 from monai_nodeo.registration.levels import Level, PairBatch
 from monai_nodeo.registration.preparation import Prepared, prepare
@@ -168,7 +167,7 @@ class PairInferer(Inferer):
 
     def _one_by_one(self) -> bool:
         """Whether a handler is for one pair at a time; only what a factory makes can tell."""
-        return any(getattr(made(factory), "one_pair", False) for factory in self.components.handlers)
+        return any(getattr(factory(), "one_pair", False) for factory in self.components.handlers)
 
     def _check(self, pair: Pair, velocity: VelocityModel) -> None:
         dims = self.settings.spatial_dims
@@ -253,34 +252,13 @@ class PairInferer(Inferer):
 def pair_of_tensors(
     fixed: Tensor, moving: Tensor, fixed_mask: Tensor | None = None, moving_mask: Tensor | None = None
 ) -> Pair:
-    """A pair of images in memory, channels first; a plain moving tensor or mask is on the grid of the fixed image.
+    """A pair of images in memory, channels first also as arrays; see `load_pair`.
 
     Raises:
-        PairError: when a tensor is no image, or a plain one has another shape than the fixed image.
+        PairError: when a tensor is no image, or a plain one has another shape than what it is on the grid of.
     """
-    fixed, moving = torch.as_tensor(fixed), torch.as_tensor(moving)  # arrays have channels here
-    images = {"fixed": as_image(fixed, "fixed")}
-    dims = images["fixed"].ndim - 1
-    for key, tensor in (("moving", moving), ("fixed_mask", fixed_mask), ("moving_mask", moving_mask)):
-        if tensor is None:
-            continue
-        reference = images["moving" if key == "moving_mask" else "fixed"]
-        image = as_image(torch.as_tensor(tensor), key, dims)
-        if not isinstance(tensor, MetaTensor):
-            if image.shape[1:] != reference.shape[1:]:
-                raise PairError(
-                    f"{key}: a plain tensor of shape {tuple(tensor.shape)} and an image of shape "
-                    f"{tuple(reference.shape)} differ; give MetaTensors, whose affines say where their voxels are."
-                )
-            image = MetaTensor(image.as_tensor(), affine=reference.affine.clone())
-        images[key] = image if not key.endswith("mask") else (image > 0).float()
-    if images["fixed"].shape[0] != images["moving"].shape[0]:
-        raise PairError(
-            f"fixed has {len(images['fixed'])} channels and moving {len(images['moving'])}; give the same ones."
-        )
-    return Pair(
-        Scan(images["fixed"], mask=images.get("fixed_mask")), Scan(images["moving"], mask=images.get("moving_mask"))
-    )
+    given = {"fixed": fixed, "moving": moving, "fixed_mask": fixed_mask, "moving_mask": moving_mask}
+    return load_pair({key: None if x is None else torch.as_tensor(x) for key, x in given.items()}, min_size=1)
 
 
 def _start(pair: Pair, start: Tensor | None) -> Tensor | None:

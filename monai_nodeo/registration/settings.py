@@ -52,6 +52,7 @@ class Settings:
         intensity_weight: of that term.
         folding_weight: of the penalty on determinants below ``folding_margin``.
         folding_margin: see there.
+        log_jacobian_weight: of the squared logarithm of the determinants.
         smoothness_weight: of the roughness of the velocity.
         displacement_smoothness_weight: of the roughness of the displacement.
         magnitude_weight: of the length of the velocity.
@@ -93,6 +94,7 @@ class Settings:
     intensity_weight: float
     folding_weight: float
     folding_margin: float
+    log_jacobian_weight: float
     smoothness_weight: float
     displacement_smoothness_weight: float
     magnitude_weight: float

@@ -85,7 +85,7 @@ def _velocities(field, size, positions, times, way, count, found):  # type: igno
     """Linear in space and time, clamped to the grid, at ``positions + way * found``, which is replaced."""
     frames = len(field)
     n_x, n_y, n_z = size
-    zero = positions[0, 0] * 0
+    zero = positions.dtype.type(0)
     half_x, half_y, half_z = zero + (n_x - 1) / 2, zero + (n_y - 1) / 2, zero + (n_z - 1) / 2
     to_y = np.uint64(3 * n_z)
     to_x = np.uint64(3 * n_z * n_y if n_x > 1 else 0)
@@ -93,9 +93,10 @@ def _velocities(field, size, positions, times, way, count, found):  # type: igno
         x = (positions[0, n] + way[n] * found[0, n] + 1) * half_x
         y = (positions[1, n] + way[n] * found[1, n] + 1) * half_y
         z = (positions[2, n] + way[n] * found[2, n] + 1) * half_z
-        x = min(max(x, zero), half_x + half_x)
-        y = min(max(y, zero), half_y + half_y)
-        z = min(max(z, zero), half_z + half_z)
+        # what is no number must not become an index
+        x = min(x, half_x + half_x) if x > zero else zero
+        y = min(y, half_y + half_y) if y > zero else zero
+        z = min(z, half_z + half_z) if z > zero else zero
         i, j, k = min(int(x), max(n_x - 2, 0)), min(int(y), n_y - 2), min(int(z), n_z - 2)
         f, g, h = x - i, y - j, z - k
         at = np.uint64(3 * ((i * n_y + j) * n_z + k))
@@ -152,7 +153,7 @@ def _integrate(field, changes, points, arrivals, begin, end, longest, stretch, s
     )
     left, times, between, length = np.empty(_TOGETHER), np.empty(_TOGETHER), np.empty(_TOGETHER), np.empty(_TOGETHER)
     way = np.empty(_TOGETHER, kind)
-    nothing = points[0, 0] * 0
+    nothing = points.dtype.type(0)
     size = field.shape[1:4]
     flat = field.reshape(len(field), -1)
     for first in range(start * _TOGETHER, min(stop * _TOGETHER, points.shape[1]), _TOGETHER):

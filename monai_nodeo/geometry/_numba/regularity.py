@@ -10,7 +10,7 @@ from torch import Tensor
 
 from monai_nodeo.geometry._numba._threads import as_array, compiled, in_threads
 
-__all__ = ["folding_sum", "roughness_sum"]
+__all__ = ["folding_sum", "log_jacobian_sum", "roughness_sum"]
 
 
 def folding_sum(ddf: Tensor, margin: float) -> tuple[Tensor, Tensor]:
@@ -23,17 +23,20 @@ def folding_sum(ddf: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     Returns:
         (B,) and (B, D, *spatial).
     """
-    fields = as_array(ddf)
-    gradient = np.zeros_like(fields)
-    total = np.empty(len(fields), fields.dtype)
-    kernel = _folding_2d if ddf.shape[1] == 2 else _folding_3d
-    for number, (field, slopes) in enumerate(zip(fields, gradient, strict=True)):
-        planes = field.shape[1] - 1
-        sums = np.zeros(planes)
-        for first in (0, 1):
-            in_threads(kernel, (planes + 1 - first) // 2, field, slopes, field.dtype.type(margin), sums, first)
-        total[number] = sums.sum()
-    return torch.from_numpy(total), torch.from_numpy(gradient)
+    return _determinant_sum(ddf, margin, False)
+
+
+def log_jacobian_sum(ddf: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Sum of ``log(det)^2`` over the cells of each grid, and its gradient; a straight line below the floor.
+
+    Args:
+        ddf: displacement in voxels, (B, D, *spatial), D = 2 or 3.
+        floor: determinant where the line begins.
+
+    Returns:
+        (B,) and (B, D, *spatial).
+    """
+    return _determinant_sum(ddf, floor, True)
 
 
 def roughness_sum(ddf: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,12 +66,40 @@ def roughness_sum(ddf: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(total), torch.from_numpy(gradient)
 
 
-# The gradient of a plane reaches into the next: threads share the even planes first, then the odd ones.
+def _determinant_sum(ddf: Tensor, limit: float, logarithm: bool) -> tuple[Tensor, Tensor]:
+    """Sum of a penalty on the determinants of each grid, and its gradient."""
+    fields = as_array(ddf)
+    gradient = np.zeros_like(fields)
+    total = np.empty(len(fields), fields.dtype)
+    kernel = _determinants_2d if ddf.shape[1] == 2 else _determinants_3d
+    for number, (field, slopes) in enumerate(zip(fields, gradient, strict=True)):
+        planes = field.shape[1] - 1
+        sums = np.zeros(planes)
+        # The gradient of a plane reaches into the next: threads share the even planes first, then the odd ones.
+        for first in (0, 1):
+            arguments = field, slopes, field.dtype.type(limit), logarithm, sums, first
+            in_threads(kernel, (planes + 1 - first) // 2, *arguments)
+        total[number] = sums.sum()
+    return torch.from_numpy(total), torch.from_numpy(gradient)
 
 
 @compiled
-def _folding_2d(ddf, gradient, margin, sums, first, start, stop):  # type: ignore[no-untyped-def]
-    one = margin * 0 + 1
+def _penalty(determinant, limit, logarithm):  # type: ignore[no-untyped-def]
+    """Value and slope of ``relu(limit - det)^2``, or of ``log(det)^2`` with a straight line below the limit."""
+    if not logarithm:
+        lack = limit - determinant
+        if lack <= 0:
+            return lack * 0, lack * 0
+        return lack * lack, -(lack + lack)  # also what is no number
+    inside = determinant if determinant > limit else limit
+    value = np.log(inside)
+    slope = (value + value) / inside
+    return value * value + slope * (determinant - inside), slope
+
+
+@compiled
+def _determinants_2d(ddf, gradient, limit, logarithm, sums, first, start, stop):  # type: ignore[no-untyped-def]
+    one = limit * 0 + 1
     for number in range(start, stop):
         x = 2 * number + first
         total = 0.0
@@ -77,10 +108,9 @@ def _folding_2d(ddf, gradient, margin, sums, first, start, stop):  # type: ignor
             b = ddf[1, x + 1, y] - ddf[1, x, y]
             c = ddf[0, x, y + 1] - ddf[0, x, y]
             d = ddf[1, x, y + 1] - ddf[1, x, y] + one
-            lack = margin - (a * d - b * c)
-            if not lack <= 0:  # also what is no number
-                total += lack * lack
-                slope = -(lack + lack)
+            value, slope = _penalty(a * d - b * c, limit, logarithm)
+            total += value
+            if slope != 0:
                 by_a, by_b, by_c, by_d = slope * d, -slope * c, -slope * b, slope * a
                 gradient[0, x + 1, y] += by_a
                 gradient[1, x + 1, y] += by_b
@@ -92,29 +122,27 @@ def _folding_2d(ddf, gradient, margin, sums, first, start, stop):  # type: ignor
 
 
 @compiled
-def _folding_3d(ddf, gradient, margin, sums, first, start, stop):  # type: ignore[no-untyped-def]
-    one = margin * 0 + 1
+def _determinants_3d(ddf, gradient, limit, logarithm, sums, first, start, stop):  # type: ignore[no-untyped-def]
+    one = limit * 0 + 1
     columns = ddf.shape[3] - 1
-    lack = np.empty(columns, ddf.dtype)
+    slopes = np.empty(columns, ddf.dtype)
     for number in range(start, stop):
         x = 2 * number + first
         total = 0.0
         for y in range(ddf.shape[2] - 1):
-            folds = False
-            for z in range(columns):  # most rows have none, and are done with this
+            for z in range(columns):
                 u, v, w = ddf[0, x, y, z], ddf[1, x, y, z], ddf[2, x, y, z]
                 a, b, c = ddf[0, x + 1, y, z] - u + one, ddf[1, x + 1, y, z] - v, ddf[2, x + 1, y, z] - w
                 d, e, f = ddf[0, x, y + 1, z] - u, ddf[1, x, y + 1, z] - v + one, ddf[2, x, y + 1, z] - w
                 g, h, i = ddf[0, x, y, z + 1] - u, ddf[1, x, y, z + 1] - v, ddf[2, x, y, z + 1] - w + one
-                lack[z] = margin - (a * (e * i - f * h) + b * (f * g - d * i) + c * (d * h - e * g))
-                folds |= not lack[z] <= 0
-            if not folds:
-                continue
+                slopes[z] = a * (e * i - f * h) + b * (f * g - d * i) + c * (d * h - e * g)
             for z in range(columns):
-                if lack[z] <= 0:
+                value, slopes[z] = _penalty(slopes[z], limit, logarithm)
+                total += value
+            for z in range(columns):
+                slope = slopes[z]
+                if slope == 0:
                     continue
-                total += lack[z] * lack[z]
-                slope = -(lack[z] + lack[z])
                 u, v, w = ddf[0, x, y, z], ddf[1, x, y, z], ddf[2, x, y, z]
                 a, b, c = ddf[0, x + 1, y, z] - u + one, ddf[1, x + 1, y, z] - v, ddf[2, x + 1, y, z] - w
                 d, e, f = ddf[0, x, y + 1, z] - u, ddf[1, x, y + 1, z] - v + one, ddf[2, x, y + 1, z] - w

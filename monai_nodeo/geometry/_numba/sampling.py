@@ -132,7 +132,7 @@ def _place(position, half, size):  # type: ignore[no-untyped-def]
     """Voxel before a position, the way on to the next one, and whether the position lies inside."""
     voxels = (position + 1) * half
     inside = 0 < voxels < size - 1
-    clamped = min(max(voxels, half * 0), half + half) if voxels == voxels else half * 0
+    clamped = min(voxels, half + half) if voxels > 0 else half * 0  # what is no number must not become an index
     first = min(int(clamped), max(size - 2, 0))
     return first, clamped - first if voxels == voxels else voxels, inside
 
@@ -290,7 +290,7 @@ def _collect_planes(slopes, grad, between, start, stop):  # type: ignore[no-unty
     """Gradients of the voxels of a plane, gathered at the points of the cloud's plane."""
     size, coarse = grad.shape[1:], between.shape[2:]
     row = np.empty((3, coarse[1]), between.dtype)
-    zero = row[0, 0] * 0
+    zero = between.dtype.type(0)
     for x in range(start, stop):
         for y in range(size[1]):
             for axis in range(3):

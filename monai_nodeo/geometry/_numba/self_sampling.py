@@ -72,8 +72,7 @@ def _arrival(node, step, size):  # type: ignore[no-untyped-def]
     """Voxel before the place that a node is taken to, the way on to the next, and whether it lies inside."""
     place = node + step
     inside = 0 < place < size - 1
-    zero = step * 0
-    clamped = min(max(place, zero), zero + (size - 1)) if place == place else zero
+    clamped = min(place, size - 1.0) if place > 0 else 0.0  # what is no number must not become an index
     first = min(int(clamped), max(size - 2, 0))
     return first, clamped - first if place == place else place, inside
 

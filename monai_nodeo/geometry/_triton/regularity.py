@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["folding_sum", "roughness_sum"]
+__all__ = ["folding_sum", "log_jacobian_sum", "roughness_sum"]
 
 _BLOCK = 512
 
@@ -32,14 +32,20 @@ def folding_sum(ddf: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     Returns:
         (B,) and (B, D, *spatial).
     """
-    ddf = ddf.contiguous()
-    gradient = torch.zeros_like(ddf)
-    voxels, shape = _grid_of(ddf)
-    blocks = triton.cdiv(voxels, _BLOCK)
-    sums = ddf.new_empty((len(ddf), blocks))
-    with torch.cuda.device_of(ddf):
-        _folding[(blocks, len(ddf))](ddf, gradient, sums, voxels, *shape, margin, DIMS=ddf.shape[1], BLOCK=_BLOCK)
-    return sums.sum(1), gradient
+    return _determinant_sum(ddf, margin, logarithm=False)
+
+
+def log_jacobian_sum(ddf: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Sum of ``log(det)^2`` over the cells of each grid, and its gradient; a straight line below the floor.
+
+    Args:
+        ddf: displacement in voxels, (B, D, *spatial), D = 2 or 3.
+        floor: determinant where the line begins.
+
+    Returns:
+        (B,) and (B, D, *spatial).
+    """
+    return _determinant_sum(ddf, floor, logarithm=True)
 
 
 def roughness_sum(ddf: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,6 +70,19 @@ def roughness_sum(ddf: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return sums.sum(1), gradient
 
 
+def _determinant_sum(ddf: Tensor, limit: float, logarithm: bool) -> tuple[Tensor, Tensor]:
+    """Sum of a penalty on the determinants of each grid, and its gradient."""
+    ddf = ddf.contiguous()
+    gradient = torch.zeros_like(ddf)
+    voxels, shape = _grid_of(ddf)
+    blocks = triton.cdiv(voxels, _BLOCK)
+    sums = ddf.new_empty((len(ddf), blocks))
+    with torch.cuda.device_of(ddf):
+        arguments = ddf, gradient, sums, voxels, *shape, limit
+        _determinants[(blocks, len(ddf))](*arguments, DIMS=ddf.shape[1], LOGARITHM=logarithm, BLOCK=_BLOCK)
+    return sums.sum(1), gradient
+
+
 def _grid_of(ddf: Tensor) -> tuple[int, list[int]]:
     """Voxels, and the sizes of three axes."""
     shape = list(ddf.shape[2:])
@@ -71,8 +90,20 @@ def _grid_of(ddf: Tensor) -> tuple[int, list[int]]:
 
 
 @triton.jit
-def _folding(ddf, gradient, sums, voxels, n_x, n_y, n_z, margin, DIMS: tl.constexpr, BLOCK: tl.constexpr):
-    """Columns of the matrix are the steps along x, y and z, the last axis; few cells have a gradient to be added."""
+def _determinants(
+    ddf,
+    gradient,
+    sums,
+    voxels,
+    n_x,
+    n_y,
+    n_z,
+    limit,
+    DIMS: tl.constexpr,
+    LOGARITHM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Columns of the matrix are the steps along x, y and z, the last axis."""
     item = tl.program_id(1)
     cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = (cell < voxels) & (cell % n_z < n_z - 1) & ((cell // n_z) % n_y < n_y - 1)
@@ -105,10 +136,17 @@ def _folding(ddf, gradient, sums, voxels, n_x, n_y, n_z, margin, DIMS: tl.conste
         determinant = by_xx
         by_yy, by_yz = zz, -zy
         by_zy, by_zz = -yz, yy
-    lack = tl.where(inside, tl.maximum(margin - determinant, 0.0, propagate_nan=tl.PropagateNan.ALL), 0.0)
-    tl.store(sums + item * tl.num_programs(0) + tl.program_id(0), tl.sum(lack * lack))
-    slope = -2 * lack
-    hit = lack != 0
+    if LOGARITHM:
+        above = tl.maximum(determinant, limit, propagate_nan=tl.PropagateNan.ALL)
+        value = tl.log(above)
+        slope = 2 * value / above
+        penalty = value * value + slope * (determinant - above)
+    else:
+        lack = tl.maximum(limit - determinant, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        slope = -2 * lack
+        penalty = lack * lack
+    tl.store(sums + item * tl.num_programs(0) + tl.program_id(0), tl.sum(tl.where(inside, penalty, 0.0)))
+    hit = inside & (slope != 0)
     if DIMS == 3:
         tl.atomic_add(gradient + at_x + x_step, by_xx * slope, mask=hit)
         tl.atomic_add(gradient + at_y + x_step, by_xy * slope, mask=hit)
