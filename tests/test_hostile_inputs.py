@@ -484,6 +484,7 @@ def test_the_same_bytes_from_the_same_transform(tmp_path: Path) -> None:
         ("t.tfm", "Transform: CompositeTransform_double_3_3\n", "found no step"),
         ("t.tfm", "Transform: DisplacementFieldTransform_double_3_3\n", "the stored shape is (0, 0, 0)"),
         ("t.txt", "Transform: Euler3DTransform_double_3_3\nParameters: \n", "with 0 parameters, expected 6"),
+        ("t.tfm", "Transform: Euler3DTransform_float_3_3\nParameters: 0 1 inf 0 0 0\n", "no finite numbers"),
         ("t.tfm", f"Transform: CompositeTransform_double_3_3\n{IDENTITY.format(2)[29:]}", "of one dimension"),
         ("t.tfm", f"{IDENTITY.format(3)[29:]}{IDENTITY.format(3)[29:]}", "2 transforms that are no composite"),
         ("t.mat", "\x80\x01", "no transform of ITK"),

@@ -3,7 +3,8 @@
 """Transform files of ITK, looked through before ITK reads them.
 
 ITK does not count: with too few parameters it reads what lies behind them in memory, and the process may end. It also
-ends with a composite of 2D and 3D transforms, and of several transforms that are no composite it takes the first.
+ends with infinite parameters and with a composite of 2D and 3D transforms, and of several transforms that are no
+composite it takes the first.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
+import numpy as np
 import SimpleITK as sitk
 
 __all__ = ["read_itk_transform"]
@@ -58,10 +60,14 @@ def read_itk_transform(file: Path) -> sitk.Transform:
         raise ValueError(f"{' and '.join(kinds)} in one file; expected transforms of one dimension")
     if len(kinds) > 1 and not kinds[0].startswith("Composite"):
         raise ValueError(f"{len(kinds)} transforms that are no composite, of which ITK takes the first; split the file")
-    for kind, count in found:
+    for kind, parameters in found:
         expected = _count(kind)
-        if None not in (count, expected) and count != expected:
-            raise ValueError(f"no transform of ITK: {kind} with {count} parameters, expected {expected}")
+        if parameters is None or expected is None:
+            continue
+        if len(parameters) != expected:
+            raise ValueError(f"no transform of ITK: {kind} with {len(parameters)} parameters, expected {expected}")
+        if not np.isfinite(parameters).all():
+            raise ValueError(f"no transform of ITK: {kind} with parameters that are no finite numbers")
     try:
         return sitk.ReadTransform(file)
     except (RuntimeError, ValueError) as error:  # ValueError: the reason itself is no text in UTF-8
@@ -77,38 +83,40 @@ def _count(kind: str) -> int | None:
     return _BY_AXES[name](int(axes)) if name in _BY_AXES else _PARAMETERS.get(name)
 
 
-def _in_text(file: Path) -> Iterator[tuple[str, int | None]]:
-    """Kinds and numbers of parameters; None where none are given."""
-    kind, count = "", None
+def _in_text(file: Path) -> Iterator[tuple[str, np.ndarray | None]]:
+    """Kinds and parameters; None where none are given, or they are not looked at."""
+    kind, parameters = "", None
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         name, _, value = (part.strip() for part in line.partition(":"))
         if name == "Transform":
             if kind:
-                yield kind, count
-            kind, count = (value if _KIND.fullmatch(value) else ""), None
+                yield kind, parameters
+            kind, parameters = (value if _KIND.fullmatch(value) else ""), None
         elif name == "Parameters":
-            count = len(value.split())
+            parameters = np.array(value.split(), np.float64)
     if kind:
-        yield kind, count
+        yield kind, parameters
 
 
-def _in_matlab(file: Path) -> Iterator[tuple[str, int | None]]:
+def _in_matlab(file: Path) -> Iterator[tuple[str, np.ndarray | None]]:
     data, place = file.read_bytes(), 0
     while place < len(data):
         kind, rows, columns, _, length = struct.unpack_from("<5i", data, place)
         name = data[place + 20 : place + 20 + length].rstrip(b"\0").decode("ascii")
-        place += 20 + length + rows * columns * (4 if kind == 10 else 8)
-        if kind not in (0, 10) or min(rows, columns, length) < 0 or place > len(data):
+        dtype = np.dtype({0: "<f8", 10: "<f4"}[kind])
+        if min(rows, columns, length) < 0:
             raise ValueError("no matrix")
+        start = place + 20 + length
+        place = start + rows * columns * dtype.itemsize
         if _KIND.fullmatch(name):
-            yield name, rows * columns
+            yield name, np.frombuffer(data[start:place], dtype, rows * columns)
 
 
-def _in_hdf5(file: Path) -> Iterator[tuple[str, int | None]]:
+def _in_hdf5(file: Path) -> Iterator[tuple[str, np.ndarray | None]]:
     with h5py.File(file) as content:
         groups = content["TransformGroup"]
         for name in sorted(groups, key=int):
             kind = str(groups[name]["TransformType"].asstr()[0])
             if _KIND.fullmatch(kind):
-                parameters = groups[name].get("TransformParameters")
-                yield kind, None if parameters is None else int(parameters.size)
+                linear = _count(kind) is not None and "TransformParameters" in groups[name]
+                yield kind, groups[name]["TransformParameters"][()].ravel() if linear else None
