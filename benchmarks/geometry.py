@@ -5,7 +5,8 @@
 DATA holds ``oasis3d/{0001,0002}`` with ``norm``, ``seg35`` (scanner space, 256^3, not aligned) and the same as
 ``aligned_*``. Dice is the mean over 35 labels of the fixed image; the labels keep their own voxels in every variant and
 are brought together by the transform as it would be written, through ITK, so that only the transform is judged. Without
-``--register`` the affine start alone is judged, which takes a minute; with it, it is followed by the registration. Kept in geometry.json beside this file.
+``--register`` the affine start alone is judged, which takes a minute; with it, it is followed by the registration. Kept
+in geometry.json beside this file.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def judged(pair: Pair, start: str | None, register: bool) -> dict[str, float]:
             nib.save(getattr(pair, key), path)
         loaded = load_pair({key: paths[key] for key in ("fixed", "moving")})
         began = time.perf_counter()
-        affine = find_start(loaded, start)
+        affine = find_start(loaded, start).affine
         seconds = {"seconds_start": time.perf_counter() - began}
         affine = torch.eye(4, dtype=torch.float64) if affine is None else affine
         dice = {"dice_start": dice_of(pair, paths, Transform((Affine(affine.numpy()),)))}
