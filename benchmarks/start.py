@@ -127,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("kinds", nargs="*", default=list(KINDS))
-    parser.add_argument("--cases", type=int, default=32, help="of a kind")
+    parser.add_argument("--cases", type=int, default=40, help="of a kind")
     parser.add_argument("--half", choices=["tuning", "report"])
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     given = parser.parse_args()

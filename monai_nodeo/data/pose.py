@@ -23,8 +23,9 @@ _SIMPLER = 1.1  # the same of a simpler kind of pose
 _DEFENDED = 1.3  # times the information of the best pose elsewhere
 _APART = 0.12  # of the foreground's side: a pose elsewhere
 _TURNS = {2: 24, 3: 120}
-_ROTATIONS = {2: 36, 3: 192}
-_CLIMBERS = {2: 32, 3: 40}
+_ROTATIONS = {2: 36, 3: 240}
+_SCALES = (1.0, 0.8, 1.25)
+_CLIMBERS = {2: 24, 3: 24}
 _LEAST = 0.2  # share of the largest overlap that counts as one
 _LOG_SCALE = math.log(1.9)  # no axis is scaled by more
 
@@ -308,15 +309,12 @@ def rotations(dims: int, count: int) -> Tensor:
     return torch.cat([torch.eye(3, dtype=torch.float64)[None], found]).float()
 
 
-def search(level: Level, matrices: Tensor) -> tuple[Poses, Tensor]:
+def search(level: Level, matrices: Tensor) -> Poses:
     """The best shift for each matrix, by masked correlation (Padfield, 2012) of values and edges.
 
     Args:
         level: views on cubic lattices of one spacing.
         matrices: (B, D, D), of one scale.
-
-    Returns:
-        poses, and their scores, (B,).
     """
     dims, fixed, moving = level.dims, level.fixed, level.moving
     axes = fixed.grid.affine[:, :-1].float()
@@ -328,20 +326,19 @@ def search(level: Level, matrices: Tensor) -> tuple[Poses, Tensor]:
     size = tuple(_fast(math.ceil(n + _FREE * side)) for n in fixed.grid.shape)
     features = _features(moving)
     still = _spectra(_features(fixed)[None], size)
-    poses, scores = [], []
+    poses = []
     for part in matrices.split(16):
         sampled, inside = _sampled(features, moving.grid, offsets @ part.transpose(1, 2) + middle)
         sampled[:, -1] *= inside
         turned = sampled.view(len(part), -1, *(side,) * dims)
-        score, at = _overlap_information(still, _spectra(turned, size), size).flatten(1).max(1)
+        at = _overlap_information(still, _spectra(turned, size), size).flatten(1).argmax(1)
         lag = torch.stack(torch.unravel_index(at, size), -1)
         bound = torch.tensor(fixed.grid.shape)
         lag = torch.where(lag >= bound, lag - torch.tensor(size), lag).float()
         # index i of the fixed lattice lies on index i - lag of the turned one, whose index side // 2 is the middle
         place = (lag + side // 2) @ axes.T + fixed.grid.affine[:, -1].float()
         poses.append(Poses(part, middle - (part @ place[..., None])[..., 0]))
-        scores.append(score)
-    return joined(*poses), torch.cat(scores)
+    return joined(*poses)
 
 
 @dataclass(frozen=True)
@@ -392,7 +389,8 @@ def best_pose(levels: Sequence[Level], headers: Poses, kinds: Sequence[str]) -> 
     evidence = {kind: float(fine.evaluate(pose)[0]) for kind, pose in poses.items()}
     most = max(evidence[kind] for kind in kinds)
     enough = [kind for kind in kinds if evidence[kind] * (_KEPT if kind == "headers" else _SIMPLER) >= most]
-    defended = most > _DEFENDED * evidence["other"]
+    # a pose that was not climbed to beats all that were: they followed noise
+    defended = max(evidence["rigid"], evidence["affine"]) > _DEFENDED * evidence["other"]
     kind = enough[0] if defended or not evidence["headers"] else kinds[0]
     return Found(poses[kind], kind, evidence, defended)
 
@@ -419,9 +417,9 @@ def _elsewhere(level: Level, pose: Poses) -> Poses:
 def _searched(level: Level) -> Poses:
     """Poses of all rotations and some scales, the best first."""
     dims = level.dims
-    found = [search(level, scale * rotations(dims, _ROTATIONS[dims])) for scale in (1.0, 0.8, 1.25)]
-    poses, scores = joined(*[x[0] for x in found]), torch.cat([x[1] for x in found])
-    poses = poses[scores.topk(_CLIMBERS[dims]).indices]
+    poses = joined(*[search(level, scale * rotations(dims, _ROTATIONS[dims])) for scale in _SCALES])
+    value = torch.cat([level.evaluate(poses[i : i + 64])[0] for i in range(0, len(poses), 64)])
+    poses = poses[value.topk(_CLIMBERS[dims]).indices]
     poses, _ = level.climb(poses, "similarity", 8)
     return level.climb(_unlike(level, poses, 8), "affine", 6)[0]
 
