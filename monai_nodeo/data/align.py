@@ -167,13 +167,15 @@ def _side(key: str, scan: Scan, frame: Tensor) -> _Side:
         raise PairError(f"{source_name(key, image)}: nothing differs from the background; check image and mask.")
     low, high = (float(x) for x in np.percentile(view.values[foreground].numpy(), (0.5, 99.5)))
     view = View(view.grid, view.values.clamp(min(low, float(background)), max(high, float(background))), view.weight)
-    index = foreground.nonzero().double()
-    margin = _MARGIN * (index.amax(0) - index.amin(0) + 1)
-    first = (index.amin(0) - margin).clamp_min(-0.5)
-    last = torch.minimum(index.amax(0) + margin, torch.tensor(foreground.shape) - 0.5)
+    counts = [foreground.sum([a for a in range(dims) if a != axis]).double() for axis in range(dims)]
+    bounds = torch.stack([n.nonzero()[[0, -1], 0] for n in counts]).double()
+    mean = torch.stack([n @ torch.arange(len(n)).double() / n.sum() for n in counts])
+    margin = _MARGIN * (bounds[:, 1] - bounds[:, 0] + 1)
+    first = (bounds[:, 0] - margin).clamp_min(-0.5)
+    last = torch.minimum(bounds[:, 1] + margin, torch.tensor(foreground.shape) - 0.5)
     steps = view.grid.affine[:, :-1]
     u, _, v = torch.linalg.svd(steps / torch.linalg.vector_norm(steps, dim=0))
-    centre, mass = (view.grid.place(x) for x in ((first + last) / 2, index.mean(0)))
+    centre, mass = (view.grid.place(x) for x in ((first + last) / 2, mean))
     return _Side(view, u @ v, centre, (last - first) * torch.linalg.vector_norm(steps, dim=0), mass)
 
 

@@ -21,6 +21,7 @@ _FREE = 0.6  # shifts that leave less than the rest of this share in overlap may
 _KEPT = 1.4  # the headers are kept unless another pose has so many times their information
 _SIMPLER = 1.1  # the same of a simpler kind of pose
 _DEFENDED = 1.3  # times the information of the best pose elsewhere
+_CHANCE = 0.08  # information that is reached by chance
 _APART = 0.12  # of the foreground's side: a pose elsewhere
 _TURNS = {2: 24, 3: 120}
 _ROTATIONS = {2: 36, 3: 240}
@@ -372,7 +373,7 @@ def best_pose(levels: Sequence[Level], headers: Poses, kinds: Sequence[str]) -> 
     if "headers" in kinds:
         best = near[value.argmax()[None]]
         (known,), (other,) = middle.evaluate(headers), middle.evaluate(_elsewhere(coarse, best))
-        if float(known) > _DEFENDED * float(other):
+        if float(known) > max(_DEFENDED * float(other), _CHANCE):
             reached = middle.climb(best, "affine", 8)[1]
             if float(known) * _KEPT >= float(reached):
                 evidence = {"headers": float(known), "affine": float(reached), "other": float(other)}
@@ -390,7 +391,7 @@ def best_pose(levels: Sequence[Level], headers: Poses, kinds: Sequence[str]) -> 
     most = max(evidence[kind] for kind in kinds)
     enough = [kind for kind in kinds if evidence[kind] * (_KEPT if kind == "headers" else _SIMPLER) >= most]
     # a pose that was not climbed to beats all that were: they followed noise
-    defended = max(evidence["rigid"], evidence["affine"]) > _DEFENDED * evidence["other"]
+    defended = max(evidence["rigid"], evidence["affine"]) > max(_DEFENDED * evidence["other"], _CHANCE)
     kind = enough[0] if defended or not evidence["headers"] else kinds[0]
     return Found(poses[kind], kind, evidence, defended)
 
