@@ -193,13 +193,16 @@ def test_a_given_file_is_read_as_itk_wrote_it(tmp_path, ending) -> None:
 
 
 def test_no_start_is_none() -> None:
-    assert find_start(make_pair(2, np.eye(4), FIXED[2], SHAPE[2]), None).affine is None
+    pair = make_pair(2, np.eye(4), FIXED[2], SHAPE[2])
+    assert find_start(pair, None).affine is find_start(pair, "none").affine is None
 
 
 def test_starts_that_cannot_be(tmp_path, caplog) -> None:
     flat = Scan(MetaTensor(torch.ones(1, 20, 22, 24)))
     pair = Pair(Scan(MetaTensor(torch.rand(1, 20, 22, 24))), flat)
-    with pytest.raises(ValueError, match=r"'afine' is none of auto, moments, rigid, affine and no linear transform"):
+    with pytest.raises(
+        ValueError, match=r"'afine' is none of auto, none, moments, rigid, affine and no linear transform"
+    ):
         find_start(pair, "afine")
     (tmp_path / "bad.tfm").write_text("nothing")
     with pytest.raises(ValueError, match=r"bad\.tfm"):

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from monai_nodeo.cli.options import PRESET, SET, configure_logging, settings_of, start_of
+from monai_nodeo.cli.options import PRESET, SET, configure_logging, settings_of
 
 __all__ = ["command"]
 
@@ -72,7 +72,7 @@ def command(pairs: str | None, output: Path, shard: tuple[int, int] | None, quie
     rows = _rows(pairs, given)
     index, count = shard or (1, 1)
     settings = settings_of(
-        spatial_dims_of(rows), given["preset"], (*start_of(given["initial_transform"]), *given["changes"])
+        spatial_dims_of(rows), given["preset"], given["changes"], initial_transform=given["initial_transform"]
     )
     folder = usable_folder(output)
     ledger = Ledger(folder, settings_key(settings.to_dict()))

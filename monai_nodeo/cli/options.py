@@ -14,7 +14,7 @@ import click
 from monai_nodeo.registration.presets import preset_names
 from monai_nodeo.registration.settings import Settings
 
-__all__ = ["PRESET", "SET", "configure_logging", "file_of", "settings_of", "start_of"]
+__all__ = ["PRESET", "SET", "configure_logging", "file_of", "settings_of"]
 
 PRESET = click.option("--preset", type=click.Choice(preset_names()), help="Settings other than the default's.")
 
@@ -48,11 +48,6 @@ def settings_of(spatial_dims: int, preset: str | None, changes: tuple[tuple[str,
     """
     given = {name: value for name, value in others.items() if value is not None}
     return Settings.preset(preset, spatial_dims, **given, **dict(changes))
-
-
-def start_of(word: str | None) -> tuple[tuple[str, Any], ...]:
-    """The setting that ``--init`` means, as a change; the word "none" is for a start from the headers."""
-    return () if word is None else (("initial_transform", None if word == "none" else word),)
 
 
 def file_of(transform: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from monai_nodeo.cli.options import PRESET, SET, configure_logging, settings_of, start_of
+from monai_nodeo.cli.options import PRESET, SET, configure_logging, settings_of
 
 __all__ = ["command"]
 
@@ -71,7 +71,7 @@ def command(
     from monai_nodeo.files import ImageGrid, check_output_dir
 
     dims = ImageGrid.from_file(str(paths["fixed"])).spatial_dims
-    settings = settings_of(dims, preset, (*start_of(initial_transform), *changes), seed=seed)
+    settings = settings_of(dims, preset, changes, seed=seed, initial_transform=initial_transform)
     folder = check_output_dir(output)
     (row,) = single_pair(**paths)  # type: ignore[arg-type]
     registration, figures, interrupted = _register(

@@ -20,7 +20,7 @@ from monai_nodeo.files import read_affine
 
 __all__ = ["METHODS", "Start", "find_start", "read_start"]
 
-METHODS = ("auto", "moments", "rigid", "affine")
+METHODS = ("auto", "none", "moments", "rigid", "affine")
 
 _LARGE_SCALE = 3.0
 _FOREGROUND = 0.05  # of the largest difference from the background
@@ -83,14 +83,14 @@ def find_start(pair: Pair, initial_transform: str | PathLike[str] | None) -> Sta
 
     Args:
         pair: as it was loaded.
-        initial_transform: a method, the path of a linear transform of ITK or ANTs (.mat, .tfm, .txt, .h5), or None to
-            start from the headers.
+        initial_transform: a method, the path of a linear transform of ITK or ANTs (.mat, .tfm, .txt, .h5), or
+            ``"none"`` or None to start from the headers.
 
     Raises:
         ValueError: when it is neither a method nor a file.
         PairError: when nothing in an image differs from its background.
     """
-    if initial_transform is None:
+    if initial_transform in (None, "none"):
         return Start(None, "headers", {})
     if str(initial_transform) not in METHODS:
         start = read_start(initial_transform)
