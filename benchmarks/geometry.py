@@ -99,7 +99,7 @@ def judged(pair: Pair, start: str | None, register: bool) -> dict[str, float]:
             nib.save(getattr(pair, key), path)
         loaded = load_pair({key: paths[key] for key in ("fixed", "moving")})
         began = time.perf_counter()
-        affine = find_start(loaded, start)
+        affine = find_start(loaded, start).affine
         seconds = {"seconds_start": time.perf_counter() - began}
         affine = torch.eye(4, dtype=torch.float64) if affine is None else affine
         dice = {"dice_start": dice_of(pair, paths, Transform((Affine(affine.numpy()),)))}

@@ -50,8 +50,11 @@ def deformed_pair(shape: Sequence[int], seed: int = 0, largest: float = 2.0) -> 
 
 
 def quick_settings(spatial_dims: int, **changes: Any) -> Settings:
-    """The default ones with two short levels."""
-    return Settings.preset(spatial_dims=spatial_dims, **{"shrink_factors": (2, 1), "iterations": (3, 2), **changes})
+    """The default ones with two short levels, from the headers on."""
+    return Settings.preset(
+        spatial_dims=spatial_dims,
+        **{"initial_transform": None, "shrink_factors": (2, 1), "iterations": (3, 2), **changes},
+    )
 
 
 def quickly(fixed: Tensor, moving: Tensor, components: dict[str, Any] | None = None, **changes: Any) -> Registration:

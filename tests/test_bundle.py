@@ -253,7 +253,7 @@ def test_figures_are_json_and_complete(result) -> None:
     assert {*values} - {"fixed_label", "moving_label"} == {
         *("id", "fixed", "moving", "before", "after", "folding_percent", "folded_cells", "sd_log_jacobian"),
         *("displacement_mm_mean", "certificate", "iterations", "interrupted_level", "seconds_optimisation"),
-        *("seconds_total", "peak_memory_mb", "device", "versions", "settings"),
+        *("seconds_total", "peak_memory_mb", "device", "versions", "settings", "start"),
     }
     assert (values["fixed"], values["moving"]) == (result.fixed, result.moving)
     assert values["iterations"] == sum(VISIBLE["settings#iterations"])
@@ -557,7 +557,7 @@ BAD: dict[str, tuple[Make, tuple[str, ...]]] = {
     "slice": (changed(lambda v: v[:, :, 0], "fixed"), ("bad.nii.gz: ", "(12, 14) is a slice", "inference_2d.json")),
     "apart": (
         changed(lambda v: v, millimetres=500),
-        ("bad.nii.gz", "do not overlap", 'start with initial_transform "affine"'),
+        ("bad.nii.gz", "do not overlap", 'start with initial_transform "auto"'),
     ),
     "masked": (masked, ("bad.nii.gz: GlobalMutualInformationLoss cannot take masks", "register without them")),
 }
@@ -572,7 +572,7 @@ def test_bad_rows_are_reported_and_the_others_registered(data, tmp_path, batch_s
         rows.append({**good, **make(data, tmp_path / id), "id": id})
     rows.append(good | {"id": "last"})
     rows[3], rows[-1] = rows[-1], rows[3]
-    options = {"datalist": write_list(tmp_path, rows), "batch_size": batch_size}
+    options = {"datalist": write_list(tmp_path, rows), "batch_size": batch_size, "settings#initial_transform": "none"}
     preset = ROOT / "configs" / "mutual_information.json"
     message = refusal(workflow(tmp_path / "out", preset, **options).run, PairsFailedError)
     assert message.splitlines()[0] == f"6 of 8 pairs failed, see {tmp_path / 'out' / 'metrics.csv'}:"

@@ -148,6 +148,7 @@ def test_evidence_that_is_not_good(change, topic, grade) -> None:
 @pytest.mark.parametrize(
     ("change", "topic", "grade"),
     [
+        ({"start": {"defended": False}}, "start", Grade.CHECK),
         ({"certificate": proof(folded=5)}, "folds", Grade.GOOD),
         ({"certificate": proof(folded=70)}, "folds", Grade.CHECK),
         ({"certificate": proof(folded=3000)}, "folds", Grade.BAD),

@@ -42,7 +42,7 @@ class _Shard(click.ParamType):
 @click.option("--key", help="Which list of a JSON object, as in registration_val.")
 @click.option("--dataset-dir", help="Where relative paths start; by default at the list's folder.")
 @PRESET
-@click.option("--init", "initial_transform", metavar="[none|moments|rigid|affine|FILE]", help="Affine start.")
+@click.option("--init", "initial_transform", metavar="[auto|none|moments|rigid|affine|FILE]", help="Affine start.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine, shared out to its GPUs.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of a worker; by default the cores are shared out.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, help="Pairs of one shape optimised together.")
@@ -71,8 +71,9 @@ def command(pairs: str | None, output: Path, shard: tuple[int, int] | None, quie
     configure_logging(quiet)
     rows = _rows(pairs, given)
     index, count = shard or (1, 1)
-    start = None if given["initial_transform"] == "none" else given["initial_transform"]
-    settings = settings_of(spatial_dims_of(rows), given["preset"], given["changes"], initial_transform=start)
+    settings = settings_of(
+        spatial_dims_of(rows), given["preset"], given["changes"], initial_transform=given["initial_transform"]
+    )
     folder = usable_folder(output)
     ledger = Ledger(folder, settings_key(settings.to_dict()))
     job = Job(str(folder), settings.to_dict(), ledger.settings_key, given["device"], given["report"])

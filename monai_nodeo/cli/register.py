@@ -16,7 +16,7 @@ from monai_nodeo.cli.options import DEVICE, PRESET, SET, configure_logging, sett
 
 __all__ = ["command"]
 
-_START = ("none", "moments", "rigid", "affine")
+_START = ("auto", "none", "moments", "rigid", "affine")
 _INTERRUPTED = 130
 
 
@@ -65,15 +65,14 @@ def command(
     """
     started = time.perf_counter()
     configure_logging(quiet)
-    start = None if initial_transform == "none" else initial_transform
-    _check_files(paths | {"init": None if start in _START else start})
+    _check_files(paths | {"init": None if initial_transform in _START else initial_transform})
     if not quiet:
         click.echo(f"registering {paths['moving']} to {paths['fixed']}")
     from monai_nodeo.data.lists import single_pair
     from monai_nodeo.files import ImageGrid, check_output_dir
 
     dims = ImageGrid.from_file(str(paths["fixed"])).spatial_dims
-    settings = settings_of(dims, preset, changes, seed=seed, initial_transform=start)
+    settings = settings_of(dims, preset, changes, seed=seed, initial_transform=initial_transform)
     folder = check_output_dir(output)
     (row,) = single_pair(**paths)  # type: ignore[arg-type]
     registration, figures, interrupted = _register(

@@ -1,3 +1,4 @@
+from .align import Start as Start
 from .align import find_start as find_start
 from .dataset import FailedRow as FailedRow
 from .dataset import PairDataset as PairDataset

@@ -126,7 +126,7 @@ def _check_content(moving: MetaTensor, seen: MetaTensor, start: Tensor | None) -
 def _other_start(start: Tensor | None) -> str:
     if start is not None:
         return "give another initial_transform."
-    return 'start with initial_transform "affine" or "moments", or repair the affine in one header.'
+    return 'start with initial_transform "auto" or "moments", or repair the affine in one header.'
 
 
 def _check_masks(pair: Pair, masks: Sequence[MetaTensor]) -> None:

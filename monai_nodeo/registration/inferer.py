@@ -225,7 +225,8 @@ class PairInferer(Inferer):
         certificate = certify_flow(flow, ddf)
         registration = Registration(
             flow=flow,
-            start=_start(pair, task.prepared.start),
+            start=_start(pair, task.prepared.start.affine),
+            alignment=task.prepared.start.figures(),
             displacement=ddf,
             history={name: values[:, number] for name, values in fitted.history.items()},
             settings=self.settings,

@@ -11,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from monai_nodeo.data.align import find_start
+from monai_nodeo.data.align import Start, find_start
 from monai_nodeo.data.intensity import to_unit_range
 from monai_nodeo.data.match import MatchedPair, match, with_mask_of_air
 from monai_nodeo.data.pair import Pair, PairError, source_name
@@ -29,11 +29,11 @@ class Prepared:
     """A pair, ready to be optimised.
 
     Attributes:
-        start: affine start, (4, 4), RAS mm, fixed point -> moving point; None: the headers.
+        start: where the pair starts from.
         matched: both images on one grid, with values in [0, 1].
     """
 
-    start: Tensor | None
+    start: Start
     matched: MatchedPair
 
     @property
@@ -60,7 +60,7 @@ def prepare(pair: Pair, settings: Settings, loss: RegistrationLoss) -> Prepared:
     if settings.mask_air:
         pair = with_mask_of_air(pair)
     fine, certainty = refine(pair)
-    matched = match(fine, start, certainty)
+    matched = match(fine, start.affine, certainty)
     return Prepared(start, replace(matched, fixed=to_unit_range(matched.fixed), moving=to_unit_range(matched.moving)))
 
 

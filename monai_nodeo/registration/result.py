@@ -49,6 +49,7 @@ class Registration:
         certificate: the proof of the flow.
         similarity: the similarity loss before and after.
         seconds: time of the optimisation, from images in memory to the displacement; of a pair in a batch, its share.
+        alignment: how the start was found: see :py:meth:`monai_nodeo.data.Start.figures`.
         interrupted: the first level that was ended early; it and the finer ones lack iterations. None: none.
         pair: the images; None where it was loaded without them.
 
@@ -66,6 +67,7 @@ class Registration:
     certificate: Certificate
     similarity: tuple[float, float]
     seconds: float
+    alignment: dict[str, Any] | None = None
     interrupted: int | None = None
     pair: Pair | None = None
 
@@ -138,6 +140,7 @@ class Registration:
             figures["initial_affine"] = self.start.tolist()
         return {
             **figures,
+            "start": self.alignment,
             **field_figures(self.displacement, self.flow.grid.spacing),
             "certificate": self.certificate.to_dict(),
             "iterations": self.iterations,
@@ -197,6 +200,7 @@ class Registration:
                 certificate=Certificate.from_dict(figures["certificate"]),
                 similarity=(figures["before"]["similarity"], figures["after"]["similarity"]),
                 seconds=figures["seconds_optimisation"],
+                alignment=figures.get("start"),
                 interrupted=figures["interrupted_level"],
                 pair=_pair_again(path, figures, flow.grid.spatial_dims) if with_pair else None,
             )

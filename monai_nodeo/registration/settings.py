@@ -27,8 +27,8 @@ class Settings:
 
     Attributes:
         spatial_dims: 2 for slices, 3 for volumes.
-        initial_transform: affine start: "moments", "rigid", "affine", the path of a linear transform, or None to start
-            from the headers; see :py:func:`monai_nodeo.data.find_start`.
+        initial_transform: affine start: "auto" for what the images say, "moments", "rigid", "affine", the path of a
+            linear transform, or "none" or None to start from the headers; see :py:func:`monai_nodeo.data.find_start`.
         mask_air: count only where the fixed image is above its minimum.
         shrink_factors: how much coarser the voxels of each level are, coarse to fine, as in ANTs.
         iterations: of the optimiser, one number a level.

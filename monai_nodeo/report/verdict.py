@@ -70,6 +70,7 @@ def judge(figures: Mapping[str, Any], history: Mapping[str, NDArray], evidence: 
     """
     findings = [
         _alignment(evidence),
+        *_start(figures),
         _similarity(figures, evidence),
         *_labels(figures),
         _folds(figures),
@@ -88,7 +89,7 @@ def _headline(findings: list[Finding], evidence: Evidence) -> str:
     also += "; the optimisation was interrupted" if "interruption" in grades else ""
     if grades["alignment"] == Grade.BAD:
         return f"Not aligned{also}."
-    if grades["alignment"] == Grade.CHECK:
+    if Grade.CHECK in (grades["alignment"], grades.get("start")):
         return f"Perhaps not aligned{also}. Look at the images."
     aligned = "Aligned from the start: the two images are identical" if evidence.identical else "Aligned"
     if not open_questions:
@@ -115,6 +116,13 @@ def _alignment(evidence: Evidence) -> Finding:
         return Finding("alignment", Grade.CHECK, f"{needed}: noise, images of different kinds, or structures apart.")
     advice = "Where images lie apart an affine start helps, where their contrasts differ the preset multimodal."
     return Finding("alignment", Grade.BAD, f"{needed}: these do not fit. {advice}")
+
+
+def _start(figures: Mapping[str, Any]) -> Iterator[Finding]:
+    start = figures.get("start")
+    if start and not start["defended"]:
+        text = "No start explains the two images better than others do, so the search for one was of no help."
+        yield Finding("start", Grade.CHECK, f"{text} One in a file may help.")
 
 
 def _times_chance(evidence: Evidence) -> float:
