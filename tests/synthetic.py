@@ -53,7 +53,7 @@ def quick_settings(spatial_dims: int, **changes: Any) -> Settings:
     """The default ones with two short levels, from the headers on."""
     return Settings.preset(
         spatial_dims=spatial_dims,
-        **{"initial_transform": None, "shrink_factors": (2, 1), "iterations": (3, 2), **changes},
+        **{"initial_transform": None, "shrink_factors": (2, 1), "iterations": (3, 2), "dense_iterations": 0, **changes},
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from ignite.engine import Events
 from torch import Tensor
 
-from monai_nodeo.flows import Solver, VelocityBatch, VelocityModel
+from monai_nodeo.flows import CloudModel, ScalingAndSquaring, Solver, VelocityBatch, VelocityModel
 from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.registration._host_memory import give_back_kept_memory
 from monai_nodeo.registration.levels import Level, PairBatch, make_levels
@@ -81,6 +82,9 @@ def fit(
 ) -> Fit:
     """Optimise a velocity model for each pair of a batch, coarse to fine.
 
+    A velocity of places may have a last level in which every voxel of the image follows the flow. Before, the nodes of
+    the velocity do, with straight lines between them: quicker, but not quite what the finished flow does.
+
     A level that ends with a higher loss than it began with is undone, so that an image stays where it is when it is
     registered to itself.
 
@@ -90,22 +94,33 @@ def fit(
         settings: levels, iterations, seed.
         components: what the settings name.
     """
-    levels = make_levels(pairs.fixed.shape[2:], spacing, settings.shrink_factors, settings.point_spacing)
-    costs = [n * math.prod(level.image_size) for n, level in zip(settings.iterations, levels, strict=True)]
+    dense = settings.dense_iterations > 0 and not isinstance(components.velocity, CloudModel)
+    levels = make_levels(pairs.fixed.shape[2:], spacing, settings.shrink_factors, settings.point_spacing, dense)
+    iterations = [*settings.iterations, settings.dense_iterations][: len(levels)]
+    costs = [n * math.prod(level.image_size) for n, level in zip(iterations, levels, strict=True)]
     models: list[VelocityModel] = []
     curves: list[dict[str, Tensor]] = []
     interrupted: int | None = None
+    optimizer: torch.optim.Optimizer | None = None
     cuda_graph = settings.cuda_graph
     for level in levels:
-        starts = [model.finer for model in models] or [components.velocity.fresh] * len(pairs.fixed)
-        network = _started(starts, level, pairs.fixed.device, settings.seed)
+        solver = components.solver
+        if level.dense and optimizer:  # the same models and the same optimiser go on
+            optimizer.zero_grad()  # the first loss is that of the models as they are
+            untouched = deepcopy(models)
+            if isinstance(solver, ScalingAndSquaring):
+                solver = solver.for_any_points()
+        else:
+            starts = [model.finer for model in models] or [components.velocity.fresh] * len(pairs.fixed)
+            untouched, models = (_started(starts, level, pairs.fixed.device, settings.seed) for _ in range(2))
+            optimizer = components.optimizer(VelocityBatch(models).parameters())
         trainer = PairTrainer(
             pairs.at(level),
-            network,
-            components.optimizer(network.parameters()),
+            VelocityBatch(models),
+            optimizer,
             components.loss,
-            components.solver,
-            settings.iterations[level.index],
+            solver,
+            iterations[level.index],
             [factory() for factory in components.handlers],
             level,
             cuda_graph,
@@ -124,19 +139,20 @@ def fit(
         )
         losses = curves[-1]["loss"]
         worse = (losses[-1] > losses[0]).tolist()  # images that are the same are moved by nothing but rounding
-        models = list(network.models)
         if any(worse):
-            untouched = _started(starts, level, pairs.fixed.device, settings.seed).models
             models = [old if undo else new for undo, old, new in zip(worse, untouched, models, strict=True)]
+            optimizer = components.optimizer(VelocityBatch(models).parameters())
     history = {name: torch.cat([curve[name] for curve in curves]) for name in curves[0]}
     return Fit(models, levels[-1], history, interrupted)
 
 
-def _started(starts: Sequence[Callable[..., VelocityModel]], level: Level, device: Any, seed: int) -> VelocityBatch:
+def _started(
+    starts: Sequence[Callable[..., VelocityModel]], level: Level, device: Any, seed: int
+) -> list[VelocityModel]:
     """Models of a level as they begin, made by ``fresh`` or ``finer`` of others."""
     models = []
     for start in starts:
         with torch.random.fork_rng(devices=[]):  # the weights come from the CPU generator, whatever the device
             torch.default_generator.manual_seed(seed)
             models.append(start(level.cloud_size, level.cloud_spacing).to(device))
-    return VelocityBatch(models)
+    return models

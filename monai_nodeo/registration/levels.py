@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -28,11 +28,12 @@ class Level:
     Attributes:
         image_size: of the images, D entries.
         spacing: voxel size of the images in mm.
-        cloud_size: of the cloud of points that is integrated.
-        cloud_spacing: distance of its points in mm.
+        cloud_size: of the nodes of the velocity, which are the cloud of points that is integrated.
+        cloud_spacing: distance of the nodes in mm.
         coarseness: side of the level's voxels, in smallest voxel sides of the pair.
         index: of the level, 0 is the coarsest.
         count: of all levels.
+        dense: a point in every voxel is integrated instead, at the velocity of the same nodes.
     """
 
     image_size: tuple[int, ...]
@@ -42,6 +43,17 @@ class Level:
     coarseness: float = 1.0
     index: int = 0
     count: int = 1
+    dense: bool = False
+
+    @property
+    def points_size(self) -> tuple[int, ...]:
+        """Of the grid of the points that are integrated."""
+        return self.image_size if self.dense else self.cloud_size
+
+    @property
+    def points_spacing(self) -> tuple[float, ...]:
+        """Distance of the points that are integrated in mm."""
+        return self.spacing if self.dense else self.cloud_spacing
 
 
 def make_levels(
@@ -49,6 +61,7 @@ def make_levels(
     spacing: Sequence[float],
     shrink_factors: Sequence[float] = (1,),
     point_spacing: float = 1,
+    dense: bool = False,
 ) -> list[Level]:
     """The levels of a pair.
 
@@ -60,6 +73,7 @@ def make_levels(
         spacing: its voxel size in mm.
         shrink_factors: one a level, coarse to fine, at least 1, as in ANTs.
         point_spacing: smallest distance of the cloud's points, in smallest voxel sides.
+        dense: with one more level, the last one with a point in every voxel, where that makes a difference.
 
     Raises:
         ValueError: when a factor or the spacing of the points is below 1, or the factors grow.
@@ -75,8 +89,10 @@ def make_levels(
     for index, factor in enumerate(factors):
         image = _grid(image_size, spacing, factor * shortest)
         cloud = _grid(image_size, spacing, max(factor, point_spacing) * shortest)
-        levels.append(Level(*image, *cloud, float(factor), index, len(factors)))
-    return levels
+        levels.append(Level(*image, *cloud, float(factor), index))
+    if dense and levels[-1].cloud_size != levels[-1].image_size:
+        levels.append(replace(levels[-1], index=len(levels), dense=True))
+    return [replace(level, count=len(levels)) for level in levels]
 
 
 def _grid(size: Sequence[int], spacing: Sequence[float], side: float) -> tuple[tuple[int, ...], tuple[float, ...]]:

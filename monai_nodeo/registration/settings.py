@@ -32,6 +32,8 @@ class Settings:
         mask_air: count only where the fixed image is above its minimum.
         shrink_factors: how much coarser the voxels of each level are, coarse to fine, as in ANTs.
         iterations: of the optimiser, one number a level.
+        dense_iterations: more of them at the end, in which every voxel follows the flow; none where every voxel does
+            anyway, and for "nodeo".
         point_spacing: smallest distance of the points that are integrated, in (smallest) voxel sides.
         learning_rate: of Adam, in points of the cloud.
         amsgrad: variant of Adam.
@@ -75,6 +77,7 @@ class Settings:
     mask_air: bool
     shrink_factors: tuple[float, ...]
     iterations: tuple[int, ...]
+    dense_iterations: int
     point_spacing: float
     learning_rate: float
     amsgrad: bool

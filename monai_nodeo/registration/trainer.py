@@ -99,12 +99,12 @@ class PairTrainer(Trainer):
         self.optimizer = optimizer
         self.loss_function = loss_function
         self.solver = solver
-        self.identity = identity_grid(level.cloud_size, fixed.device, fixed.dtype).expand(
+        self.identity = identity_grid(level.points_size, fixed.device, fixed.dtype).expand(
             len(fixed), *[-1] * (fixed.ndim - 1)
         )
         self.landmarks = pairs.landmarks
         if pairs.landmarks is not None:
-            self.landmarks = rescale_points(pairs.landmarks, level.image_size, level.cloud_size)
+            self.landmarks = rescale_points(pairs.landmarks, level.image_size, level.points_size)
         self.state.history = {}
         self.state.level = level
         waits = getattr(solver, "waits_for_device", True)
@@ -152,7 +152,8 @@ class PairTrainer(Trainer):
             velocities or [ddf],
             weight=weight,
             spacing=level.spacing,
-            ddf_spacing=level.cloud_spacing,
+            ddf_spacing=level.points_spacing,
+            velocity_spacing=level.cloud_spacing,
             coarseness=level.coarseness,
             landmarks=self.landmarks,
             certainty=pairs.fixed_certainty,
@@ -165,7 +166,7 @@ class PairTrainer(Trainer):
         return list(terms), torch.stack([value.detach() for value in terms.values()]), ddf.detach()
 
     def _cloud(self) -> tuple[Sequence[Tensor] | Tensor, list[Tensor]]:
-        """Where the cloud is at the times that the loss looks at, and velocities in its voxels."""
+        """Where the points are at the times that the loss looks at, and velocities in voxels of their nodes."""
         velocity = self.network.velocity()
         # the adjoint method differentiates by the parameters of the module itself
         integrated = self.network if getattr(self.solver, "adjoint", False) else velocity
@@ -174,8 +175,7 @@ class PairTrainer(Trainer):
         # Free on the CPU, whose 2D sampler reads anywhere in memory on its way back through NaN.
         if phi.device.type == "cpu" and not phi.detach().sum().isfinite():
             raise DivergedError(self.state.iteration)
-        size = tuple(self.identity.shape[2:])
-        voxels = voxels_per_unit(size, self.identity.dtype, self.identity.device)
+        voxels = voxels_per_unit(self.state.level.cloud_size, self.identity.dtype, self.identity.device)
         return states, [image * voxels for image in getattr(velocity, "keyframes", ())]
 
     def _noted(self, names: Sequence[str], values: Tensor) -> dict[str, Tensor]:
