@@ -38,7 +38,7 @@ class RungeKutta:
     waits_for_device = False
     adjoint = False
 
-    def __init__(self, num_steps: int = 2, stretch: float = 0.25) -> None:
+    def __init__(self, num_steps: int = 2, stretch: float = 0.2) -> None:
         if num_steps < 1 or num_steps != int(num_steps) or not stretch > 0:
             raise ValueError(
                 f"num_steps must be a whole number from 1 and stretch greater than 0, got {num_steps} and {stretch}."
