@@ -42,10 +42,11 @@ SCHEMA = BUNDLE / "schema" / "meta_schema_20240725.json"
 VOLUME, PLANE = (12, 14, 10), (16, 18)
 MARGIN = 2  # voxels that the moving volume reaches beyond the fixed one on every side
 # As many levels as fit, with few iterations.
-FEW: dict[str, Any] = {"settings#shrink_factors": [2, 1], "settings#iterations": [2, 1]}
+FEW: dict[str, Any] = {"settings#shrink_factors": [2, 1], "settings#iterations": [2, 1], "settings#dense_iterations": 0}
 VISIBLE: dict[str, Any] = {
     "settings#shrink_factors": [2, 1],
     "settings#iterations": [10, 20],
+    "settings#dense_iterations": 0,
     "settings#similarity_window": 9,
 }
 
@@ -425,7 +426,7 @@ def test_inputs_may_come_later(data, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "iterations", "keyframes"),
     [
-        ("inferer", PairInferer(Settings.preset(iterations=[2], shrink_factors=[1])), 2, 1),
+        ("inferer", PairInferer(Settings.preset(iterations=[2], shrink_factors=[1], dense_iterations=0)), 2, 1),
         ("network_def", EulerianVelocity(3, parametrisation=Lattice((8, 8, 8), keyframes=2)), 3, 2),
         ("device", torch.device("cpu"), 3, 1),
     ],
