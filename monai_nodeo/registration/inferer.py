@@ -20,7 +20,7 @@ from monai_nodeo.data.load import load_pair
 from monai_nodeo.data.pair import Pair, PairError, stored_grid
 from monai_nodeo.data.placement import affine_3d, physical_map
 from monai_nodeo.files import ImageGrid
-from monai_nodeo.flows import CloudModel, Flow, RungeKutta, Solver, VelocityModel
+from monai_nodeo.flows import CloudModel, Flow, Solver, VelocityModel
 from monai_nodeo.flows.unfolding import unfolded
 from monai_nodeo.geometry.cropping import Box, foreground_box
 from monai_nodeo.geometry.sampling import warp
@@ -210,7 +210,7 @@ class PairInferer(Inferer):
         model = fitted.models[number].kept()
         # the published model is a cloud of points and its own steps; a velocity of places is integrated as finely as
         # it needs
-        solver = self.components.solver if isinstance(model, CloudModel) else RungeKutta()
+        solver = self.components.solver if isinstance(model, CloudModel) else self.components.finished
         domain = _domain(task, fitted.level)
         flow = Flow(model.requires_grad_(False), solver, domain, task.grid)
         flow, ddf = unfolded(flow) if self.settings.unfold else (flow, flow.displacement())
