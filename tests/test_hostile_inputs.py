@@ -537,3 +537,4 @@ def test_command_lines_that_ask_for_what_is_not(words: tuple[str, ...], told: st
     start = ("register", "-f", tmp_path / "i.nii", "-m", tmp_path / "i.nii", "-o", tmp_path / "out")
     device = () if "--device" in words else ("--device", "cpu")
     assert told in error(*start, "--no-report", "--quiet", *device, *words)
+    assert {path.name for path in tmp_path.iterdir()} == {"i.nii"}

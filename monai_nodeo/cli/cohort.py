@@ -51,7 +51,7 @@ class _Shard(click.ParamType):
 @click.option("--shard", type=_Shard(), help="A share of the pairs, for job arrays; all shares with one OUTPUT.")
 @DEVICE
 @click.option("--report/--no-report", default=True, help="Make the page of each pair, and one over all.")
-@click.option("--quiet", is_flag=True, help="Print errors only.")
+@click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
 @SET
 def command(pairs: str | None, output: Path, shard: tuple[int, int] | None, quiet: bool, **given: Any) -> None:
     """Register all PAIRS of a list, and go on where an earlier run ended.

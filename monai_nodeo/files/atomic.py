@@ -7,11 +7,11 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os.path import expanduser
 from pathlib import Path
 
-__all__ = ["atomic_path", "check_folder", "check_output_dir"]
+__all__ = ["atomic_path", "check_folder", "check_output_dir", "output_dir"]
 
 
 @contextmanager
@@ -69,3 +69,21 @@ def check_output_dir(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise OSError(f"{folder} cannot be written to ({error.strerror}); give another folder.") from error
     return folder
+
+
+@contextmanager
+def output_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """The folder of :py:func:`check_output_dir`; a block that fails leaves no empty folder that was not there before.
+
+    Raises:
+        OSError: names the folder and what to do.
+    """
+    wanted = Path(expanduser(path)).absolute()
+    new = [folder for folder in (wanted, *wanted.parents) if not os.path.exists(folder)]
+    try:
+        yield check_output_dir(path)
+    except BaseException:
+        with suppress(OSError):  # there is something in it
+            for folder in new:
+                folder.rmdir()
+        raise
