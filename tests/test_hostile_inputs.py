@@ -305,6 +305,12 @@ def test_nothing_is_evaluated(words: tuple[str, ...], place: Path) -> None:
     assert not (place / "pwned").exists()
 
 
+def test_a_refused_cohort_leaves_no_folder(place: Path) -> None:
+    Path("one.csv").write_text("fixed,moving\ni.nii.gz,i.nii.gz\n")
+    assert "solver is 'x', expected one of" in error("cohort", "one.csv", "-o", "new/out", "--set", "solver=x")
+    assert not (place / "new").exists()
+
+
 @pytest.mark.parametrize("id", ["device", "settings#seed", "handlers", "fixed", "evaluator#amp"])
 def test_no_override_of_the_bundle_is_evaluated(id: str, place: Path) -> None:
     value = [EVIL] if id == "handlers" else EVIL

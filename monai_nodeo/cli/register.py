@@ -69,12 +69,13 @@ def command(
     if not quiet:
         click.echo(f"registering {paths['moving']} to {paths['fixed']}")
     from monai_nodeo.data.lists import single_pair
-    from monai_nodeo.files import ImageGrid, output_dir
+    from monai_nodeo.files import ImageGrid, check_output_dir, no_empty_folder
 
     dims = ImageGrid.from_file(str(paths["fixed"])).spatial_dims
     settings = settings_of(dims, preset, changes, seed=seed, initial_transform=initial_transform)
     (row,) = single_pair(**paths)  # type: ignore[arg-type]
-    with output_dir(output) as folder:
+    with no_empty_folder(output):
+        folder = check_output_dir(output)
         registration, figures, interrupted = _register(
             row, settings, folder, device, tensorboard, on_interrupt, quiet, started
         )

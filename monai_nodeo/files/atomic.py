@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from os.path import expanduser
 from pathlib import Path
 
-__all__ = ["atomic_path", "check_folder", "check_output_dir", "output_dir"]
+__all__ = ["atomic_path", "check_folder", "check_output_dir", "no_empty_folder"]
 
 
 @contextmanager
@@ -72,18 +72,14 @@ def check_output_dir(path: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def output_dir(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """The folder of :py:func:`check_output_dir`; a block that fails leaves no empty folder that was not there before.
-
-    Raises:
-        OSError: names the folder and what to do.
-    """
+def no_empty_folder(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Where the block fails, a folder that was not there before does not stay without content, nor its parents."""
     wanted = Path(expanduser(path)).absolute()
     new = [folder for folder in (wanted, *wanted.parents) if not os.path.exists(folder)]
     try:
-        yield check_output_dir(path)
+        yield
     except BaseException:
-        with suppress(OSError):  # there is something in it
+        with suppress(OSError):  # it was not made, or there is something in it
             for folder in new:
                 folder.rmdir()
         raise
