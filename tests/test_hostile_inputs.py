@@ -23,9 +23,9 @@ from scans import refuse
 
 from monai_nodeo import Settings, register
 from monai_nodeo.cli import main
+from monai_nodeo.data.image import as_image
 from monai_nodeo.data.intensity import to_unit_range
 from monai_nodeo.data.lists import load_datalist
-from monai_nodeo.data.load import as_image
 from monai_nodeo.expressions import check_safe_files
 from monai_nodeo.files import ImageGrid, Transform, open_stored, read_transform, write_transform
 from monai_nodeo.registration.presets import preset_files
