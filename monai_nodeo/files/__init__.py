@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results as files: NIfTI images on the fixed grid, and transforms in the formats of ITK, ANTs and Learn2Reg.
 
-The only place that converts between a ddf in voxels (tensor axis order) and millimetres in ITK's LPS space, and the
-only place that knows how a 2D grid is stored. An `ImageGrid` says both:
+The only place that converts between a ddf in voxels (tensor axis order) and millimetres in ITK's LPS space
+(`files.lps`, `files.grid`), and the only place that knows how a 2D grid is stored. An `ImageGrid` says both:
 
 =================  ============  ================================  =====================================
 stored image       array shape   ddf                               displacement file
