@@ -27,6 +27,7 @@ _ORDINARY_DISTORTION = 0.87
 _SHARED_SURELY = 0.3  # of the information, whatever is shared by chance: something symmetric
 # Pairs that fit: up to 1.04 times as much, half of an image masked out 1.43; turned over: 1.95 and more.
 _TURNED_FACTOR, _TURNED_GAP = 1.7, 0.01
+_VOLUMES = 10.0  # times as large or as small: told at the top, though registrations of different people reach it
 _FOLDS_FEW, _FOLDS_MANY = 0.01, 1.0  # per cent
 _STILL_FALLING = 0.02  # of the whole fall of the loss, in the last tenth of the iterations
 _FEWEST_OF_A_TENTH = 2  # iterations
@@ -79,7 +80,7 @@ def judge(figures: Mapping[str, Any], history: Mapping[str, NDArray], evidence: 
         *_input(evidence),
     ]
     grade = max(finding.grade for finding in findings)
-    return Verdict(grade, _headline(findings, evidence), tuple(findings))
+    return Verdict(grade, _headline(findings, evidence) + _volumes(figures), tuple(findings))
 
 
 def _headline(findings: list[Finding], evidence: Evidence) -> str:
@@ -97,6 +98,14 @@ def _headline(findings: list[Finding], evidence: Evidence) -> str:
     if grades["folds"] == Grade.BAD:
         return f"{aligned}{also.replace(', and', ', but')}."
     return f"{aligned}, with reservations: {', '.join(dict.fromkeys(open_questions))}."
+
+
+def _volumes(figures: Mapping[str, Any]) -> str:
+    """A sentence about volumes that change much."""
+    smallest, largest = (figures["certificate"][f"{kind}_volume"][0] for kind in ("smallest", "largest"))
+    if smallest >= 1 / _VOLUMES and largest <= _VOLUMES:
+        return ""
+    return f" Volumes change by {smallest:.2g} to {largest:.3g}."
 
 
 def _alignment(evidence: Evidence) -> Finding:
