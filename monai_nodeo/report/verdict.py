@@ -80,10 +80,10 @@ def judge(figures: Mapping[str, Any], history: Mapping[str, NDArray], evidence: 
         *_input(evidence),
     ]
     grade = max(finding.grade for finding in findings)
-    return Verdict(grade, _headline(findings, evidence) + _volumes(figures), tuple(findings))
+    return Verdict(grade, _headline(findings, evidence, _volumes(figures)), tuple(findings))
 
 
-def _headline(findings: list[Finding], evidence: Evidence) -> str:
+def _headline(findings: list[Finding], evidence: Evidence, volumes: str) -> str:
     grades = {finding.topic: finding.grade for finding in findings}
     open_questions = [f.topic for f in findings if f.grade > Grade.GOOD and f.topic != "alignment"]
     also = ", and the deformation folds" if grades["folds"] == Grade.BAD else ""
@@ -94,10 +94,10 @@ def _headline(findings: list[Finding], evidence: Evidence) -> str:
         return f"Perhaps not aligned{also}. Look at the images."
     aligned = "Aligned from the start: the two images are identical" if evidence.identical else "Aligned"
     if not open_questions:
-        return f"{aligned}." if evidence.identical else f"{aligned}, without folds, and converged."
+        return f"{aligned}." if evidence.identical else f"{aligned}, without folds, and converged.{volumes}"
     if grades["folds"] == Grade.BAD:
         return f"{aligned}{also.replace(', and', ', but')}."
-    return f"{aligned}, with reservations: {', '.join(dict.fromkeys(open_questions))}."
+    return f"{aligned}, with reservations: {', '.join(dict.fromkeys(open_questions))}.{volumes}"
 
 
 def _volumes(figures: Mapping[str, Any]) -> str:
