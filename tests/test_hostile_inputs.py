@@ -23,9 +23,9 @@ from scans import refuse
 
 from monai_nodeo import Settings, register
 from monai_nodeo.cli import main
+from monai_nodeo.data.image import as_image
 from monai_nodeo.data.intensity import to_unit_range
 from monai_nodeo.data.lists import load_datalist
-from monai_nodeo.data.load import as_image
 from monai_nodeo.expressions import check_safe_files
 from monai_nodeo.files import ImageGrid, Transform, open_stored, read_transform, write_transform
 from monai_nodeo.registration.presets import preset_files
@@ -305,6 +305,12 @@ def test_nothing_is_evaluated(words: tuple[str, ...], place: Path) -> None:
     assert not (place / "pwned").exists()
 
 
+def test_a_refused_cohort_leaves_no_folder(place: Path) -> None:
+    Path("one.csv").write_text("fixed,moving\ni.nii.gz,i.nii.gz\n")
+    assert "solver is 'x', expected one of" in error("cohort", "one.csv", "-o", "new/out", "--set", "solver=x")
+    assert not (place / "new").exists()
+
+
 @pytest.mark.parametrize("id", ["device", "settings#seed", "handlers", "fixed", "evaluator#amp"])
 def test_no_override_of_the_bundle_is_evaluated(id: str, place: Path) -> None:
     value = [EVIL] if id == "handlers" else EVIL
@@ -537,3 +543,4 @@ def test_command_lines_that_ask_for_what_is_not(words: tuple[str, ...], told: st
     start = ("register", "-f", tmp_path / "i.nii", "-m", tmp_path / "i.nii", "-o", tmp_path / "out")
     device = () if "--device" in words else ("--device", "cpu")
     assert told in error(*start, "--no-report", "--quiet", *device, *words)
+    assert {path.name for path in tmp_path.iterdir()} == {"i.nii"}

@@ -43,7 +43,7 @@ _INTERRUPTED = 130
     show_default=True,
     help="What ctrl-C does to the flow so far.",
 )
-@click.option("--quiet", is_flag=True, help="Print errors only.")
+@click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
 @SET
 def command(
     output: Path,
@@ -69,15 +69,16 @@ def command(
     if not quiet:
         click.echo(f"registering {paths['moving']} to {paths['fixed']}")
     from monai_nodeo.data.lists import single_pair
-    from monai_nodeo.files import ImageGrid, check_output_dir
+    from monai_nodeo.files import ImageGrid, check_output_dir, no_empty_folder
 
     dims = ImageGrid.from_file(str(paths["fixed"])).spatial_dims
     settings = settings_of(dims, preset, changes, seed=seed, initial_transform=initial_transform)
-    folder = check_output_dir(output)
     (row,) = single_pair(**paths)  # type: ignore[arg-type]
-    registration, figures, interrupted = _register(
-        row, settings, folder, device, tensorboard, on_interrupt, quiet, started
-    )
+    with no_empty_folder(output):
+        folder = check_output_dir(output)
+        registration, figures, interrupted = _register(
+            row, settings, folder, device, tensorboard, on_interrupt, quiet, started
+        )
     if report:
         _report(registration, figures, folder)
     if interrupted:

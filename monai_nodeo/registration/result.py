@@ -16,8 +16,9 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
+from monai_nodeo.data.image import Image
 from monai_nodeo.data.keys import PATH_KEYS
-from monai_nodeo.data.load import Image, load_pair
+from monai_nodeo.data.load import load_pair
 from monai_nodeo.data.pair import Pair, PairError, stored_grid
 from monai_nodeo.data.placement import on_grid_of
 from monai_nodeo.files import Transform

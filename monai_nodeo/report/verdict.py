@@ -27,6 +27,7 @@ _ORDINARY_DISTORTION = 0.87
 _SHARED_SURELY = 0.3  # of the information, whatever is shared by chance: something symmetric
 # Pairs that fit: up to 1.04 times as much, half of an image masked out 1.43; turned over: 1.95 and more.
 _TURNED_FACTOR, _TURNED_GAP = 1.7, 0.01
+_VOLUMES = 10.0  # times as large or as small: told at the top, though registrations of different people reach it
 _FOLDS_FEW, _FOLDS_MANY = 0.01, 1.0  # per cent
 _STILL_FALLING = 0.02  # of the whole fall of the loss, in the last tenth of the iterations
 _FEWEST_OF_A_TENTH = 2  # iterations
@@ -79,10 +80,10 @@ def judge(figures: Mapping[str, Any], history: Mapping[str, NDArray], evidence: 
         *_input(evidence),
     ]
     grade = max(finding.grade for finding in findings)
-    return Verdict(grade, _headline(findings, evidence), tuple(findings))
+    return Verdict(grade, _headline(findings, evidence, _volumes(figures)), tuple(findings))
 
 
-def _headline(findings: list[Finding], evidence: Evidence) -> str:
+def _headline(findings: list[Finding], evidence: Evidence, volumes: str) -> str:
     grades = {finding.topic: finding.grade for finding in findings}
     open_questions = [f.topic for f in findings if f.grade > Grade.GOOD and f.topic != "alignment"]
     also = ", and the deformation folds" if grades["folds"] == Grade.BAD else ""
@@ -93,10 +94,18 @@ def _headline(findings: list[Finding], evidence: Evidence) -> str:
         return f"Perhaps not aligned{also}. Look at the images."
     aligned = "Aligned from the start: the two images are identical" if evidence.identical else "Aligned"
     if not open_questions:
-        return f"{aligned}." if evidence.identical else f"{aligned}, without folds, and converged."
+        return f"{aligned}." if evidence.identical else f"{aligned}, without folds, and converged.{volumes}"
     if grades["folds"] == Grade.BAD:
         return f"{aligned}{also.replace(', and', ', but')}."
-    return f"{aligned}, with reservations: {', '.join(dict.fromkeys(open_questions))}."
+    return f"{aligned}, with reservations: {', '.join(dict.fromkeys(open_questions))}.{volumes}"
+
+
+def _volumes(figures: Mapping[str, Any]) -> str:
+    """A sentence about volumes that change much."""
+    smallest, largest = (figures["certificate"][f"{kind}_volume"][0] for kind in ("smallest", "largest"))
+    if smallest >= 1 / _VOLUMES and largest <= _VOLUMES:
+        return ""
+    return f" Volumes change by {smallest:.2g} to {largest:.3g}."
 
 
 def _alignment(evidence: Evidence) -> Finding:
