@@ -42,7 +42,7 @@ SCHEMA = BUNDLE / "schema" / "meta_schema_20240725.json"
 VOLUME, PLANE = (12, 14, 10), (16, 18)
 MARGIN = 2  # voxels that the moving volume reaches beyond the fixed one on every side
 # As many levels as fit, with few iterations.
-SHORT = {"initial_transform": None, "shrink_factors": [2, 1], "iterations": [2, 1], "dense_iterations": 0}
+SHORT = {"initial_transform": "none", "shrink_factors": [2, 1], "iterations": [2, 1], "dense_iterations": 0}
 FEW: dict[str, Any] = {f"settings#{name}": value for name, value in SHORT.items()}
 VISIBLE: dict[str, Any] = {**FEW, "settings#iterations": [10, 20], "settings#similarity_window": 9}
 
