@@ -342,7 +342,8 @@ def test_wrong_use_is_told(words: list[str], message: str) -> None:
 
 # Registration
 
-FEW = ["--device", "cpu", "--set", "iterations=[6,4]", "--set", "shrink_factors=[2,1]", "--set", "dense_iterations=0"]
+FEW = ["--device", "cpu", "--init", "none"]
+FEW += [word for few in ("iterations=[6,4]", "shrink_factors=[2,1]", "dense_iterations=0") for word in ("--set", few)]
 AWAY = {"volume": np.array([120.0, -80.0, 60.0]), "slice": 40 * VOLUME.affine[:3, 2] / 2.5}
 SHAPES = {"volume": (14, 16, 12), "slice": (24, 22, 1)}
 WORDS = {"volume": ["--init", "moments"], "slice": ["--quiet", "--no-report"]}

@@ -47,11 +47,12 @@ def ddf_of(fixed: Tensor, moving: Tensor, settings: Settings, components: Any = 
 
 
 @pytest.mark.parametrize(
-    ("shape", "spacing", "error"), [((61, 73), 1, 0.15), ((17, 21, 13), 1, 0.15), ((17, 21, 13), 2, 0.2)]
+    ("shape", "spacing", "start", "error"),
+    [((61, 73), 1, "auto", 0.15), ((17, 21, 13), 1, "auto", 0.15), ((17, 21, 13), 2, "none", 0.2)],
 )
-def test_a_known_deformation_is_recovered_by_default(shape, spacing, error):
+def test_a_known_deformation_is_recovered_by_default(shape, spacing, start, error):
     fixed, moving, ddf = deformed_pair(shape)
-    settings = Settings.preset(spatial_dims=len(shape), point_spacing=spacing)
+    settings = Settings.preset(spatial_dims=len(shape), point_spacing=spacing, initial_transform=start)
     (result,) = PairInferer(settings, handlers=()).register([pair_of_tensors(fixed, moving)])
     assert result.similarity[1] < 0.1 * result.similarity[0]
     inside = (slice(None), *[slice(4, -4)] * len(shape))  # what lies at the border may have left the image
@@ -360,7 +361,7 @@ def test_landmarks_pull(shape):
         loss = RegistrationLoss(
             LocalNCCLoss(dims, 9), velocity_terms={"smoothness": (0.05, SmoothnessLoss())}, landmark_weight=weight
         )
-        inferer = PairInferer(Settings.preset(spatial_dims=dims), loss=loss, handlers=())
+        inferer = PairInferer(Settings.preset(spatial_dims=dims, initial_transform=None), loss=loss, handlers=())
         (found,) = inferer.register([pair])
         errors[weight] = landmark_errors(found.ddf[None], landmarks).norm()
         assert ("landmarks" in found.history) == (weight > 0)
