@@ -106,7 +106,7 @@ def test_pairs_of_a_batch_choose_for_themselves(tmp_path):
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_deformation_that_cannot_be_defended_is_not_given(strict, tmp_path, monkeypatch):
-    monkeypatch.setattr("monai_nodeo.registration.choice._HOPELESS", 0.0)
+    monkeypatch.setattr("monai_nodeo.registration.choice._HOPELESS", -1.0)
     for name, image in zip(("f", "m"), deformed_pair(SHAPES[2])[:2], strict=True):
         nib.save(nib.Nifti1Image(image.numpy().squeeze(), torch.eye(4).numpy()), tmp_path / f"{name}.nii.gz")
     f, m, out = (tmp_path / name for name in ("f.nii.gz", "m.nii.gz", "out"))
