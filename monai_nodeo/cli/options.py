@@ -61,7 +61,7 @@ def settings_of(spatial_dims: int, preset: str | None, changes: tuple[tuple[str,
         others: settings that have an option of their own; None: not given.
     """
     given = {name: value for name, value in others.items() if value is not None}
-    return Settings.from_dict(Settings.preset(preset, spatial_dims).to_dict() | given | dict(changes))
+    return Settings.preset(preset, spatial_dims).replace(**given | dict(changes))
 
 
 def file_of(transform: str) -> str:

@@ -52,6 +52,9 @@ class Registration:
         seconds: time of the optimisation, from images in memory to the displacement; of a pair in a batch, its share.
         alignment: how the start was found: see :py:meth:`monai_nodeo.data.Start.figures`.
         interrupted: the first level that was ended early; it and the finer ones lack iterations. None: none.
+        choice: which similarity and smoothness were chosen, and why: see
+            :py:meth:`monai_nodeo.registration.choice.Choice.figures`. None: those of the settings.
+        accepted: False where no deformation could be defended, and the flow moves nothing.
         pair: the images; None where it was loaded without them.
 
     Example:
@@ -70,6 +73,8 @@ class Registration:
     seconds: float
     alignment: dict[str, Any] | None = None
     interrupted: int | None = None
+    choice: dict[str, Any] | None = None
+    accepted: bool = True
     pair: Pair | None = None
 
     @cached_property
@@ -142,6 +147,8 @@ class Registration:
         return {
             **figures,
             "start": self.alignment,
+            "choice": self.choice,
+            "accepted": self.accepted,
             **field_figures(self.displacement, self.flow.grid.spacing),
             "certificate": self.certificate.to_dict(),
             "iterations": self.iterations,
@@ -203,6 +210,8 @@ class Registration:
                 seconds=figures["seconds_optimisation"],
                 alignment=figures.get("start"),
                 interrupted=figures["interrupted_level"],
+                choice=figures.get("choice"),
+                accepted=figures.get("accepted", True),
                 pair=_pair_again(path, figures, flow.grid.spatial_dims) if with_pair else None,
             )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -14,7 +14,10 @@ from typing import Any, get_args, get_type_hints
 
 from monai_nodeo.registration.presets import preset_values
 
-__all__ = ["Settings", "SettingsError"]
+__all__ = ["TUNED", "Settings", "SettingsError"]
+
+
+TUNED = ("similarity", "smoothness_weight")  # what self_tuning may change
 
 
 class SettingsError(ValueError):
@@ -29,6 +32,8 @@ class Settings:
         spatial_dims: 2 for slices, 3 for volumes.
         initial_transform: affine start: "auto" for what the images say, "moments", "rigid", "affine", the path of a
             linear transform, or "none" or None to start from the headers; see :py:func:`monai_nodeo.data.find_start`.
+        self_tuning: let the images of a pair say which similarity suits them, and whether more smoothness is needed;
+            see `registration.choice`. Off where ``similarity`` or ``smoothness_weight`` are changed.
         mask_air: count only where the fixed image is above its minimum.
         shrink_factors: how much coarser the voxels of each level are, coarse to fine, as in ANTs.
         iterations: of the optimiser, one number a level.
@@ -74,6 +79,7 @@ class Settings:
 
     spatial_dims: int
     initial_transform: str | None
+    self_tuning: bool
     mask_air: bool
     shrink_factors: tuple[float, ...]
     iterations: tuple[int, ...]
@@ -130,7 +136,7 @@ class Settings:
             values = {**preset_values(spatial_dims, name), "spatial_dims": spatial_dims}
         except ValueError as error:
             raise SettingsError(str(error)) from error
-        return cls.from_dict(values | cls._known(changes))
+        return cls.from_dict(values).replace(**changes)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
@@ -158,7 +164,10 @@ class Settings:
         Raises:
             SettingsError: for a change that cannot be.
         """
-        return dataclasses.replace(self, **self._known(changes))
+        known = self._known(changes)
+        if not known.keys().isdisjoint(TUNED):
+            known = {"self_tuning": False} | known
+        return dataclasses.replace(self, **known)
 
     @classmethod
     def _known(cls, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def judge(figures: Mapping[str, Any], history: Mapping[str, NDArray], evidence: 
     findings = [
         _alignment(evidence),
         *_start(figures),
+        *_choice(figures),
         _similarity(figures, evidence),
         *_labels(figures),
         _folds(figures),
@@ -90,6 +91,8 @@ def _headline(findings: list[Finding], evidence: Evidence, volumes: str) -> str:
     also += "; the optimisation was interrupted" if "interruption" in grades else ""
     if grades["alignment"] == Grade.BAD:
         return f"Not aligned{also}."
+    if grades.get("deformation") == Grade.BAD:
+        return "No deformation can be defended: this is the start alone. Look at the images."
     if Grade.CHECK in (grades["alignment"], grades.get("start")):
         return f"Perhaps not aligned{also}. Look at the images."
     aligned = "Aligned from the start: the two images are identical" if evidence.identical else "Aligned"
@@ -132,6 +135,22 @@ def _start(figures: Mapping[str, Any]) -> Iterator[Finding]:
     if start and not start["defended"]:
         text = "No start explains the two images better than others do, so the search for one was of no help."
         yield Finding("start", Grade.CHECK, f"{text} One in a file may help.")
+
+
+def _choice(figures: Mapping[str, Any]) -> Iterator[Finding]:
+    choice = figures.get("choice")
+    if choice is None:
+        return
+    strength, disagreement = choice["strengths"][-1], choice["disagreement_voxels"][-1]
+    text = (
+        f"The images chose the similarity {choice['similarity']} (agreement of their contrasts: "
+        f"{choice['agreement']:.2f}) and {strength:g} times the usual smoothness (coarse registrations there and back "
+        f"disagree by {disagreement:.1f} voxels)."
+    )
+    if figures.get("accepted", True):
+        yield Finding("deformation", Grade.GOOD, text)
+    else:
+        yield Finding("deformation", Grade.BAD, f"{text} No deformation can be defended, so that there is none.")
 
 
 def _times_chance(evidence: Evidence) -> float:
