@@ -128,7 +128,7 @@ def test_a_linear_velocity_is_a_matrix_exponential(kind: str, times: tuple[float
     phi = np.random.default_rng(0).uniform(-0.5, 0.5, (50, dims))
     found = flow(torch.from_numpy(to_mm(flow.domain, phi)), *times)
     expected = to_mm(flow.domain, phi @ expm(matrix * (times[1] - times[0])).T)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
 
 
 @every_kind

@@ -40,6 +40,8 @@ __all__ = ["PairInferer"]
 
 logger = logging.getLogger(__name__)
 
+_KEPT = 0.99  # share of what the images say about one another that is no less than all of it
+
 
 @dataclass(frozen=True, eq=False)
 class _Task:
@@ -317,14 +319,14 @@ def _start(pair: Pair, start: Tensor | None) -> Tensor | None:
 def _defended(task: _Task, choice: Choice, flow: Flow) -> bool:
     """Whether the images agree that a deformation does no harm.
 
-    Registrations there and back do not contradict each other, and the images say more about one another than before.
+    Registrations there and back do not contradict each other, and the images say no less about one another than before, but for rounding.
     """
     level = coarse_level(task.tensors, task.prepared.spacing)
     seen = task.tensors.at(level)
     ddf = flow.displacement(_domain(task, level))[None].to(seen.moving)
     moved = replace(seen, moving=warp(seen.moving, ddf), moving_mask=None)
     before, after = (information(replace(pair, moving_mask=None))[0] for pair in (seen, moved))
-    return not choice.hopeless and after >= before
+    return not choice.hopeless and after >= _KEPT * before
 
 
 def _warn_of_refusal(pair: Pair) -> None:
