@@ -319,7 +319,8 @@ def _start(pair: Pair, start: Tensor | None) -> Tensor | None:
 def _defended(task: _Task, choice: Choice, flow: Flow) -> bool:
     """Whether the images agree that a deformation does no harm.
 
-    Registrations there and back do not contradict each other, and the images say no less about one another than before, but for rounding.
+    Registrations there and back do not contradict each other, and the images say no less about one another than before,
+    but for rounding.
     """
     level = coarse_level(task.tensors, task.prepared.spacing)
     seen = task.tensors.at(level)
