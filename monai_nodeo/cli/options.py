@@ -72,6 +72,5 @@ def file_of(transform: str) -> str:
 def configure_logging(quiet: bool) -> None:
     """What is logged goes to the standard error; with ``quiet``, warnings and errors only."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING if quiet else logging.INFO)
-    logging.getLogger("ignite").setLevel(
-        logging.CRITICAL
-    )  # it announces each exception, which is told by who catches it
+    # ignite announces each exception, which is told by who catches it
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)

@@ -323,10 +323,9 @@ def _defended(task: _Task, choice: Choice, flow: Flow) -> bool:
     but for rounding.
     """
     level = coarse_level(task.tensors, task.prepared.spacing)
-    seen = task.tensors.at(level)
+    seen = replace(task.tensors.at(level), moving_mask=None)  # it would have to be moved too
     ddf = flow.displacement(_domain(task, level))[None].to(seen.moving)
-    moved = replace(seen, moving=warp(seen.moving, ddf), moving_mask=None)
-    before, after = (information(replace(pair, moving_mask=None))[0] for pair in (seen, moved))
+    before, after = (information(pair)[0] for pair in (seen, replace(seen, moving=warp(seen.moving, ddf))))
     return not choice.hopeless and after >= _KEPT * before
 
 

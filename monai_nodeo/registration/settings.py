@@ -37,8 +37,8 @@ class Settings:
         mask_air: count only where the fixed image is above its minimum.
         shrink_factors: how much coarser the voxels of each level are, coarse to fine, as in ANTs.
         iterations: of the optimiser, one number a level.
-        dense_iterations: more of them at the end, in which every voxel follows the flow; none where every voxel does
-            anyway, and for "nodeo".
+        dense_iterations: more of them at the end, in which the images are compared where the finished flow takes each
+            voxel; none where a point is in every voxel anyway, and for "nodeo".
         point_spacing: smallest distance of the points that are integrated, in (smallest) voxel sides.
         learning_rate: of Adam, in points of the cloud.
         amsgrad: variant of Adam.
