@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import monai.bundle
@@ -24,6 +25,16 @@ from monai_nodeo.registration.presets import preset_files
 from monai_nodeo.workflow import NodeoWorkflow
 
 
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    """Two threads on a busy machine gave the last bit otherwise, once in about ten runs, by a cause not found."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_one_thread")
 @pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")  # MONAI says so of every file
 @pytest.mark.parametrize("shape", [(33, 29, 1), (19, 17, 13)])
 def test_every_way_gives_the_same_bit_for_bit(tmp_path, shape):
