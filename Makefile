@@ -14,9 +14,8 @@ OASIS ?= oasis
 QUICK ?=
 FUZZ_SCALE ?= 100
 
-# Threads that wait for each other sleep instead of spinning: eight times faster when other work keeps a core busy, a third
-# slower on idle ones, so not for benchmarks.
-demo test fuzz: export OMP_WAIT_POLICY ?= PASSIVE
+# Threads of OpenMP that wait for work give their core away soon, as the command line sets it: docs/decisions/cpu-threads.md.
+export GOMP_SPINCOUNT ?= 300
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

@@ -8,6 +8,7 @@ is there at once, without torch.
 
 from __future__ import annotations
 
+import os
 import re
 from importlib import import_module
 from typing import Any
@@ -19,6 +20,10 @@ import monai_nodeo
 __all__ = ["main"]
 
 COMMANDS = ("register", "cohort", "flow", "apply", "invert", "convert", "evaluate", "report", "info")
+
+# Threads of OpenMP that wait for work give their core away soon. torch reads it when it is imported first; see
+# docs/decisions/cpu-threads.md.
+os.environ.setdefault("GOMP_SPINCOUNT", "300")
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 

@@ -49,13 +49,11 @@ def integrate(
         field = np.zeros((len(images), *shape, 3), kind)
         for target, image in zip(field, images, strict=True):
             target[..., 3 - dims :] = np.moveaxis(image, 0, -1).reshape(*given, dims)
-        changes = np.zeros(shape, kind)
-        in_threads(_largest_changes, shape[0], field, changes)
-        np.fmin(changes, stretch / shortest, out=changes)
+        changes = np.full(shape, -1, kind)  # not known; threads that find the same one find the same
         parts = -(-states.shape[-1] // _TOGETHER)
         for number, (start, end) in enumerate(pairwise(times)):
             points, found = states[number, item], states[number + 1, item]
-            in_threads(_integrate, parts, field, changes, points, found, start, end, longest, stretch)
+            in_threads(_integrate, parts, field, changes, points, found, start, end, longest, shortest, stretch)
     return list(torch.from_numpy(states).view(len(times), *phi.shape).unbind())
 
 
@@ -112,50 +110,51 @@ def _velocities(field, size, positions, times, way, count, found):  # type: igno
 
 
 @compiled
-def _largest_changes(field, changes, start, stop):  # type: ignore[no-untyped-def]
-    """What limits the steps around each node, in 1 / time: how fast the neighbours move away from it, or its kink.
+def _largest_change(field, i, j, k):  # type: ignore[no-untyped-def]
+    """What limits the steps around a node, in 1 / time: how fast the neighbours move away from it, or its kink.
 
     A point that passes a kink of the velocity within a step ends beside its way, by the kink times the square of the
     step; it passes as many kinks as nodes. So the step goes with the inverse of the speed and of the root of the kink.
     """
     frames, n_x, n_y, n_z, _ = field.shape
-    for i in range(start, stop):
-        for j in range(n_y):
-            for k in range(n_z):
-                here = changes[i, j, k] * 0
-                for frame in range(frames):
-                    there = field[frame, i, j, k]
-                    away = kink = 0.0
-                    for a, b, c in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
-                        after = field[frame, min(i + a, n_x - 1), min(j + b, n_y - 1), min(k + c, n_z - 1)]
-                        before = field[frame, max(i - a, 0), max(j - b, 0), max(k - c, 0)]
-                        ahead, behind, bend = 0.0, 0.0, 0.0
-                        for axis, n in enumerate((n_x, n_y, n_z)):
-                            u, v = after[axis] - there[axis], there[axis] - before[axis]
-                            nodes = (n - 1) * (n - 1) * 0.25
-                            ahead += nodes * u * u
-                            behind += nodes * v * v
-                            bend += nodes * (u - v) * (u - v)
-                        away = max(away, ahead, behind)
-                        kink = max(kink, bend)
-                    speed = 0.0
-                    for axis, n in enumerate((n_x, n_y, n_z)):
-                        speed += (there[axis] * (n - 1) * 0.5) ** 2
-                    here = max(here, np.sqrt(away), (np.sqrt(speed) + 0.5) * kink**0.25 / 2)
-                changes[i, j, k] = here
+    found = 0.0
+    for frame in range(frames):
+        there = field[frame, i, j, k]
+        away = kink = 0.0
+        for a, b, c in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
+            after = field[frame, min(i + a, n_x - 1), min(j + b, n_y - 1), min(k + c, n_z - 1)]
+            before = field[frame, max(i - a, 0), max(j - b, 0), max(k - c, 0)]
+            ahead, behind, bend = 0.0, 0.0, 0.0
+            for axis, n in enumerate((n_x, n_y, n_z)):
+                u, v = after[axis] - there[axis], there[axis] - before[axis]
+                nodes = (n - 1) * (n - 1) * 0.25
+                ahead += nodes * u * u
+                behind += nodes * v * v
+                bend += nodes * (u - v) * (u - v)
+            away = max(away, ahead, behind)
+            kink = max(kink, bend)
+        speed = 0.0
+        for axis, n in enumerate((n_x, n_y, n_z)):
+            speed += (there[axis] * (n - 1) * 0.5) ** 2
+        found = max(found, np.sqrt(away), (np.sqrt(speed) + 0.5) * kink**0.25 / 2)
+    return found
 
 
 @compiled
-def _change_at(changes, x, y, z):  # type: ignore[no-untyped-def]
-    """At the node nearest to a position."""
+def _change_at(field, changes, most, x, y, z):  # type: ignore[no-untyped-def]
+    """At the node nearest to a position, at most ``most``; found when it is needed first."""
     n_x, n_y, n_z = changes.shape
     i = min(max(int((x + 1) * (n_x - 1) * 0.5 + 0.5), 0), n_x - 1)
     j = min(max(int((y + 1) * (n_y - 1) * 0.5 + 0.5), 0), n_y - 1)
-    return changes[i, j, min(max(int((z + 1) * (n_z - 1) * 0.5 + 0.5), 0), n_z - 1)]
+    k = min(max(int((z + 1) * (n_z - 1) * 0.5 + 0.5), 0), n_z - 1)
+    if changes[i, j, k] < 0:
+        change = _largest_change(field, i, j, k)
+        changes[i, j, k] = change if change < most else most  # most also for what is no number
+    return changes[i, j, k]
 
 
 @compiled
-def _integrate(field, changes, points, arrivals, begin, end, longest, stretch, start, stop):  # type: ignore[no-untyped-def]
+def _integrate(field, changes, points, arrivals, begin, end, longest, shortest, stretch, start, stop):  # type: ignore[no-untyped-def]
     """Some points at a time, step by step, so that the processor has independent ones to work on."""
     dims, kind = len(points), points.dtype
     direction = 1.0 if end > begin else -1.0
@@ -186,7 +185,7 @@ def _integrate(field, changes, points, arrivals, begin, end, longest, stretch, s
                 count += 1
         while count:
             for n in range(count):
-                change = _change_at(changes, places[0, n], places[1, n], places[2, n])
+                change = _change_at(field, changes, stretch / shortest, places[0, n], places[1, n], places[2, n])
                 step = min(longest, stretch / max(change, 1e-6))
                 length[n] = direction * left[n] / np.ceil(left[n] / step - 1e-6)  # equal steps, should nothing change
                 times[n] = end - direction * left[n]
