@@ -70,11 +70,12 @@ def command(
         click.echo(f"registering {paths['moving']} to {paths['fixed']}")
     from monai_nodeo.data.lists import single_pair
     from monai_nodeo.files import ImageGrid, check_output_dir
+    from monai_nodeo.registration.limits import needed_room
 
     dims = ImageGrid.from_file(str(paths["fixed"])).spatial_dims
     settings = settings_of(dims, preset, changes, seed=seed, initial_transform=initial_transform)
-    folder = check_output_dir(output)
     (row,) = single_pair(**paths)  # type: ignore[arg-type]
+    folder = check_output_dir(output, needed_room([row]))
     registration, figures, interrupted = _register(
         row, settings, folder, device, tensorboard, on_interrupt, quiet, started
     )

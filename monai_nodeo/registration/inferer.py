@@ -30,6 +30,7 @@ from monai_nodeo.registration.components import make_loss, make_optimizer, make_
 from monai_nodeo.registration.fitting import Components, Fit, fit
 from monai_nodeo.registration.handlers import BestFit, EarlyStop, ProgressBar
 from monai_nodeo.registration.levels import Level, PairBatch
+from monai_nodeo.registration.limits import check_memory
 from monai_nodeo.registration.preparation import Prepared, prepare
 from monai_nodeo.registration.result import Registration
 from monai_nodeo.registration.settings import Settings
@@ -117,8 +118,8 @@ class PairInferer(Inferer):
             network: velocity model whose options are used, instead of the inferer's.
 
         Raises:
-            PairError: when the images of a pair cannot be aligned or do not overlap, are too small, or the loss cannot
-                take masks that are given.
+            PairError: when the images of a pair cannot be aligned or do not overlap, are too small, need more memory
+                than is free, or the loss cannot take masks that are given.
             DivergedError: when an optimisation leaves the finite numbers.
         """
         where = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -194,6 +195,8 @@ class PairInferer(Inferer):
         self, tasks: Sequence[_Task], pairs: Sequence[Pair], velocity: VelocityModel
     ) -> list[Registration]:
         started = time.perf_counter()
+        one = tasks[0].tensors.fixed
+        check_memory(self.settings, one.shape[2:], len(tasks), one.device)
         components = Components(**{**vars(self.components), "velocity": velocity})
         batch = PairBatch.of([task.tensors for task in tasks])
         fitted = fit(batch, tasks[0].prepared.spacing, self.settings, components)
