@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
+from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_nodeo.data.keys import PATH_KEYS
@@ -23,10 +24,13 @@ from monai_nodeo.data.placement import on_grid_of
 from monai_nodeo.files import Transform
 from monai_nodeo.flows import Flow
 from monai_nodeo.metrics.certificate import Certificate
+from monai_nodeo.metrics.confidence import wrong_probability
+from monai_nodeo.metrics.evidence import Evidence, gather
 from monai_nodeo.metrics.pairs import field_figures, overlap_figures
 from monai_nodeo.registration.folder import Contents, read_folder, write_folder
 from monai_nodeo.registration.pair_map import PairMap
 from monai_nodeo.registration.settings import Settings
+from monai_nodeo.registration.side_by_side import images_side_by_side
 from monai_nodeo.registration.thumbnail import strip_of_planes
 
 __all__ = ["Registration"]
@@ -129,6 +133,27 @@ class Registration:
         """The whole way for files, ITK, ANTs and Slicer: the field, then the affine start."""
         return self.map.transform
 
+    @property
+    def images(self) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
+        """Images and masks "fixed", "moving" and "warped" on the fixed grid, see `images_side_by_side`.
+
+        Raises:
+            ValueError: without the pair.
+        """
+        if self.pair is None:
+            raise ValueError("the images are not there; load the registration with its pair.")
+        return images_side_by_side(self.pair, self.start, self.warp)
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What the images say about the registration.
+
+        Raises:
+            ValueError: without the pair.
+        """
+        images, masks = self.images
+        return gather(images, self.displacement.cpu().numpy(), self.flow.grid.affine, masks)
+
     def figures(self) -> dict[str, Any]:
         """Figures of the pair before and after, of the field and the certificate, as JSON holds them."""
         before, after = self.similarity
@@ -136,6 +161,8 @@ class Registration:
         if self.pair is not None:
             found = overlap_figures(self.pair, self.start, self.displacement, self.points)
             figures = {side: figures[side] | found[side] for side in figures}
+            figures["evidence"] = self.evidence._asdict()
+            figures["wrong_probability"] = wrong_probability(self.evidence, self.certificate.to_dict())
         if self.start is not None:
             figures["initial_affine"] = self.start.tolist()
         return {

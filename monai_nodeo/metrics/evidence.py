@@ -4,15 +4,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from itertools import combinations
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import combinations, product
 from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, gaussian_filter
 from scipy.stats import entropy
 
 __all__ = ["Evidence", "gather", "shared_information"]
@@ -20,6 +21,10 @@ __all__ = ["Evidence", "gather", "shared_information"]
 _VOXELS = 300_000  # enough for a histogram of two images
 _BINS = 32
 _BRIGHTEST = 0.995
+_POINTS = {2: 96, 3: 48}  # along the fixed foreground: what is compared within windows
+_WINDOW = 1.5  # standard deviation of those windows, in points
+_NOISE = 0.05  # what is taken for noise, as a share of an image's standard deviation
+_APART = 2  # points
 _DIRECTIONS = ("left-right", "back-front", "bottom-top")
 
 
@@ -29,9 +34,11 @@ class Evidence(NamedTuple):
     Attributes:
         shared_before: information that the fixed and the moving image share, see :py:func:`shared_information`.
         shared_after: the same of the fixed and the warped image.
-        shared_by_chance: the same of the fixed and the warped image turned over along every axis.
-        distortion: how far neighbouring points of the fixed foreground are moved apart, in their distance: root mean
-            square of the displacement's gradient.
+        local_before: information that the fixed and the moving image have about each other within small windows, mean
+            over the fixed foreground, nats: ``-log(1 - r^2) / 2`` of the correlation r, as if jointly normal.
+        local_after: the same of the fixed and the warped image.
+        elsewhere: share of the points of the fixed foreground at which the warped image, moved along an axis by 2 % of
+            the foreground's side (4 % in 3D), tells more.
         shared_turned: the most that a moving image turned over before registration shares with the fixed one.
         turned_along: directions that this one is turned over along.
         identical: whether fixed and moving image hold the same voxels.
@@ -42,8 +49,9 @@ class Evidence(NamedTuple):
 
     shared_before: float
     shared_after: float
-    shared_by_chance: float
-    distortion: float
+    local_before: float
+    local_after: float
+    elsewhere: float
     shared_turned: float
     turned_along: tuple[str, ...]
     identical: bool
@@ -78,12 +86,15 @@ def gather(
     best = max(turned, key=lambda axes: turned[axes])
     world = io_orientation(affine)[:, 0]
     spacing = np.linalg.norm(affine[:3, :dims], axis=0)
+    foreground = fixed.foreground & fixed.counts
+    points = _Points(images, masks or {}, _side(foreground, spacing * _step(images["fixed"])), spacing)
     length = np.linalg.norm([_thinned(c) * s for c, s in zip(ddf, spacing, strict=True)], axis=0)
     return Evidence(
         shared_before=_shared(fixed, moving),
         shared_after=_shared(fixed, warped),
-        shared_by_chance=_by_chance(fixed, warped),
-        distortion=_distortion(ddf, spacing, fixed.foreground & fixed.counts & warped.counts),
+        local_before=float(points.information("moving").mean()),
+        local_after=float(points.information("warped").mean()),
+        elsewhere=points.elsewhere("warped"),
         shared_turned=turned[best],
         turned_along=tuple(_DIRECTIONS[int(world[axis])] for axis in best),
         identical=np.array_equal(images["fixed"], images["moving"]),
@@ -144,28 +155,67 @@ def _shared(one: _Look, other: _Look) -> float:
     return float((entropy(joint.sum(0)) + entropy(joint.sum(1)) - joint_entropy) / joint_entropy)
 
 
-def _by_chance(fixed: _Look, warped: _Look) -> float:
-    """What they share after one was turned over within the box of voxels that both count."""
-    both = fixed.counts & warped.counts
-    box = tuple(slice(places.min(), places.max() + 1) for places in both.nonzero()) if both.any() else ()
-    return _shared(fixed.within(box), warped.within(box).turned(range(both.ndim)))
+class _Points:
+    """Images as some points see them, each the mean of a block of voxels.
+
+    Args:
+        images: name -> (*spatial), "fixed" among them.
+        masks: the same names, or some of them -> where the image counts, (*spatial), bool.
+        side: mean side of the fixed foreground, mm.
+        spacing: voxel size, mm.
+    """
+
+    def __init__(
+        self, images: Mapping[str, NDArray], masks: Mapping[str, NDArray], side: float, spacing: NDArray
+    ) -> None:
+        fixed = images["fixed"]
+        wanted = side / _POINTS[fixed.ndim]
+        blocks = [max(1, min(int(wanted / s), n)) for s, n in zip(spacing, fixed.shape, strict=True)]
+        look = _Look(_pooled(fixed, blocks), np.ones(1), _air(fixed))
+        self.values, self.weight = {}, {}
+        for name, image in images.items():
+            counts = masks.get(name)
+            weight = np.ones(look.image.shape) if counts is None else _pooled(counts, blocks)
+            values = _pooled(image if counts is None else image * counts, blocks) / np.maximum(weight, 1e-6)
+            seen = values[look.foreground & (weight > 0.5)]
+            centre, scale = (seen.mean(), max(seen.std(), 1e-9)) if seen.size else (0.0, 1.0)
+            self.values[name], self.weight[name] = (values - centre) / scale, weight
+        everywhere = np.minimum.reduce(list(self.weight.values())) > 0.5
+        seen = binary_dilation(look.foreground, iterations=2) & everywhere
+        self.counted = seen if seen.any() else np.ones(seen.shape, bool)
+
+    def information(self, name: str, steps: int = 0, axis: int = 0) -> NDArray:
+        """What the fixed image and another one, moved by some points, tell about each other at each point, (N,)."""
+        one, other = self.values["fixed"], np.roll(self.values[name], steps, axis)
+        weight = self.weight["fixed"] * np.roll(self.weight[name], steps, axis)
+        smooth = partial(gaussian_filter, sigma=_WINDOW, mode="constant", truncate=3)
+        total = np.maximum(smooth(weight), 1e-3)
+        products = (one, other, one * one, other * other, one * other)
+        f, m, ff, mm, fm = (smooth(weight * x) / total for x in products)
+        variances = [np.maximum(x, 0) + _NOISE**2 for x in (ff - f * f, mm - m * m)]
+        rest = 1 - (fm - f * m) ** 2 / (variances[0] * variances[1])
+        return -0.5 * np.log(np.maximum(rest, 1e-4))[self.counted]
+
+    def elsewhere(self, name: str) -> float:
+        """Share of the points at which some shift along an axis tells more."""
+        shifts = product((-_APART, _APART), range(self.counted.ndim))
+        best = np.max([self.information(name, steps, axis) for steps, axis in shifts], axis=0)
+        return float((best > self.information(name)).mean())
 
 
-def _distortion(ddf: NDArray, spacing: NDArray, foreground: NDArray) -> float:
-    """Central differences of neighbouring voxels at the voxels of a thinned foreground, see :py:class:`Evidence`."""
-    if not foreground.any():
-        return 0.0
-    step = _step(ddf[0])
-    squares = np.zeros(foreground.shape)
-    for axis, size in enumerate(ddf.shape[1:]):
-        middle = np.arange(0, size, step)
-        ahead, behind = np.minimum(middle + 1, size - 1), np.maximum(middle - 1, 0)
-        thin = tuple(slice(None) if other == axis else slice(None, None, step) for other in range(len(ddf)))
-        rows = (ahead - behind).reshape([-1 if other == axis else 1 for other in range(len(ddf))]) * spacing[axis]
-        for component, side in zip(ddf, spacing, strict=True):
-            along = component[thin]
-            squares += ((along.take(ahead, axis) - along.take(behind, axis)) * (side / rows)) ** 2
-    return float(np.sqrt(squares[foreground].mean()))
+def _pooled(image: NDArray, blocks: Sequence[int]) -> NDArray:
+    """Means of blocks of voxels; what is left at the ends is left out."""
+    counts = [n // b for n, b in zip(image.shape, blocks, strict=True)]
+    whole = image[tuple(slice(0, n * b) for n, b in zip(counts, blocks, strict=True))]
+    split = whole.reshape([x for pair in zip(counts, blocks, strict=True) for x in pair])
+    return split.mean(tuple(range(1, 2 * image.ndim, 2)), dtype=np.float32)
+
+
+def _side(foreground: NDArray, spacing: NDArray) -> float:
+    """Mean side of the box around what is True, mm."""
+    places = foreground.nonzero()
+    sides = [np.ptp(x) + 1 if x.size else n for x, n in zip(places, foreground.shape, strict=True)]
+    return float((np.array(sides) * spacing).prod() ** (1 / foreground.ndim))
 
 
 def _thinned(image: NDArray) -> NDArray:
