@@ -19,7 +19,7 @@ import argparse
 import json
 import math
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,8 @@ from monai_nodeo.metrics.evidence import gather
 from monai_nodeo.registration import PairInferer
 from monai_nodeo.registration.trainer import DivergedError
 
-POINTS = {2: 110, 3: 56}  # along the longest side of an image
+SETS = {"slices": 110, "volumes": 56, "whole": 192}  # points along the longest side of an image
+WHOLE = 3000  # from this number on there are real pairs of slices as they are, half of them without a drawn deformation
 LIMIT_MM, LIMIT_VOXELS = 5.0, 3.0
 # kind -> pairs of the half that the verdict is fitted to, and of the other one
 DOMAINS = {
@@ -79,8 +80,8 @@ HEAD = """| | registrations | wrong | AUC | missed at 1 % false alarms | wrong, 
 | twice as wrong, called aligned | good, doubted | not wrong, doubted |
 |---|---|---|---|---|---|---|---|---|"""
 WITHOUT_MM = ("cine2d", "histo")
-SIGNS = ("local", "gain", "elsewhere", "stretched", "turned")
-TOGETHER = 120  # cases that are drawn at once
+SIGNS = ("shared", "gain", "elsewhere", "stretched", "turned")
+TOGETHER = 60  # cases that are drawn at once
 WITHOUT_TRUTH = ("other", "noise")
 
 
@@ -114,11 +115,11 @@ def image_of(values: np.ndarray, affine: np.ndarray) -> MetaTensor:
     return MetaTensor(torch.from_numpy(np.ascontiguousarray(values, np.float32))[None], affine=torch.tensor(affine))
 
 
-def smaller(image: MetaTensor) -> MetaTensor:
+def smaller(image: MetaTensor, points: int) -> MetaTensor:
     """Means of blocks of voxels, values in [0, 1]."""
     values, dims = image.as_tensor()[0].numpy().astype(np.float32), image.ndim - 1
     spacing = np.array(voxel_sides(image.affine, dims))
-    wanted = (spacing * values.shape).max() / POINTS[dims]
+    wanted = (spacing * values.shape).max() / points
     blocks = [max(1, min(round(wanted / s), n // 12)) for s, n in zip(spacing, values.shape, strict=True)]
     values = values[tuple(slice(0, n // b * b) for n, b in zip(values.shape, blocks, strict=True))]
     parts = values.reshape([x for n, b in zip(values.shape, blocks, strict=True) for x in (n // b, b)])
@@ -133,30 +134,37 @@ def smaller(image: MetaTensor) -> MetaTensor:
     return image_of(values, affine)
 
 
-def sources(data: Path, dims: int) -> Iterator[Source]:
-    """All of slices or volumes; of a pair that its labels or landmarks doubt there are the two images alone."""
-    if dims == 2:
+def sources(data: Path, which: str) -> Iterator[Source]:
+    """All of a set; of a pair that its labels or landmarks doubt there are the two images alone."""
+    points = SETS[which]
+    if which != "volumes":
         slices = sorted(data.glob("oasis2d/*/slice_norm.nii.gz"))
         for half in (0, 1):
             own = slices[half::2]
             for fixed, moving in zip(own, own[1:] + own[:1], strict=True):
-                yield from pair_of("oasis2d", half, fixed, moving)
+                for source in pair_of("oasis2d", half, points, fixed, moving):
+                    if which == "slices" or source.way.any():
+                        yield source
     else:
         for half in (0, 1):
-            yield from pair_of("oasis3d", half, data / f"oasis3d/000{half + 1}/aligned_norm.nii.gz", None)
+            yield from pair_of("oasis3d", half, points, data / f"oasis3d/000{half + 1}/aligned_norm.nii.gz", None)
     for kind, names in DOMAINS.items():
         flat = kind in WITHOUT_MM
-        for half in (0, 1) if flat == (dims == 2) else ():
+        for half in (0, 1) if which == ("slices" if flat else "volumes") else ():
             for number, name in enumerate(names[half].split()):
                 folder = data / "domains" / f"{kind}_{name}"
                 ends = ".png" if flat else ".nii.gz"
-                yield from pair_of(kind, half, folder / f"fixed{ends}", folder / f"moving{ends}", flat or number == 0)
+                yield from pair_of(
+                    kind, half, points, folder / f"fixed{ends}", folder / f"moving{ends}", flat or number == 0
+                )
 
 
-def pair_of(kind: str, half: int, fixed: Path, moving: Path | None, registered: bool = True) -> Iterator[Source]:
+def pair_of(
+    kind: str, half: int, points: int, fixed: Path, moving: Path | None, registered: bool = True
+) -> Iterator[Source]:
     """Both images alone, and as a pair if it is to be registered and that is right."""
     pair = [load_pair({"fixed": path, "moving": path}).fixed.image for path in (fixed, moving) if path]
-    images = [smaller(image) for image in pair]
+    images = [smaller(image, points) for image in pair]
     for image in images[: 1 if kind == "oasis2d" else 2]:
         values = image.as_tensor()[0].numpy()
         still = np.zeros((values.ndim, *values.shape), np.float32)
@@ -201,11 +209,11 @@ def smooth_field(rng: np.random.Generator, shape: tuple[int, ...], spacing: np.n
     return (field * rng.uniform(0.02, 0.35) / steep).astype(np.float32)
 
 
-def drawn_map(rng: np.random.Generator, source: Source, broken: str) -> np.ndarray:
+def drawn_map(rng: np.random.Generator, source: Source, broken: str, plain: bool) -> np.ndarray:
     """Where voxels of F are in I, in voxels, (D, *spatial)."""
     shape, dims, spacing = source.one.shape, source.one.ndim, source.spacing
     places = np.indices(shape).astype(np.float32) * spacing.reshape(-1, *[1] * dims)
-    if rng.random() < 0.8 or not source.way.any():
+    if not plain and (rng.random() < 0.8 or not source.way.any()):
         places = places + smooth_field(rng, shape, spacing)
     extent = float(np.prod(spacing * shape) ** (1 / dims))
     linear, shift = np.eye(dims), np.zeros(dims)
@@ -215,7 +223,11 @@ def drawn_map(rng: np.random.Generator, source: Source, broken: str) -> np.ndarr
         linear = linear * math.exp(rng.choice([-1, 1]) * rng.uniform(0.05, 0.4))
     if broken in ("affine", "shifted", "none"):
         way = rng.normal(size=dims)
-        far = {"affine": rng.uniform(0, 0.2), "shifted": rng.uniform(0.03, 0.3), "none": rng.uniform(0, 0.02)}[broken]
+        far = {
+            "affine": rng.uniform(0, 0.2),
+            "shifted": rng.uniform(0.03, 0.3),
+            "none": rng.uniform(0, 0.02) * (not plain),
+        }[broken]
         shift = far * extent * way / np.linalg.norm(way)
     if broken == "mirrored":
         axis = int(rng.choice(MIRRORED.get(source.kind, range(dims))))
@@ -277,9 +289,9 @@ def settings_of(rng: np.random.Generator, dims: int, broken: str) -> Settings:
     return Settings.preset(None if name == "default" else str(name), dims, **changes)
 
 
-def dims_of(number: int) -> int:
+def set_of(number: int) -> str:
     """Two of ten cases are volumes."""
-    return 3 if number % 10 >= 8 else 2
+    return "whole" if number >= WHOLE else "volumes" if number % 10 >= 8 else "slices"
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,13 +318,14 @@ class Drawn:
 
     @property
     def both_ways(self) -> bool:
-        return self.case["number"] % 6 < 2
+        return self.case["number"] % 6 < 2 and self.case["number"] < WHOLE
 
 
 def draw(number: int, everything: list[Source]) -> Drawn:
     """The case of a number."""
     rng = np.random.default_rng(number)
-    half, dims = number % 2, dims_of(number)
+    half, dims = number % 2, everything[0].one.ndim
+    plain = set_of(number) == "whole" and rng.random() < 0.5
     kinds = sorted({s.kind for s in everything if s.half == half and s.one.ndim == dims})
     weights = np.array([4.0 if kind == "oasis2d" else 1.0 for kind in kinds])
     kind = rng.choice(kinds, p=weights / weights.sum())
@@ -320,7 +333,9 @@ def draw(number: int, everything: list[Source]) -> Drawn:
     source = own[int(rng.integers(len(own)))]
     broken = str(rng.choice(list(BREAKS), p=list(BREAKS.values())))
     settings = settings_of(rng, dims, broken)
-    truth = drawn_map(rng, source, broken)
+    if set_of(number) == "whole" and broken == "other":
+        broken = "noise"
+    truth = drawn_map(rng, source, broken, plain)
     fixed = sampled(source.one, truth, air(source.one))
     there = truth + np.stack([ndimage.map_coordinates(c, truth, order=1, mode="nearest") for c in source.way])
     moving, origin = source.other, np.zeros(dims)
@@ -330,7 +345,8 @@ def draw(number: int, everything: list[Source]) -> Drawn:
         strangers = [s for s in everything if s.half == half and s.one.ndim == dims and s.kind[:5] != kind[:5]]
         stranger = strangers[int(rng.integers(len(strangers)))].one
         moving = ndimage.zoom(stranger, np.array(moving.shape) / stranger.shape, order=1)
-    fixed, moving = other_values(rng, fixed, broken == "contrast"), other_values(rng, moving, False)
+    if not plain or broken == "contrast":
+        fixed, moving = other_values(rng, fixed, broken == "contrast"), other_values(rng, moving, False)
     if broken == "cut":
         axis = int(rng.integers(dims))
         count = max(10, round(rng.uniform(0.3, 0.8) * moving.shape[axis]))
@@ -379,14 +395,14 @@ def world_points(source: Source) -> torch.Tensor:
     return torch.from_numpy(index @ source.affine[:3, :dims].T + source.affine[:3, 3])
 
 
-def make(data: Path, folder: Path, numbers: range, dims: int) -> None:
+def make(data: Path, folder: Path, numbers: Sequence[int], which: str) -> None:
     """Make the cases that are not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    stored = folder / f"sources_{dims}d.pkl"
+    stored = folder / f"sources_{which}.pkl"
     if not stored.exists():
-        stored.write_bytes(pickle.dumps(list(sources(data, dims))))
+        stored.write_bytes(pickle.dumps(list(sources(data, which))))
     everything = pickle.loads(stored.read_bytes())
-    left = [n for n in numbers if dims_of(n) == dims and not (folder / f"{n:05d}.npz").exists()]
+    left = [n for n in numbers if set_of(n) == which and not (folder / f"{n:05d}.npz").exists()]
     for first in range(0, len(left), TOGETHER):
         drawn = [draw(number, everything) for number in left[first : first + TOGETHER]]
         for settings in {json.dumps(d.settings.to_dict()): d.settings for d in drawn}.values():
@@ -448,8 +464,7 @@ def look(path: Path) -> dict | None:
     row |= {name: round(case[name], 2) if name in case else None for name in ("mm", "voxels")}
     row["back"] = round(case["back"][1], 2) if "back" in case else None
     row["far"] = None if case["broken"] in WITHOUT_TRUTH else round(far(case), 3)
-    known = signs(evidence, case["certificate"]["large_percent"])
-    return row | {name: round(value, 3) for name, value in known.items()}
+    return row | {name: round(value, 3) for name, value in signs(evidence).items()}
 
 
 def fitted(signs: np.ndarray, wrong: np.ndarray, ridge: float = 1.0) -> np.ndarray:
@@ -484,8 +499,9 @@ class Rows:
         self.wrong, self.good = self.far > 1, self.far < 0.5
         self.fitted = column("half") == 0
         self.back = np.array([np.nan if row["back"] is None else row["back"] for row in rows])
-        part = column("number") // 2 % 3
-        self.group = np.where(self.kind == "oasis2d", np.char.add("oasis2d ", part.astype(str)), self.kind)
+        self.kind = np.where(column("number") >= WHOLE, "oasis2d whole", self.kind)
+        parts = np.char.add(np.char.add(self.kind, " "), (column("number") // 2 % 3).astype(str))
+        self.group = np.where(np.char.startswith(self.kind, "oasis2d"), parts, self.kind)
 
 
 def scores(model: np.ndarray, signs: np.ndarray) -> np.ndarray:
@@ -559,16 +575,18 @@ def main() -> None:
     parser.add_argument("action", choices=["make", "fit"])
     parser.add_argument("cases", type=Path)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--dims", type=int, nargs="+", default=[2, 3])
-    parser.add_argument("--count", type=int, default=2600)
+    parser.add_argument("--sets", nargs="+", default=list(SETS))
+    parser.add_argument("--count", type=int, default=2600, help="of reduced images")
+    parser.add_argument("--whole", type=int, default=400, help="of whole slices")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.action == "fit":
         fit(given.cases, given.json)
         return
-    for dims in given.dims:
-        make(given.data, given.cases, range(given.count), dims)
+    numbers = [*range(given.count), *range(WHOLE, WHOLE + given.whole)]
+    for which in given.sets:
+        make(given.data, given.cases, numbers, which)
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ class Registration:
             found = overlap_figures(self.pair, self.start, self.displacement, self.points)
             figures = {side: figures[side] | found[side] for side in figures}
             figures["evidence"] = self.evidence._asdict()
-            figures["wrong_probability"] = wrong_probability(self.evidence, self.certificate.to_dict())
+            figures["wrong_probability"] = wrong_probability(self.evidence)
         if self.start is not None:
             figures["initial_affine"] = self.start.tolist()
         return {

@@ -64,14 +64,14 @@ def judge(figures: Mapping[str, Any], history: Mapping[str, NDArray], evidence: 
         evidence: what the images say.
     """
     findings = [
-        _alignment(figures, evidence),
+        _alignment(evidence),
         *_start(figures),
         _similarity(figures, evidence),
         *_labels(figures),
         _folds(figures),
         _size(figures, evidence),
         _interruption(figures, history) or _convergence(history, evidence),
-        *_input(figures, evidence),
+        *_input(evidence),
     ]
     grade = max(finding.grade for finding in findings)
     return Verdict(grade, _headline(findings, evidence), tuple(findings))
@@ -94,8 +94,8 @@ def _headline(findings: list[Finding], evidence: Evidence) -> str:
     return f"{aligned}, with reservations: {', '.join(dict.fromkeys(open_questions))}."
 
 
-def _alignment(figures: Mapping[str, Any], evidence: Evidence) -> Finding:
-    probability = wrong_probability(evidence, figures["certificate"])
+def _alignment(evidence: Evidence) -> Finding:
+    probability = wrong_probability(evidence)
     text = (
         f"The probability that points are wrong by more than 5 mm or 3 voxels is {_percent(probability)}. The warped "
         f"and the fixed image share {_percent(evidence.shared_after)} of their information "
@@ -205,8 +205,8 @@ def _convergence(history: Mapping[str, NDArray], evidence: Evidence) -> Finding:
     return Finding("convergence", Grade.GOOD, f"The loss had levelled off after {len(loss)} iterations.")
 
 
-def _input(figures: Mapping[str, Any], evidence: Evidence) -> Iterator[Finding]:
-    if _turned_over(evidence, wrong_probability(evidence, figures["certificate"])):
+def _input(evidence: Evidence) -> Iterator[Finding]:
+    if _turned_over(evidence, wrong_probability(evidence)):
         yield Finding(
             "input",
             Grade.BAD,
