@@ -1,9 +1,10 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Registration by other tools, in an environment of their own; run by compare.py.
+"""Registration by other tools, in an environment of their own; run by compare.py and domains.py.
 
-python benchmarks/peers.py METHOD JOBS.json: each job has "fixed", "moving" (NIfTI, affinely aligned) and "field", the
-ITK displacement field to write. Prints one JSON list of seconds, from images in memory to the field.
+python benchmarks/peers.py METHOD JOBS.json: each job has "fixed", "moving" (affinely aligned, but for the methods that
+end in "_whole") and "field", the ITK displacement field to write. Prints one JSON list of seconds, from images in
+memory to the field.
 """
 
 from __future__ import annotations
@@ -137,9 +138,87 @@ def fireants_syn(job: Job) -> float:
     return _fireants(job, "syn")
 
 
-METHODS: dict[str, Callable[[Job], float]] = {
-    method.__name__: method for method in (greedy, demons, ants_mi, ants_cc, fireants_greedy, fireants_syn)
-}
+def ants_whole(job: Job) -> float:
+    """ANTs' "SyN" of antspyx: affine and SyN, its defaults."""
+    import ants
+    import SimpleITK as sitk
+
+    fixed, moving = ants.image_read(job["fixed"]), ants.image_read(job["moving"])
+    started = time.perf_counter()
+    result = ants.registration(fixed, moving, type_of_transform="SyN", random_seed=1)
+    seconds = time.perf_counter() - started
+    whole = sitk.CompositeTransform(fixed.dimension)
+    for path in reversed(result["fwdtransforms"]):  # the warp is listed first, and is applied last to images
+        if path.endswith(".nii.gz"):
+            warp = sitk.DisplacementFieldTransform(sitk.ReadImage(path, sitk.sitkVectorFloat64))
+            whole.AddTransform(warp)
+        else:
+            whole.AddTransform(sitk.ReadTransform(path))
+    image = sitk.ReadImage(job["fixed"])
+    frame = (image.GetSize(), image.GetOrigin(), image.GetSpacing(), image.GetDirection())
+    sitk.WriteImage(sitk.TransformToDisplacementField(whole, sitk.sitkVectorFloat64, *frame), job["field"])
+    return seconds
+
+
+def greedy_whole(job: Job) -> float:
+    """Greedy from the centres of the images: affine, then deformable, local correlation 9^D."""
+    import SimpleITK as sitk
+    from picsl_greedy import Greedy2D, Greedy3D
+
+    fixed, moving = (sitk.ReadImage(job[key], sitk.sitkFloat32) for key in ("fixed", "moving"))
+    dims = fixed.GetDimension()
+    tool = Greedy3D() if dims == 3 else Greedy2D()
+    common = f"-threads {os.environ['OMP_NUM_THREADS']} -m NCC {'x'.join('4' * dims)} -n 100x50x20"
+    started = time.perf_counter()
+    tool.execute(f"{common} -a -dof 12 -ia-image-centers -i f m -o aff", f=fixed, m=moving, aff=None)
+    tool.execute(f"{common} -i f m -it aff -s 2vox 0.7vox -o w", w=None)
+    tool.execute("-rf f -rc whole -r w aff", whole=None)
+    seconds = time.perf_counter() - started
+    sitk.WriteImage(sitk.Cast(tool["whole"], sitk.sitkVectorFloat64), job["field"])
+    return seconds
+
+
+def elastix_whole(job: Job) -> float:
+    """Elastix' default rigid, affine and B-spline maps."""
+    import itk
+
+    fixed, moving = (itk.imread(job[key], itk.F) for key in ("fixed", "moving"))
+    started = time.perf_counter()
+    maps = itk.ParameterObject.New()
+    for kind in ("rigid", "affine", "bspline"):
+        maps.AddParameterMap(maps.GetDefaultParameterMap(kind))
+    threads = int(os.environ["OMP_NUM_THREADS"])
+    _, found = itk.elastix_registration_method(
+        fixed, moving, parameter_object=maps, log_to_console=False, number_of_threads=threads
+    )
+    field = itk.transformix_deformation_field(moving, found)
+    seconds = time.perf_counter() - started
+    itk.imwrite(field, job["field"])
+    return seconds
+
+
+def convexadam_whole(job: Job) -> float:
+    """ConvexAdam with MIND descriptors, volumes alone."""
+    import SimpleITK as sitk
+    import torch
+    from convexAdam.convex_adam_MIND import convex_adam_pt
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    fixed, moving = (sitk.ReadImage(job[key], sitk.sitkFloat32) for key in ("fixed", "moving"))
+    images = [torch.from_numpy(sitk.GetArrayFromImage(x)) for x in (fixed, sitk.Resample(moving, fixed))]
+    started = time.perf_counter()
+    voxels = convex_adam_pt(*images, use_mask=False, device=torch.device("cpu"), dtype=torch.float32)
+    seconds = time.perf_counter() - started
+    axes = np.array(fixed.GetDirection()).reshape(3, 3) * np.array(fixed.GetSpacing())
+    field = sitk.GetImageFromArray((np.asarray(voxels)[..., ::-1] @ axes.T).astype(np.float64), isVector=True)
+    field.CopyInformation(fixed)
+    sitk.WriteImage(field, job["field"])
+    return seconds
+
+
+_ALIGNED = (greedy, demons, ants_mi, ants_cc, fireants_greedy, fireants_syn)
+_WHOLE = (ants_whole, greedy_whole, elastix_whole, convexadam_whole)
+METHODS: dict[str, Callable[[Job], float]] = {method.__name__: method for method in (*_ALIGNED, *_WHOLE)}
 
 
 def main() -> None:

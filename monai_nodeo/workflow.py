@@ -34,7 +34,7 @@ from monai_nodeo.flows import VelocityModel
 from monai_nodeo.registration.limits import needed_room
 from monai_nodeo.registration.presets import bundle_dir, preset_files
 from monai_nodeo.registration.result import Registration
-from monai_nodeo.registration.settings import Settings
+from monai_nodeo.registration.settings import TUNED, Settings
 from monai_nodeo.registration.table import TABLE, failed_row, row_of, summary_of, write_table
 
 __all__ = [
@@ -110,6 +110,9 @@ class NodeoWorkflow(ConfigWorkflow):
                 self.add_property(name=id, required=False, config_id=id)
         for id in override:
             self._check_id(id)
+        ids = {id.replace("::", "#") for id in override}
+        if any(f"settings#{name}" in ids for name in TUNED) and "settings#self_tuning" not in ids:
+            override["settings#self_tuning"] = False
         self.parser.update(override)
 
     def run(self) -> Any:

@@ -50,10 +50,17 @@ def deformed_pair(shape: Sequence[int], seed: int = 0, largest: float = 2.0) -> 
 
 
 def quick_settings(spatial_dims: int, **changes: Any) -> Settings:
-    """The default ones with two short levels, from the headers on."""
+    """The default ones with two short levels, from the headers on; nothing is chosen by the images."""
     return Settings.preset(
         spatial_dims=spatial_dims,
-        **{"initial_transform": None, "shrink_factors": (2, 1), "iterations": (3, 2), "dense_iterations": 0, **changes},
+        **{
+            "initial_transform": None,
+            "self_tuning": False,
+            "shrink_factors": (2, 1),
+            "iterations": (3, 2),
+            "dense_iterations": 0,
+            **changes,
+        },
     )
 
 

@@ -3,52 +3,30 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import monai_nodeo
-
-PACKAGE = Path(monai_nodeo.__file__).parent
-FLOORS = (("geometry", "files"), ("flows", "losses", "data"), ("metrics",), ("registration",), ("report",))
-OWNERS = {"torchdiffeq": "flows/solver.py", "triton": "geometry/_triton/", "numba": "geometry/_numba/"}
-WITHOUT_TORCH = ("files/", "data/keys.py", "data/lists.py", "data/list_formats.py", "registration/presets.py")
+PACKAGE = Path(__file__).resolve().parents[1] / "monai_nodeo"
+FLOORS = {"geometry": 0, "files": 0, "flows": 1, "losses": 1, "data": 1, "metrics": 2, "registration": 3, "report": 4}
+OWNERS = {"torchdiffeq": "flows.solver", "triton": "geometry._triton", "numba": "geometry._numba"}
+WITHOUT_TORCH = ("files", "data.keys", "data.lists", "data.list_formats", "registration.presets")
 
 
-def imports(file: Path) -> Iterator[str]:
-    """Every module that a file imports, also within functions; names of a package count as its modules."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def floor(room: str) -> int:
-    return next((number for number, rooms in enumerate(FLOORS) if room in rooms), len(FLOORS))
-
-
-FILES = {path.relative_to(PACKAGE).as_posix(): list(imports(path)) for path in PACKAGE.rglob("*.py")}
-
-
-def test_rooms_import_lower_floors_only() -> None:
-    for name, found in FILES.items():
-        room = name.split("/")[0].removesuffix(".py")
-        for target in (module.split(".")[1] for module in found if module.startswith("monai_nodeo.")):
-            assert target == room or floor(target) < floor(room) or len(FLOORS) == floor(room), f"{name}: {target}"
-
-
-def test_no_circles() -> None:
-    modules = {name[:-3].removesuffix("/__init__").replace("/", "."): found for name, found in FILES.items()}
-    graph = {
-        module: {t for t in modules for f in found if f"monai_nodeo.{t}" in (f, f.rpartition(".")[0]) and t != module}
-        for module, found in modules.items()
-    }
-    list(TopologicalSorter(graph).static_order())
-
-
-def test_libraries_have_one_owner() -> None:
-    for name, found in FILES.items():
-        for module in (module.split(".")[0] for module in found):
-            assert name.startswith(OWNERS.get(module, "")), f"{name}: {module}"
-            assert module not in ("torch", "monai") or not name.startswith(WITHOUT_TORCH), f"{name}: {module}"
+def test_imports_go_down_without_circles_and_libraries_have_one_owner() -> None:
+    """Also within functions; names of a package count as its modules."""
+    graph = {}
+    files = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in PACKAGE.rglob("*.py")}
+    modules = {name.removesuffix("/__init__").replace("/", "."): path for name, path in files.items()}
+    for name, path in modules.items():
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        found = [f"{n.module}.{alias.name}" for n in nodes if isinstance(n, ast.ImportFrom) for alias in n.names]
+        found += [alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names]
+        for top, _, rest in (module.partition(".") for module in found):
+            assert name.startswith(OWNERS.get(top, "")), f"{name}: {top}"
+            assert top not in ("torch", "monai") or not name.startswith(WITHOUT_TORCH), f"{name}: {top}"
+            rooms = [module.split(".")[0] for module in (name, rest)]
+            here, there = (FLOORS.get(room, 5) for room in rooms)
+            assert top != "monai_nodeo" or rooms[0] == rooms[1] or there < here or here == 5, f"{name}: {rest}"
+        ours = [module.removeprefix("monai_nodeo.") for module in found]
+        graph[name] = {m for m in modules for o in ours if m in (o, o.rpartition(".")[0]) and m != name}
+    TopologicalSorter(graph).prepare()

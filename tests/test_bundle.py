@@ -42,13 +42,9 @@ SCHEMA = BUNDLE / "schema" / "meta_schema_20240725.json"
 VOLUME, PLANE = (12, 14, 10), (16, 18)
 MARGIN = 2  # voxels that the moving volume reaches beyond the fixed one on every side
 # As many levels as fit, with few iterations.
-FEW: dict[str, Any] = {"settings#shrink_factors": [2, 1], "settings#iterations": [2, 1], "settings#dense_iterations": 0}
-VISIBLE: dict[str, Any] = {
-    "settings#shrink_factors": [2, 1],
-    "settings#iterations": [10, 20],
-    "settings#dense_iterations": 0,
-    "settings#similarity_window": 9,
-}
+SHORT = {"initial_transform": "none", "shrink_factors": [2, 1], "iterations": [2, 1], "dense_iterations": 0}
+FEW: dict[str, Any] = {f"settings#{name}": value for name, value in SHORT.items()}
+VISIBLE: dict[str, Any] = {**FEW, "settings#iterations": [10, 20], "settings#similarity_window": 9}
 
 KEYS = ("fixed", "moving", "fixed_label", "moving_label")
 IMAGES = {"warped.nii.gz", "displacement.nii.gz", "jacobian.nii.gz"}
@@ -187,7 +183,7 @@ def history(folder: Path) -> dict[str, np.ndarray]:
 def runs(data, tmp_path_factory) -> dict[str, Path]:
     """Output folders of bundles that ran to their end."""
     folder = tmp_path_factory.mktemp("runs")
-    options = {"report": True, **VISIBLE}
+    options = {"report": True, **VISIBLE, "settings#initial_transform": "auto"}
     volume = paths(data, "volume", labels=True)
     workflow(folder / "volume", **volume, **{"settings#seed": 3}, **options).run()
     workflow(folder / "slices", INFERENCE_2D, datalist=str(data / "pairs.json"), **options).run()
@@ -254,7 +250,7 @@ def test_figures_are_json_and_complete(result) -> None:
     assert {*values} - {"fixed_label", "moving_label"} == {
         *("id", "fixed", "moving", "before", "after", "folding_percent", "folded_cells", "sd_log_jacobian"),
         *("displacement_mm_mean", "certificate", "iterations", "interrupted_level", "seconds_optimisation"),
-        *("seconds_total", "peak_memory_mb", "device", "versions", "settings", "start"),
+        *("seconds_total", "peak_memory_mb", "device", "versions", "settings", "start", "accepted", "choice"),
     }
     assert (values["fixed"], values["moving"]) == (result.fixed, result.moving)
     assert values["iterations"] == sum(VISIBLE["settings#iterations"])
@@ -267,7 +263,7 @@ def test_figures_are_json_and_complete(result) -> None:
 
 
 def test_the_settings_in_the_figures_are_those_that_ran(runs) -> None:
-    changes = {id.removeprefix("settings#"): value for id, value in VISIBLE.items()}
+    changes = {id.removeprefix("settings#"): value for id, value in VISIBLE.items()} | {"initial_transform": "auto"}
     ran = figures(runs["volume"] / "volume_moving_to_volume_fixed")["settings"]
     assert ran == Settings.preset(spatial_dims=3, seed=3, **changes).to_dict()
     ran = figures(runs["slices"] / "slice")["settings"]
@@ -333,7 +329,7 @@ def test_two_scans_with_a_start_masks_and_landmarks(data, tmp_path) -> None:
     given.SetTranslation((flip @ away[:3, 3]).tolist())
     sitk.WriteTransform(given, str(tmp_path / "start.tfm"))
 
-    options = {**files, "settings#initial_transform": str(tmp_path / "start.tfm"), **VISIBLE}
+    options = {**files, **VISIBLE, "settings#initial_transform": str(tmp_path / "start.tfm")}
     workflow(tmp_path / "out", **options).run()
 
     folder = tmp_path / "out" / "moving_to_volume_fixed"
@@ -426,7 +422,7 @@ def test_inputs_may_come_later(data, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "iterations", "keyframes"),
     [
-        ("inferer", PairInferer(Settings.preset(iterations=[2], shrink_factors=[1], dense_iterations=0)), 2, 1),
+        ("inferer", PairInferer(Settings.preset(**SHORT | {"shrink_factors": [1], "iterations": [2]})), 2, 1),
         ("network_def", EulerianVelocity(3, parametrisation=Lattice((8, 8, 8), keyframes=2)), 3, 2),
         ("device", torch.device("cpu"), 3, 1),
     ],
@@ -573,7 +569,7 @@ def test_bad_rows_are_reported_and_the_others_registered(data, tmp_path, batch_s
         rows.append({**good, **make(data, tmp_path / id), "id": id})
     rows.append(good | {"id": "last"})
     rows[3], rows[-1] = rows[-1], rows[3]
-    options = {"datalist": write_list(tmp_path, rows), "batch_size": batch_size, "settings#initial_transform": "none"}
+    options = {"datalist": write_list(tmp_path, rows), "batch_size": batch_size}
     preset = ROOT / "configs" / "mutual_information.json"
     message = refusal(workflow(tmp_path / "out", preset, **options).run, PairsFailedError)
     assert message.splitlines()[0] == f"6 of 8 pairs failed, see {tmp_path / 'out' / 'metrics.csv'}:"

@@ -26,9 +26,9 @@ from scipy.spatial.transform import Rotation
 from monai_nodeo.cli import main
 from monai_nodeo.data.examples import example_pair
 from monai_nodeo.files import ImageGrid, write_affine, write_image, write_labels
+from monai_nodeo.registration import presets
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICKLY = ("--set", "iterations=[10,10,5]")
 # A command that starts at the root; those of the bundle's page are in test_bundle.py and test_one_result.py.
 BUNDLE = "python -m monai.bundle run --config_file bundle/configs/inference.json"
 # Pages with a set-up of their own below.
@@ -49,9 +49,20 @@ def commands(page: str, program: str = "monai-nodeo") -> list[list[str]]:
     return [shlex.split(line.removeprefix(program), comments=True) for line in lines if line.startswith(f"{program} ")]
 
 
+@pytest.fixture(autouse=True)
+def _quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty folder with a bundle and presets of at most 10 iterations a level, which begin at the headers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(presets, "_folder", tmp_path.joinpath)
+    for name in ("bundle", "configs"):
+        for file in Path(shutil.copytree(ROOT / name, name)).rglob("*.json"):
+            text = file.read_text(encoding="utf-8").replace('"initial_transform": "auto"', '"initial_transform": null')
+            file.write_text(re.sub(r'(?<=iterations": \[).*?(?=\])', lambda m: re.sub(r"\d\d+", "10", m[0]), text))
+
+
 def run(words: list[str]) -> None:
     with as_it_was():
-        result = CliRunner().invoke(main, [*words, *(QUICKLY if words[0] == "register" else ())])
+        result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, f"{words}: {result.output}"
 
 
@@ -59,9 +70,8 @@ def run(words: list[str]) -> None:
 @pytest.mark.parametrize(
     "page", [page for page in TEXTS if page not in APART and (commands(page) or blocks(page, "python"))]
 )
-def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page(page: str, tmp_path: Path) -> None:
     """Its commands, then all its Python as one script, beside some small images, labels, points and a list."""
-    monkeypatch.chdir(tmp_path)
     grid = ImageGrid(VOLUME.affine, (16, 18, 14))
     for seed, name in enumerate(("fixed", "moving", "t2")):
         write_image(tmp_path / f"{name}.nii.gz", make_image(grid, seed), grid)
@@ -74,7 +84,6 @@ def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     for words in commands(page):
         run(words)
-    (tmp_path / "bundle").symlink_to(ROOT / "bundle")
     for words in commands(page, BUNDLE):
         subprocess.run(
             [sys.executable, *BUNDLE.split()[1:], *words], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True
@@ -86,9 +95,8 @@ def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [name for name in outputs if not (tmp_path / name).exists()] == []
 
 
-def test_page_for_newcomers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_for_newcomers(tmp_path: Path) -> None:
     """Two series of the example's heads, of which the second lies turned and shifted in its scanner."""
-    monkeypatch.chdir(tmp_path)
     pair = example_pair(3, spacing=5.0)
     turned = np.eye(4)
     turned[:3, :3] = Rotation.from_euler("xyz", (8, -6, 10), degrees=True).as_matrix()
@@ -101,7 +109,7 @@ def test_page_for_newcomers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         write_labels(tmp_path / f"{name}_labels.nii.gz", label, ImageGrid(affine, label.shape))
 
     for words in commands("docs/first_registration.md"):
-        run(words)
+        run([*words, *(("--init", "auto") if words[0] == "register" else ())])
 
     labels = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["labels"]
 
@@ -116,8 +124,7 @@ def test_page_for_newcomers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert berta > 0.9
 
 
-def test_page_of_cohorts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_page_of_cohorts(tmp_path: Path) -> None:
     rows = make_rows(tmp_path, 2)
     (tmp_path / "pairs.csv").write_text("fixed,moving\n" + "\n".join(f"{r['fixed']},{r['moving']}" for r in rows))
     lists = {"registration_val": [{side: row[side] for side in ("fixed", "moving")} for row in rows], "training": []}

@@ -23,9 +23,9 @@ from scans import refuse
 
 from monai_nodeo import Settings, register
 from monai_nodeo.cli import main
+from monai_nodeo.data.image import as_image
 from monai_nodeo.data.intensity import to_unit_range
 from monai_nodeo.data.lists import load_datalist
-from monai_nodeo.data.load import as_image
 from monai_nodeo.expressions import check_safe_files
 from monai_nodeo.files import ImageGrid, Transform, open_stored, read_transform, write_transform
 from monai_nodeo.registration.presets import preset_files
@@ -227,7 +227,8 @@ def unpack(archive: Path, folder: Path) -> None:
         file.extractall(folder, filter="data")
 
 
-QUICK = ("--no-report", "--quiet", "--device", "cpu", "--set", "iterations=[1]", "--set", "shrink_factors=[2]")
+QUICK = ("--no-report", "--quiet", "--device", "cpu", "--init", "none")
+QUICK += ("--set", "iterations=[1]", "--set", "shrink_factors=[2]", "--set", "dense_iterations=0")
 
 
 def test_a_series_by_its_number(inputs: Path, tmp_path: Path, monkeypatch) -> None:
@@ -303,6 +304,12 @@ def test_nothing_is_evaluated(words: tuple[str, ...], place: Path) -> None:
     result = CliRunner().invoke(main, words)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert not (place / "pwned").exists()
+
+
+def test_a_refused_cohort_leaves_no_folder(place: Path) -> None:
+    Path("one.csv").write_text("fixed,moving\ni.nii.gz,i.nii.gz\n")
+    assert "solver is 'x', expected one of" in error("cohort", "one.csv", "-o", "new/out", "--set", "solver=x")
+    assert not (place / "new").exists()
 
 
 @pytest.mark.parametrize("id", ["device", "settings#seed", "handlers", "fixed", "evaluator#amp"])
@@ -445,7 +452,7 @@ def test_sparse_files_have_one_scale(inputs: Path) -> None:
 
 def test_the_pull_of_landmarks_has_no_unit(tmp_path: Path) -> None:
     """The same voxels, in millimetres and in micrometres."""
-    settings = Settings.preset("fast", 3, iterations=[4, 4], shrink_factors=[2, 1])
+    settings = Settings.preset("fast", 3, iterations=[4, 4], shrink_factors=[2, 1], initial_transform=None)
     fields = []
     for scale in (1.0, 0.001):
         affine = np.diag([scale, scale, scale, 1])
@@ -537,3 +544,4 @@ def test_command_lines_that_ask_for_what_is_not(words: tuple[str, ...], told: st
     start = ("register", "-f", tmp_path / "i.nii", "-m", tmp_path / "i.nii", "-o", tmp_path / "out")
     device = () if "--device" in words else ("--device", "cpu")
     assert told in error(*start, "--no-report", "--quiet", *device, *words)
+    assert {path.name for path in tmp_path.iterdir()} == {"i.nii"}

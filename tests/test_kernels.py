@@ -152,15 +152,18 @@ def test_intensity_and_its_gradient(monkeypatch, dtype, weighted):
 
 @pytest.mark.parametrize("size", [(13, 17, 11), (3, 47, 1)])
 @pytest.mark.parametrize("cloud", [(9, 5, 7), (2, 3, 1)])
-def test_samples_and_their_gradients(monkeypatch, size, cloud):
+@pytest.mark.parametrize("away", [None, 0.1])
+def test_samples_and_their_gradients(monkeypatch, size, cloud, away):
     """In float64, away from the voxel centres, where slopes jump; some positions outside."""
     image = torch.rand(2, 3, *size, dtype=torch.float64, requires_grad=True)
     phi = (torch.rand(2, 3, *cloud, dtype=torch.float64) * 2.4 - 1.2).requires_grad_()
+    finer = [2 * n for n in cloud]
+    offset = away and away * torch.randn(2, 3, *finer, dtype=torch.float64)
     found = []
     for used in (lambda *_: None, lambda _, part: import_module(f"monai_nodeo.geometry._numba.{part}")):
         monkeypatch.setattr(sampling, "kernels_for", used)
         values = sampling.sample(image, phi)
-        fine = sampling.sample_resized(image.detach(), phi, [2 * n for n in cloud])
+        fine = sampling.sample_resized(image.detach(), phi, finer, offset)
         total = (values * values).sum() + (fine * fine.detach().cos()).sum()
         found.append((values.detach(), fine.detach(), *torch.autograd.grad(total, (image, phi))))
     for plain, by_kernels in zip(*found, strict=True):

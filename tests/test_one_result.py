@@ -27,7 +27,7 @@ from monai_nodeo.workflow import NodeoWorkflow
 
 @pytest.fixture
 def _one_thread() -> Iterator[None]:
-    """A library that takes fewer threads on a busy machine rounds otherwise."""
+    """Two threads on a busy machine gave the last bit otherwise, once in about ten runs, by a cause not found."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -28,7 +28,7 @@ class _Fails(nn.Module):
 
 def test_registration_loss_is_the_weighted_sum_of_its_terms():
     """Each with the weights, spacings and landmarks that it takes."""
-    shape, spacing, ddf_spacing, nodes = (9, 7), (1.0, 2.0), (3.0, 1.0), (2.0, 5.0)
+    shape, spacing, ddf_spacing = (9, 7), (1.0, 2.0), (3.0, 1.0)
     warped, fixed = images(shape)
     weight, (ddf, *velocities) = random_weight(shape), torch.randn(3, 1, 2, 5, 6).double()
     landmarks = 4 * torch.rand(1, 3, 2, 2, dtype=torch.float64)
@@ -39,12 +39,12 @@ def test_registration_loss_is_the_weighted_sum_of_its_terms():
         velocity_terms={"smoothness": (0.3, SmoothnessLoss()), "idle too": (0.0, _Fails())},
         landmark_weight=0.1,
     )
-    terms = loss(warped, fixed, ddf, velocities, weight, spacing, ddf_spacing, nodes, 4.0, landmarks)
+    terms = loss(warped, fixed, ddf, velocities, weight, spacing, ddf_spacing, 4.0, landmarks)
     expected = {
         "similarity": LocalNCCLoss(2, 5)(warped, fixed, weight, spacing),
         "intensity": IntensityLoss()(warped, fixed, weight),
         "folding": FoldingLoss()(ddf),
-        "smoothness": sum(SmoothnessLoss()(v, nodes) for v in velocities) / 2,
+        "smoothness": sum(SmoothnessLoss()(v, ddf_spacing) for v in velocities) / 2,
         "landmarks": landmark_loss(ddf, landmarks, [4 * side for side in ddf_spacing]),  # of finest voxels
     }
     assert list(terms) == ["loss", *expected]

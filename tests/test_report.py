@@ -139,10 +139,11 @@ FINE = Evidence(0.05, 0.2, 0.15, 0.8, 0.05, 0.0, 0.05, ("left-right",), False, (
 APART = {"shared_after": 0.06, "elsewhere": 0.6, "stretched": 1.0}
 
 
-def proof(folded: int = 0, residual: float = 0.001) -> dict[str, Any]:
+def proof(folded: int = 0, residual: float = 0.001, volumes: tuple[float, float] = (0.5, 2.0)) -> dict[str, Any]:
     """Of 100,000 cells, of which some fold, as metrics.json has it."""
     way_back = Residual(*[residual] * 6)
-    return Certificate(100_000, folded, (folded, 0, 0, 0), (0.5, (3, 4)), (2.0, (5, 6)), 0.0, 0.0, way_back).to_dict()
+    smallest, largest = (volumes[0], (3, 4)), (volumes[1], (5, 6))
+    return Certificate(100_000, folded, (folded, 0, 0, 0), smallest, largest, 0.0, 0.0, way_back).to_dict()
 
 
 FIGURES = {
@@ -159,6 +160,13 @@ def test_a_good_pair_is_good() -> None:
     verdict = judge(FIGURES, CONVERGED, FINE)
     assert verdict.grade == Grade.GOOD
     assert verdict.headline == "Aligned, without folds, and converged."
+
+
+@pytest.mark.parametrize("volumes", [(0.004, 2.0), (0.5, 24.4)])
+def test_large_changes_of_volume_are_told_at_the_top(volumes) -> None:
+    verdict = judge(FIGURES | {"certificate": proof(volumes=volumes)}, CONVERGED, FINE)
+    told = f" Volumes change by {volumes[0]} to {volumes[1]:g}."
+    assert verdict.headline == "Aligned, without folds, and converged." + told
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_the_bundle_reads_the_same(preset, dims):
 
 
 def registers(settings: Settings) -> None:
-    quick = settings.replace(iterations=[2] * len(settings.iterations))
+    quick = settings.replace(iterations=[2] * len(settings.iterations), initial_transform=None)
     fixed, moving, _ = deformed_pair(SHAPES[settings.spatial_dims])
     result = RegisterPair(quick, handlers=())(fixed, moving)
     assert result.ddf.isfinite().all()
@@ -149,14 +149,15 @@ def test_a_preset_that_there_is_not_lists_those_that_there_are():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"velocity": "latice"}, "lattice"),
-        ({"kernel": "gausian"}, "gaussian"),
-        ({"similarity": "ncc"}, "local_ncc"),
-        ({"solver": "midpiont"}, "midpoint"),
-        ({"best_of": "los", "best_window": 5}, "similarity_times_folding"),
+        ({"velocity": "latice"}, "^velocity is 'latice', expected one of lattice, "),
+        ({"kernel": "gausian"}, "^kernel is 'gausian', expected one of gaussian, averaging"),
+        ({"similarity": "ncc"}, "^similarity is 'ncc', expected one of local_ncc, "),
+        ({"solver": "midpiont"}, "^solver is 'midpiont', expected one of scaling_and_squaring, .*midpoint"),
+        ({"best_of": "los", "best_window": 5}, "^best_of is 'los', expected one of loss, similarity_times_folding"),
         ({"num_steps": 3}, "takes num_steps 1, 2, 4"),
         ({"keyframes": 2}, "one keyframe.*take midpoint or rk4"),
         ({"adjoint": True}, "no adjoint.*take midpoint or rk4"),
+        ({"intensity": "lin"}, "^intensity is 'lin', expected one of linear, mapped"),
         ({"similarity_window": 4}, "odd"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from monai_nodeo.geometry.axes import apply_along_axes
+from monai_nodeo.geometry.separable import apply_along_axes
 from monai_nodeo.geometry.smoothing import AveragingSmoothing, GaussianSmoothing, SeparableSmoothing, odd_window
 
 SHAPES = [(9, 13), (12, 7), (9, 11, 13), (1, 8, 5)]

@@ -30,7 +30,8 @@ from monai_nodeo.workflow import NodeoWorkflow, PairsFailedError, SavePairs, reg
 INFERENCE = str(bundle_dir() / "configs" / "inference.json")
 SHAPES = {2: (16, 18, 1), 3: (12, 9, 11)}
 AFFINE = np.diag([1.5, 2.0, 1.0, 1.0])
-QUICK = {"settings#iterations": [2], "settings#shrink_factors": [1], "device": "cpu", "report": False}
+SHORT = {"initial_transform": None, "shrink_factors": [1], "iterations": [2], "dense_iterations": 0}
+QUICK = {"device": "cpu", "report": False, **{f"settings#{name}": value for name, value in SHORT.items()}}
 EVIL = ['$__import__("os").system("touch pwned")', "%a@b", "@fixed", "a#1"]
 
 
@@ -247,7 +248,7 @@ def make_evaluator(
 ) -> tuple[SupervisedEvaluator, PairDataset]:
     """A stock evaluator with the handler under test, made in Python as a user would do it."""
     dataset = PairDataset(rows)
-    settings = Settings.preset(iterations=[2], shrink_factors=[1])
+    settings = Settings.preset(**SHORT)
     inferer = PairInferer(settings, handlers=())
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),

@@ -51,7 +51,7 @@ class _Shard(click.ParamType):
 @click.option("--shard", type=_Shard(), help="A share of the pairs, for job arrays; all shares with one OUTPUT.")
 @DEVICE
 @click.option("--report/--no-report", default=True, help="Make the page of each pair, and one over all.")
-@click.option("--quiet", is_flag=True, help="Print errors only.")
+@click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
 @SET
 def command(pairs: str | None, output: Path, shard: tuple[int, int] | None, quiet: bool, **given: Any) -> None:
     """Register all PAIRS of a list, and go on where an earlier run ended.
@@ -67,6 +67,7 @@ def command(pairs: str | None, output: Path, shard: tuple[int, int] | None, quie
     from monai_nodeo.cohort.summary import describe
     from monai_nodeo.cohort.task import Job
     from monai_nodeo.data.lists import spatial_dims_of
+    from monai_nodeo.files import no_empty_folder
 
     configure_logging(quiet)
     rows = _rows(pairs, given)
@@ -74,15 +75,16 @@ def command(pairs: str | None, output: Path, shard: tuple[int, int] | None, quie
     settings = settings_of(
         spatial_dims_of(rows), given["preset"], given["changes"], initial_transform=given["initial_transform"]
     )
-    folder = usable_folder(output)
-    ledger = Ledger(folder, settings_key(settings.to_dict()))
-    job = Job(str(folder), settings.to_dict(), ledger.settings_key, given["device"], given["report"])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's way to end a job
-    try:
-        summary = run_cohort(job, rows, rows[index - 1 :: count], _engine(given), given["batch"])
-    except KeyboardInterrupt:
-        click.echo(f"interrupted: finished pairs are in {folder}; run the same command to go on.", err=True)
-        sys.exit(_INTERRUPTED)
+    with no_empty_folder(output):
+        folder = usable_folder(output)
+        ledger = Ledger(folder, settings_key(settings.to_dict()))
+        job = Job(str(folder), settings.to_dict(), ledger.settings_key, given["device"], given["report"])
+        try:
+            summary = run_cohort(job, rows, rows[index - 1 :: count], _engine(given), given["batch"])
+        except KeyboardInterrupt:
+            click.echo(f"interrupted: finished pairs are in {folder}; run the same command to go on.", err=True)
+            sys.exit(_INTERRUPTED)
     for line in describe(summary, folder):
         if not quiet:
             click.echo(line)

@@ -61,7 +61,7 @@ def settings_of(spatial_dims: int, preset: str | None, changes: tuple[tuple[str,
         others: settings that have an option of their own; None: not given.
     """
     given = {name: value for name, value in others.items() if value is not None}
-    return Settings.from_dict(Settings.preset(preset, spatial_dims).to_dict() | given | dict(changes))
+    return Settings.preset(preset, spatial_dims).replace(**given | dict(changes))
 
 
 def file_of(transform: str) -> str:
@@ -70,6 +70,7 @@ def file_of(transform: str) -> str:
 
 
 def configure_logging(quiet: bool) -> None:
-    """What is logged goes to the terminal; with ``quiet``, errors only."""
-    logging.basicConfig(format="%(message)s", level=logging.ERROR if quiet else logging.INFO)
-    logging.getLogger("ignite").setLevel(logging.ERROR)
+    """What is logged goes to the standard error; with ``quiet``, warnings and errors only."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING if quiet else logging.INFO)
+    # ignite announces each exception, which is told by who catches it
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)

@@ -18,6 +18,7 @@ __all__ = ["command"]
 
 _START = ("auto", "none", "moments", "rigid", "affine")
 _INTERRUPTED = 130
+_NOT_DEFENDED = 4
 
 
 @click.command()
@@ -26,6 +27,10 @@ _INTERRUPTED = 130
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @PRESET
 @click.option("--init", "initial_transform", metavar=f"[{'|'.join(_START)}|FILE]", help="Affine start.")
+@click.option("--similarity", metavar="NAME", help="Instead of what the images choose; see Settings.")
+@click.option(
+    "--smoothness", "smoothness_weight", type=float, metavar="WEIGHT", help="Instead of what the images choose."
+)
 @click.option("--fixed-mask", help="Where the fixed image counts.")
 @click.option("--moving-mask", help="Where the moving image counts.")
 @click.option("--fixed-label", help="Label map of the fixed image, for Dice and HD95.")
@@ -43,24 +48,28 @@ _INTERRUPTED = 130
     show_default=True,
     help="What ctrl-C does to the flow so far.",
 )
-@click.option("--quiet", is_flag=True, help="Print errors only.")
+@click.option("--strict", is_flag=True, help="End with status 4 if no deformation can be defended.")
+@click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
 @SET
 def command(
     output: Path,
     preset: str | None,
     initial_transform: str | None,
+    similarity: str | None,
+    smoothness_weight: float | None,
     device: str | None,
     seed: int | None,
     report: bool,
     tensorboard: str | None,
     on_interrupt: str,
+    strict: bool,
     quiet: bool,
     changes: tuple[tuple[str, Any], ...],
     **paths: str | None,
 ) -> None:
     """Register MOVING to FIXED and write the results to a folder.
 
-    --set changes any setting, as in --set smoothness_weight=1. Whether the images are volumes or slices is read from
+    --set changes any setting, as in --set learning_rate=0.2. Whether the images are volumes or slices is read from
     the fixed image's header.
     """
     started = time.perf_counter()
@@ -69,21 +78,32 @@ def command(
     if not quiet:
         click.echo(f"registering {paths['moving']} to {paths['fixed']}")
     from monai_nodeo.data.lists import single_pair
-    from monai_nodeo.files import ImageGrid, check_output_dir
+    from monai_nodeo.files import ImageGrid, check_output_dir, no_empty_folder
     from monai_nodeo.registration.limits import needed_room
 
     dims = ImageGrid.from_file(str(paths["fixed"])).spatial_dims
-    settings = settings_of(dims, preset, changes, seed=seed, initial_transform=initial_transform)
-    (row,) = single_pair(**paths)  # type: ignore[arg-type]
-    folder = check_output_dir(output, needed_room([row]))
-    registration, figures, interrupted = _register(
-        row, settings, folder, device, tensorboard, on_interrupt, quiet, started
+    settings = settings_of(
+        dims,
+        preset,
+        changes,
+        seed=seed,
+        initial_transform=initial_transform,
+        similarity=similarity,
+        smoothness_weight=smoothness_weight,
     )
+    (row,) = single_pair(**paths)  # type: ignore[arg-type]
+    with no_empty_folder(output):
+        folder = check_output_dir(output, needed_room([row]))
+        registration, figures, interrupted = _register(
+            row, settings, folder, device, tensorboard, on_interrupt, quiet, started
+        )
     if report:
         _report(registration, figures, folder)
     if interrupted:
         click.echo(f"interrupted: the flow is saved as far as it came, in {folder}.", err=True)
         sys.exit(_INTERRUPTED)
+    if strict and not registration.accepted:
+        sys.exit(_NOT_DEFENDED)
 
 
 def _register(

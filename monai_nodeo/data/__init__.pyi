@@ -2,6 +2,7 @@ from .align import Start as Start
 from .align import find_start as find_start
 from .dataset import FailedRow as FailedRow
 from .dataset import PairDataset as PairDataset
+from .image import as_image as as_image
 from .lists import (
     DataListError as DataListError,
 )
@@ -14,7 +15,6 @@ from .lists import (
 from .lists import (
     single_pair as single_pair,
 )
-from .load import as_image as as_image
 from .load import load_pair as load_pair
 from .match import MatchedPair as MatchedPair
 from .match import match as match

@@ -196,9 +196,9 @@ def _names(pair: Pair) -> str:
 
 
 def _warn_of_doubt(pair: Pair, kind: str) -> None:
-    start = "their headers" if kind == "headers" else f"a start that is {kind}"
+    start = "their headers are taken" if kind == "headers" else f"a start that is {kind} is taken"
     logger.warning(
-        "%s: no alignment explains these images better than others do, so %s is taken unproven; check the result, or "
+        "%s: no alignment explains these images better than others do, so %s unproven; check the result, or "
         "give an initial_transform in a file.",
         _names(pair),
         start,

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results as files: NIfTI images on the fixed grid, and transforms in the formats of ITK, ANTs and Learn2Reg.
 
-The only place that converts between a ddf in voxels (tensor axis order) and millimetres in ITK's LPS space, and the
-only place that knows how a 2D grid is stored. An `ImageGrid` says both:
+The only place that converts between a ddf in voxels (tensor axis order) and millimetres in ITK's LPS space
+(`files.lps`, `files.grid`), and the only place that knows how a 2D grid is stored. An `ImageGrid` says both:
 
 =================  ============  ================================  =====================================
 stored image       array shape   ddf                               displacement file
@@ -18,7 +18,7 @@ Nothing here imports torch: a command that only applies a transform starts at on
 
 from __future__ import annotations
 
-from monai_nodeo.files.atomic import atomic_path, check_folder, check_output_dir, check_room
+from monai_nodeo.files.atomic import atomic_path, check_folder, check_output_dir, check_room, no_empty_folder
 from monai_nodeo.files.formats import (
     check_transform_target,
     read_affine,
@@ -54,6 +54,7 @@ __all__ = [
     "check_room",
     "check_transform_target",
     "itk_geometry",
+    "no_empty_folder",
     "open_stored",
     "read_affine",
     "read_displacement",

@@ -9,11 +9,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os.path import expanduser
 from pathlib import Path
 
-__all__ = ["atomic_path", "check_folder", "check_output_dir", "check_room"]
+__all__ = ["atomic_path", "check_folder", "check_output_dir", "check_room", "no_empty_folder"]
 
 
 @contextmanager
@@ -90,3 +90,17 @@ def check_output_dir(path: str | os.PathLike[str], needed: int = 0) -> Path:
     except OSError as error:
         raise OSError(f"{folder} cannot be written to ({error.strerror}); give another folder.") from error
     return folder
+
+
+@contextmanager
+def no_empty_folder(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Where the block fails, a folder that was not there before does not stay without content, nor its parents."""
+    wanted = Path(expanduser(path)).absolute()
+    new = [folder for folder in (wanted, *wanted.parents) if not os.path.exists(folder)]
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # it was not made, or there is something in it
+            for folder in new:
+                folder.rmdir()
+        raise

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from monai_nodeo.files.places import RAS_TO_LPS
+from monai_nodeo.files.lps import RAS_TO_LPS
 
 __all__ = ["UNEVEN", "frame_places"]
 

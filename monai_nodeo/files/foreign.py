@@ -20,7 +20,8 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Header, Nifti1Pair
 from nibabel.spatialimages import SpatialImage
 
-from monai_nodeo.files.grid import RAS_TO_LPS, ImageGrid, PathLike, displacement_from_lps, grid_of
+from monai_nodeo.files.grid import ImageGrid, PathLike, displacement_from_lps, grid_of
+from monai_nodeo.files.lps import RAS_TO_LPS
 from monai_nodeo.files.nifti import read_values
 from monai_nodeo.files.transform import Displacement
 

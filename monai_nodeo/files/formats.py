@@ -20,7 +20,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import h5py
 import numpy as np
 import SimpleITK as sitk
 from nibabel.nifti1 import Nifti1Pair
@@ -28,9 +27,9 @@ from nibabel.spatialimages import SpatialImage
 
 from monai_nodeo.files.atomic import atomic_path, check_folder
 from monai_nodeo.files.foreign import read_foreign
-from monai_nodeo.files.grid import ImageGrid, PathLike, grid_of, itk_geometry
+from monai_nodeo.files.grid import ImageGrid, PathLike, grid_of
 from monai_nodeo.files.images import open_nibabel
-from monai_nodeo.files.itk_transforms import read_itk_transform
+from monai_nodeo.files.itk_transforms import read_itk_transform, write_itk_composite
 from monai_nodeo.files.nifti import read_displacement, read_values, save_nifti, write_displacement
 from monai_nodeo.files.places import warn
 from monai_nodeo.files.transform import Affine, Displacement, Transform
@@ -80,7 +79,7 @@ def write_transform(path: PathLike, transform: Transform, grid: ImageGrid | None
     check_transform_target(path)
     name = Path(path).name.lower()
     if name.endswith(_COMPOSITE):
-        _write_composite(path, transform)
+        write_itk_composite(path, transform)
     elif name.endswith(_AFFINE):
         write_affine(path, _single_matrix(path, transform), transform.world_dims)
     else:
@@ -192,46 +191,6 @@ def _write_learn2reg(path: PathLike, ddf: np.ndarray, grid: ImageGrid) -> None:
     field = np.zeros((*grid.shape, 3), np.float32)
     field[..., : len(ddf)] = np.moveaxis(ddf, 0, -1).reshape(*grid.shape, len(ddf))
     save_nifti(path, field, grid)
-
-
-def _write_composite(path: PathLike, transform: Transform) -> None:
-    """The groups that ITK writes, without its times, so that the same transform gives the same bytes.
-
-    Fields are compressed and in single precision, as in a displacement file; ITK would store doubles as they are.
-    """
-    steps = transform.steps[::-1]  # ITK lets the step that was added last act first
-    dims = transform.world_dims
-    with atomic_path(path) as partial, h5py.File(partial, "w") as file:
-        _put_texts(file, "ITKVersion", sitk.Version.ITKVersionString())
-        _put_texts(file, "HDFVersion", h5py.version.hdf5_version)
-        for number, step in enumerate([None, *steps]):
-            group = file.create_group(f"TransformGroup/{number}")
-            if step is None:
-                _put_texts(group, "TransformType", f"CompositeTransform_double_{dims}_{dims}")
-                continue
-            kind = "AffineTransform" if isinstance(step, Affine) else "DisplacementFieldTransform"
-            _put_texts(group, "TransformType", f"{kind}_double_{dims}_{dims}")
-            if isinstance(step, Affine):
-                group["TransformFixedParameters"] = np.array(step.itk.GetFixedParameters())
-                group["TransformParameters"] = np.array(step.itk.GetParameters())
-            else:
-                _put_field(group, step)
-
-
-def _put_texts(group: h5py.Group, name: str, text: str) -> None:
-    group.create_dataset(name, data=np.array([text], dtype=object), dtype=h5py.string_dtype("ascii"))
-
-
-def _put_field(group: h5py.Group, step: Displacement) -> None:
-    geometry = itk_geometry(step.grid)
-    group["TransformFixedParameters"] = np.concatenate([step.grid.shape, *geometry.values()], dtype=np.float64)
-    group.create_dataset(
-        "TransformParameters",
-        data=step.itk_vectors(np.float32).ravel(),
-        compression="gzip",
-        compression_opts=1,
-        shuffle=True,
-    )
 
 
 def _single_matrix(path: PathLike, transform: Transform) -> np.ndarray:

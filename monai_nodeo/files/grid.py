@@ -15,10 +15,10 @@ import SimpleITK as sitk
 from nibabel.spatialimages import SpatialImage
 
 from monai_nodeo.files.images import open_stored
-from monai_nodeo.files.places import ALIGNED, RAS_TO_LPS, itk_place, nifti_place
+from monai_nodeo.files.lps import RAS_TO_LPS, itk_place
+from monai_nodeo.files.places import ALIGNED, nifti_place
 
 __all__ = [
-    "RAS_TO_LPS",
     "ImageGrid",
     "PathLike",
     "displacement_from_lps",

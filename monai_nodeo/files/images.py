@@ -27,7 +27,8 @@ from nibabel.nifti1 import Nifti1Header, unit_codes
 from nibabel.spatialimages import SpatialImage
 
 from monai_nodeo.files.dicom import UNEVEN, frame_places
-from monai_nodeo.files.places import ALIGNED, itk_place, nifti_place, quiet_itk, warn
+from monai_nodeo.files.lps import itk_place
+from monai_nodeo.files.places import ALIGNED, nifti_place, quiet_itk, warn
 
 __all__ = [
     "ImageFileError",

@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Transform files of ITK, looked through before ITK reads them.
+"""Transform files of ITK: written as HDF5, and looked through before ITK reads them.
 
 ITK does not count: with too few parameters it reads what lies behind them in memory, and the process may end. It also
 ends with infinite parameters and with a composite of 2D and 3D transforms, and of several transforms that are no
@@ -18,7 +18,11 @@ import h5py
 import numpy as np
 import SimpleITK as sitk
 
-__all__ = ["read_itk_transform"]
+from monai_nodeo.files.atomic import atomic_path
+from monai_nodeo.files.grid import PathLike, itk_geometry
+from monai_nodeo.files.transform import Affine, Displacement, Transform
+
+__all__ = ["read_itk_transform", "write_itk_composite"]
 
 _HDF5 = (".h5", ".hdf5")
 _KIND = re.compile(r"[A-Z]\w+_(?:double|float)_\d_\d")
@@ -77,6 +81,31 @@ def read_itk_transform(file: Path) -> sitk.Transform:
         ) from error
 
 
+def write_itk_composite(path: PathLike, transform: Transform) -> None:
+    """Write a composite of ITK as HDF5.
+
+    It has the groups that ITK writes, without its times, so that the same transform gives the same bytes. Fields are
+    compressed and in single precision, as in a displacement file; ITK would store doubles as they are.
+    """
+    steps = transform.steps[::-1]  # ITK lets the step that was added last act first
+    dims = transform.world_dims
+    with atomic_path(path) as partial, h5py.File(partial, "w") as file:
+        _put_texts(file, "ITKVersion", sitk.Version.ITKVersionString())
+        _put_texts(file, "HDFVersion", h5py.version.hdf5_version)
+        for number, step in enumerate([None, *steps]):
+            group = file.create_group(f"TransformGroup/{number}")
+            if step is None:
+                _put_texts(group, "TransformType", f"CompositeTransform_double_{dims}_{dims}")
+                continue
+            kind = "AffineTransform" if isinstance(step, Affine) else "DisplacementFieldTransform"
+            _put_texts(group, "TransformType", f"{kind}_double_{dims}_{dims}")
+            if isinstance(step, Affine):
+                group["TransformFixedParameters"] = np.array(step.itk.GetFixedParameters())
+                group["TransformParameters"] = np.array(step.itk.GetParameters())
+            else:
+                _put_field(group, step)
+
+
 def _count(kind: str) -> int | None:
     """Parameters of a kind of transform, None if that depends on more."""
     name, _, axes = kind.split("_")[:3]
@@ -120,3 +149,19 @@ def _in_hdf5(file: Path) -> Iterator[tuple[str, np.ndarray | None]]:
             if _KIND.fullmatch(kind):
                 linear = _count(kind) is not None and "TransformParameters" in groups[name]
                 yield kind, groups[name]["TransformParameters"][()].ravel() if linear else None
+
+
+def _put_texts(group: h5py.Group, name: str, text: str) -> None:
+    group.create_dataset(name, data=np.array([text], dtype=object), dtype=h5py.string_dtype("ascii"))
+
+
+def _put_field(group: h5py.Group, step: Displacement) -> None:
+    geometry = itk_geometry(step.grid)
+    group["TransformFixedParameters"] = np.concatenate([step.grid.shape, *geometry.values()], dtype=np.float64)
+    group.create_dataset(
+        "TransformParameters",
+        data=step.itk_vectors(np.float32).ravel(),
+        compression="gzip",
+        compression_opts=1,
+        shuffle=True,
+    )

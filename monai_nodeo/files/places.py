@@ -22,12 +22,13 @@ from nibabel.analyze import AnalyzeHeader
 from nibabel.nifti1 import Nifti1Header
 from nibabel.spatialimages import SpatialImage
 
-__all__ = ["ALIGNED", "RAS_TO_LPS", "itk_place", "nifti_place", "quiet_itk", "warn"]
+from monai_nodeo.files.lps import itk_place
+
+__all__ = ["ALIGNED", "nifti_place", "quiet_itk", "warn"]
 
 logger = logging.getLogger(__name__)
 
 ALIGNED = 2  # NIFTI_XFORM_ALIGNED_ANAT: the code for an affine of unknown origin
-RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])  # and back
 _MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # of NIfTI's codes: unknown, metre, millimetre, micrometre
 _SAME = 0.01  # voxels: more than the single precision of a header explains
 _BY_NIBABEL = "the place that nibabel gives it"
@@ -63,17 +64,6 @@ def nifti_place(name: str, image: SpatialImage, file: Path | None = None) -> tup
     codes = [0 if form is None or _apart(form, affine, image.shape) > _SAME else code for form, code in forms]
     known = codes[0] or codes[1] or ALIGNED
     return affine, codes[0] or known, codes[1] or known
-
-
-def itk_place(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
-    """ITK's geometry of the first three axes as an affine in RAS mm, (4, 4), with a third axis of 1 mm in 2D."""
-    dims = image.GetDimension()
-    axes = min(dims, 3)
-    affine = np.eye(4)
-    affine[:axes, :axes] = np.reshape(image.GetDirection(), (dims, dims))[:axes, :axes] * image.GetSpacing()[:axes]
-    affine[:axes, 3] = image.GetOrigin()[:axes]
-    affine[:3] = RAS_TO_LPS @ affine[:3]
-    return affine
 
 
 @contextmanager

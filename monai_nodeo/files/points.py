@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from monai_nodeo.files.atomic import atomic_path
-from monai_nodeo.files.grid import RAS_TO_LPS, PathLike
+from monai_nodeo.files.grid import PathLike
+from monai_nodeo.files.lps import RAS_TO_LPS
 
 __all__ = ["Points", "read_points", "write_points"]
 

@@ -11,7 +11,6 @@ import numpy as np
 import SimpleITK as sitk
 
 from monai_nodeo.files.grid import (
-    RAS_TO_LPS,
     ImageGrid,
     displacement_from_lps,
     displacement_to_lps,
@@ -20,6 +19,7 @@ from monai_nodeo.files.grid import (
     vectors_of,
     within_slice,
 )
+from monai_nodeo.files.lps import RAS_TO_LPS
 
 __all__ = ["Affine", "Displacement", "Transform"]
 

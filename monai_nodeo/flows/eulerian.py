@@ -11,9 +11,9 @@ from torch import Tensor
 
 from monai_nodeo.flows.parametrisations import Lattice, Parametrisation
 from monai_nodeo.flows.velocity import NodeVelocity, VelocityField, VelocityModel
-from monai_nodeo.geometry.axes import apply_along_axes
 from monai_nodeo.geometry.coordinates import voxels_per_unit
 from monai_nodeo.geometry.resizing import resize
+from monai_nodeo.geometry.separable import apply_along_axes
 from monai_nodeo.geometry.smoothing import GaussianSmoothing, SeparableSmoothing
 
 __all__ = ["EulerianVelocity"]

@@ -13,7 +13,7 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
 from monai_nodeo.flows.velocity import CloudModel
-from monai_nodeo.geometry.axes import apply_along_axes, upsampling_matrix
+from monai_nodeo.geometry.separable import apply_along_axes, upsampling_matrix
 from monai_nodeo.geometry.smoothing import AveragingSmoothing, SeparableSmoothing
 
 __all__ = ["NODEONet"]

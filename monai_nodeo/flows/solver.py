@@ -1,6 +1,9 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Solvers of any velocity, by torchdiffeq."""
+"""Solvers of any velocity, by torchdiffeq.
+
+The others are files beside this one. What a solver is: `flows.velocity.Solver`; their names: `registration.components`.
+"""
 
 from __future__ import annotations
 

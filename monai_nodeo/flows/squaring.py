@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from monai_nodeo.flows.solver import ODESolver, check_times
+from monai_nodeo.flows.solver import check_times
 from monai_nodeo.flows.velocity import NodeVelocity, Velocity
 from monai_nodeo.geometry.sampling import sample_at_itself
 
@@ -36,10 +36,6 @@ class ScalingAndSquaring:
         if num_squarings < 0:
             raise ValueError(f"num_squarings must be 0 or more, got {num_squarings}.")
         self.num_squarings = num_squarings
-
-    def for_any_points(self) -> ODESolver:
-        """A solver with as many steps of the same rule that takes any points, and as many samplings for each step."""
-        return ODESolver("midpoint", 2**self.num_squarings)
 
     def __call__(self, velocity: Velocity, phi0: Tensor, times: Sequence[float] = (0.0, 1.0)) -> tuple[Tensor, Tensor]:
         """Integrate from the nodes.

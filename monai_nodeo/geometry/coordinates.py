@@ -1,6 +1,8 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Positions and displacements: every conversion of units is here and nowhere else.
+"""Positions in [-1, 1] and displacements in voxels: every conversion between them is here.
+
+Millimetres, RAS and LPS are in `files.lps` and `files.grid`.
 
 Tensor axis order throughout: channel ``i`` of a position or displacement belongs to spatial axis ``i``.
 ``phi`` holds positions in [-1, 1] (``align_corners=True``), a ``ddf`` displacements in voxels.

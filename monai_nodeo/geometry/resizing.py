@@ -10,8 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from monai_nodeo.geometry.axes import apply_along_axes, resampling_matrix
 from monai_nodeo.geometry.coordinates import rescale_points
+from monai_nodeo.geometry.separable import apply_along_axes, resampling_matrix
 
 __all__ = ["resize", "resize_ddf"]
 

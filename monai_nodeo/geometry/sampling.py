@@ -55,21 +55,23 @@ def sample(image: Tensor, phi: Tensor) -> Tensor:
     return F.grid_sample(turned, phi.movedim(1, -1), padding_mode="border", align_corners=True)
 
 
-def sample_resized(image: Tensor, phi: Tensor, size: Sequence[int]) -> Tensor:
+def sample_resized(image: Tensor, phi: Tensor, size: Sequence[int], offset: Tensor | None = None) -> Tensor:
     """Samples at the positions of a coarser cloud, linear between its points: ``sample(image, resize(phi, size))``.
 
     Args:
         image: (B, C, *spatial).
         phi: positions in [-1, 1], (B, D, *cloud), tensor axis order.
         size: of the grid that the cloud is interpolated to, D numbers, none smaller than those of the cloud.
+        offset: is added to the positions, without a gradient of its own, (B, D, *size).
 
     Returns:
         (B, C, *size).
     """
     kernels = kernels_for(phi, "sampling") if phi.ndim == 5 and not image.requires_grad else None
     if kernels and tuple(size) != phi.shape[2:]:
-        return _ResizedSamples.apply(image, phi, tuple(size), kernels)
-    return sample(image, resize(phi, size))
+        return _ResizedSamples.apply(image, phi, tuple(size), offset, kernels)
+    positions = resize(phi, size)
+    return sample(image, positions if offset is None else positions + offset)
 
 
 def sample_at_itself(field: Tensor, way: float) -> Tensor:
@@ -204,17 +206,19 @@ class _ResizedSamples(torch.autograd.Function):
     """:py:func:`sample_resized` by kernels, for an image without gradient."""
 
     @staticmethod
-    def forward(ctx: Any, image: Tensor, phi: Tensor, size: tuple[int, ...], kernels: Any) -> Tensor:
-        values, slopes = kernels.sample_resized(image, phi, size)
+    def forward(
+        ctx: Any, image: Tensor, phi: Tensor, size: tuple[int, ...], offset: Tensor | None, kernels: Any
+    ) -> Tensor:
+        values, slopes = kernels.sample_resized(image, phi, size, offset)
         ctx.save_for_backward(slopes)
         ctx.kernels, ctx.cloud_size = kernels, tuple(phi.shape[2:])
         return values
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None, None]:
         (slopes,) = ctx.saved_tensors
-        return None, ctx.kernels.sample_resized_gradient(slopes, grad, ctx.cloud_size), None, None
+        return None, ctx.kernels.sample_resized_gradient(slopes, grad, ctx.cloud_size), None, None, None
 
 
 class _SamplesAtItself(torch.autograd.Function):

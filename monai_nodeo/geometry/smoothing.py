@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from monai_nodeo.geometry.axes import apply_along_axes, kernel_matrix
+from monai_nodeo.geometry.separable import apply_along_axes, kernel_matrix
 
 __all__ = ["AveragingSmoothing", "GaussianSmoothing", "SeparableSmoothing", "odd_window"]
 

@@ -49,9 +49,10 @@ def _squared_correlation(p: _LocalStatistics, t: _LocalStatistics, windows: Wind
 
 
 class _SquaredCorrelationSum(torch.autograd.Function):
-    """Weighted sum of :py:func:`_squared_correlation` over each image, (B,), by kernels.
+    """Weighted sum of :py:func:`_squared_correlation` over each image, (B,), by the kernels in ``windows.py``.
 
-    The gradient is made on the way: three box filters each way instead of autograd's ten.
+    They are in `geometry._numba` and `geometry._triton`. The gradient is made on the way: three box filters each way
+    instead of autograd's ten.
     """
 
     @staticmethod

@@ -97,7 +97,6 @@ class RegistrationLoss(nn.Module):
         weight: Tensor | None = None,
         spacing: Sequence[float] | None = None,
         ddf_spacing: Sequence[float] | None = None,
-        velocity_spacing: Sequence[float] | None = None,
         coarseness: float = 1.0,
         landmarks: Tensor | None = None,
         certainty: Tensor | None = None,
@@ -112,8 +111,7 @@ class RegistrationLoss(nn.Module):
             velocities: each in voxels of its own grid per unit time, (B, D, *spatial of its nodes).
             weight: how much each voxel of the images counts, (B, 1, *spatial); None: all the same.
             spacing: voxel size of the images in mm, by default cubes.
-            ddf_spacing: voxel size of the grid of ``ddf`` in mm, by default cubes.
-            velocity_spacing: voxel size of the grid of the velocities in mm, by default that of ``ddf``.
+            ddf_spacing: voxel size of the grids of ``ddf`` and the velocities in mm, by default cubes.
             coarseness: the side of a coarse level's voxels in finest ones, a factor on the weights of the velocity
                 terms; with the same weight coarse levels overshoot.
             landmarks: (B, N, 2, D) in voxels of the grid of ``ddf``, see :py:mod:`monai_nodeo.losses.landmarks`.
@@ -133,12 +131,9 @@ class RegistrationLoss(nn.Module):
         scales = {"velocity": coarseness}
         for name, loss in self._of("image").items():
             terms[name] = _image_loss(loss, warped, fixed, weight, spacing)
-        for kind, fields, sides in (
-            ("ddf", [ddf], ddf_spacing),
-            ("velocity", velocities, velocity_spacing or ddf_spacing),
-        ):
+        for kind, fields in (("ddf", [ddf]), ("velocity", velocities)):
             for name, loss in self._of(kind).items():
-                terms[name] = torch.stack([_field_loss(loss, field, sides) for field in fields]).mean(0)
+                terms[name] = torch.stack([_field_loss(loss, field, ddf_spacing) for field in fields]).mean(0)
         for name, loss in self._of("trajectory").items():
             terms[name] = loss(trajectory)
         if landmarks is not None and self.landmark_weight:

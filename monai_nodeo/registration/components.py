@@ -6,11 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from monai.losses import GlobalMutualInformationLoss
-from monai.utils import look_up_option
 from torch import Tensor, nn
 
 from monai_nodeo.flows import (
@@ -25,6 +24,7 @@ from monai_nodeo.flows import (
     Solver,
     VelocityModel,
 )
+from monai_nodeo.flows.solver import METHODS
 from monai_nodeo.geometry.smoothing import AveragingSmoothing, GaussianSmoothing, SeparableSmoothing
 from monai_nodeo.losses import (
     FoldingLoss,
@@ -38,16 +38,17 @@ from monai_nodeo.losses import (
     SmoothnessLoss,
     VelocityMagnitudeLoss,
 )
-from monai_nodeo.registration.settings import Settings
+from monai_nodeo.registration.settings import Settings, SettingsError
 
 __all__ = ["make_loss", "make_optimizer", "make_score", "make_solver", "make_velocity"]
 
-_SQUARING = "scaling_and_squaring"
+_Option = TypeVar("_Option")
 
-_PARAMETRISATIONS: dict[str, Callable[[Settings], Parametrisation]] = {
-    "lattice": lambda s: Lattice((8,) * s.spatial_dims, s.keyframes),
-    "decoder": lambda s: Decoder((8,) * s.spatial_dims, s.keyframes, s.bottleneck),
-    "coordinates": lambda s: Coordinates((8,) * s.spatial_dims, s.keyframes),
+_VELOCITIES: dict[str, Callable[[Settings, SeparableSmoothing], VelocityModel]] = {
+    "lattice": lambda s, kernel: _eulerian(s, kernel, Lattice((8,) * s.spatial_dims, s.keyframes)),
+    "decoder": lambda s, kernel: _eulerian(s, kernel, Decoder((8,) * s.spatial_dims, s.keyframes, s.bottleneck)),
+    "coordinates": lambda s, kernel: _eulerian(s, kernel, Coordinates((8,) * s.spatial_dims, s.keyframes)),
+    "nodeo": lambda s, kernel: NODEONet(s.spatial_dims, bottleneck=s.bottleneck, smoothing=kernel),
 }
 _KERNELS: dict[str, Callable[[Settings], SeparableSmoothing]] = {
     "gaussian": lambda s: GaussianSmoothing(s.spatial_dims, s.kernel_size, s.kernel_window, s.kernel_passes),
@@ -58,6 +59,10 @@ _SIMILARITIES: dict[str, Callable[[Settings], nn.Module]] = {
     "local_correlation_ratio": lambda s: LocalCorrelationRatioLoss(s.spatial_dims, s.similarity_window),
     "mind_ssc": lambda s: MINDSSCLoss(s.spatial_dims, radius=1, dilation=2),
     "mutual_information": lambda s: GlobalMutualInformationLoss(num_bins=32),
+}
+_SOLVERS: dict[str, Callable[[Settings], Solver]] = {
+    "scaling_and_squaring": lambda s: _scaling_and_squaring(s),
+    **dict.fromkeys(METHODS, lambda s: ODESolver(s.solver, s.num_steps, s.adjoint)),
 }
 _INTENSITIES: dict[str, Callable[[], nn.Module]] = {"linear": IntensityLoss, "mapped": MappedIntensityLoss}
 
@@ -75,38 +80,33 @@ _SCORES = {"loss": _total_loss, "similarity_times_folding": _similarity_times_fo
 
 
 def make_velocity(settings: Settings) -> VelocityModel:
-    """The velocity model whose options are used at every level."""
-    kernel = look_up_option(settings.kernel, _KERNELS)(settings)
-    if settings.velocity == "nodeo":
-        return NODEONet(settings.spatial_dims, bottleneck=settings.bottleneck, smoothing=kernel)
-    parametrisation = look_up_option(settings.velocity, [*_PARAMETRISATIONS, "nodeo"])
-    return EulerianVelocity(
-        settings.spatial_dims, parametrisation=_PARAMETRISATIONS[parametrisation](settings), smoothing=kernel
-    )
+    """The velocity model whose options are used at every level.
+
+    Raises:
+        SettingsError: for an unknown velocity or kernel.
+    """
+    kernel = _chosen(settings, "kernel", _KERNELS)(settings)
+    return _chosen(settings, "velocity", _VELOCITIES)(settings, kernel)
 
 
 def make_solver(settings: Settings) -> Solver:
     """The solver of the optimisation.
 
     Raises:
-        ValueError: for an unknown method, or a number of steps that it cannot take.
+        ValueError: for an unknown solver, or a number of steps that it cannot take.
     """
-    if settings.solver != _SQUARING:
-        return ODESolver(settings.solver, settings.num_steps, settings.adjoint)
-    squarings = settings.num_steps.bit_length() - 1
-    if settings.num_steps != 2**squarings or settings.adjoint or settings.keyframes > 1:
-        raise ValueError(
-            f"solver {_SQUARING!r} takes num_steps 1, 2, 4, ..., one keyframe and no adjoint, got "
-            f"{settings.num_steps}, {settings.keyframes} and {settings.adjoint}; take midpoint or rk4 for others."
-        )
-    return ScalingAndSquaring(squarings)
+    return _chosen(settings, "solver", _SOLVERS)(settings)
 
 
 def make_loss(settings: Settings) -> RegistrationLoss:
-    """The objective: a similarity, and terms by the names of the settings' weights."""
+    """The objective: a similarity, and terms by the names of the settings' weights.
+
+    Raises:
+        SettingsError: for an unknown similarity, or way to compare intensities.
+    """
     return RegistrationLoss(
-        look_up_option(settings.similarity, _SIMILARITIES)(settings),
-        image_terms={"intensity": (settings.intensity_weight, look_up_option(settings.intensity, _INTENSITIES)())},
+        _chosen(settings, "similarity", _SIMILARITIES)(settings),
+        image_terms={"intensity": (settings.intensity_weight, _chosen(settings, "intensity", _INTENSITIES)())},
         ddf_terms={
             "folding": (settings.folding_weight, FoldingLoss(settings.folding_margin)),
             "log_jacobian": (settings.log_jacobian_weight, LogJacobianLoss()),
@@ -126,5 +126,30 @@ def make_optimizer(settings: Settings) -> Callable[[Any], torch.optim.Optimizer]
 
 
 def make_score(settings: Settings) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """Loss terms -> what the best iteration has least of."""
-    return look_up_option(settings.best_of, _SCORES)
+    """Loss terms -> what the best iteration has least of.
+
+    Raises:
+        SettingsError: for an unknown score.
+    """
+    return _chosen(settings, "best_of", _SCORES)
+
+
+def _chosen(settings: Settings, name: str, options: Mapping[str, _Option]) -> _Option:
+    value = getattr(settings, name)
+    if value not in options:
+        raise SettingsError(f"{name} is {value!r}, expected one of {', '.join(options)}.")
+    return options[value]
+
+
+def _eulerian(settings: Settings, kernel: SeparableSmoothing, parametrisation: Parametrisation) -> EulerianVelocity:
+    return EulerianVelocity(settings.spatial_dims, parametrisation=parametrisation, smoothing=kernel)
+
+
+def _scaling_and_squaring(settings: Settings) -> ScalingAndSquaring:
+    squarings = settings.num_steps.bit_length() - 1
+    if settings.num_steps != 2**squarings or settings.adjoint or settings.keyframes > 1:
+        raise SettingsError(
+            f"solver {settings.solver!r} takes num_steps 1, 2, 4, ..., one keyframe and no adjoint, got "
+            f"{settings.num_steps}, {settings.keyframes} and {settings.adjoint}; take midpoint or rk4 for others."
+        )
+    return ScalingAndSquaring(squarings)

@@ -14,7 +14,9 @@ import torch
 from ignite.engine import Events
 from torch import Tensor
 
-from monai_nodeo.flows import CloudModel, ScalingAndSquaring, Solver, VelocityBatch, VelocityModel
+from monai_nodeo.flows import CloudModel, RungeKutta, Solver, Velocity, VelocityBatch, VelocityModel
+from monai_nodeo.geometry.coordinates import identity_grid
+from monai_nodeo.geometry.resizing import resize
 from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.registration._host_memory import give_back_kept_memory
 from monai_nodeo.registration.levels import Level, PairBatch, make_levels
@@ -36,6 +38,7 @@ class Components:
         loss: what is minimised.
         optimizer: parameters -> optimiser of a level, which treats each parameter by itself (not LBFGS).
         handlers: factories of trainer handlers, called once a level.
+        finished: integrates a velocity of places once it is finished.
 
     Raises:
         TypeError: when a handler is there already.
@@ -46,6 +49,7 @@ class Components:
     loss: RegistrationLoss
     optimizer: Callable[[Any], torch.optim.Optimizer]
     handlers: Sequence[Callable[[], Any]]
+    finished: Solver = RungeKutta()
 
     def __post_init__(self) -> None:
         for factory in self.handlers:
@@ -82,8 +86,9 @@ def fit(
 ) -> Fit:
     """Optimise a velocity model for each pair of a batch, coarse to fine.
 
-    A velocity of places may have a last level in which every voxel of the image follows the flow. Before, the nodes of
-    the velocity do, with straight lines between them: quicker, but not quite what the finished flow does.
+    A velocity of places may have a last level in which the images are compared where the finished flow takes the
+    voxels. Before, the nodes of the velocity are integrated in a few steps, with straight lines between them. What both
+    differ by is worked out once, at the beginning of that level: it is small and hardly changes (deferred correction).
 
     A level that ends with a higher loss than it began with is undone, so that an image stays where it is when it is
     registered to itself.
@@ -104,12 +109,11 @@ def fit(
     optimizer: torch.optim.Optimizer | None = None
     cuda_graph = settings.cuda_graph
     for level in levels:
-        solver = components.solver
+        offset = None
         if level.dense and optimizer:  # the same models and the same optimiser go on
             optimizer.zero_grad()  # the first loss is that of the models as they are
             untouched = deepcopy(models)
-            if isinstance(solver, ScalingAndSquaring):
-                solver = solver.for_any_points()
+            offset = _offset(VelocityBatch(models).velocity(), components, pairs.fixed, level)
         else:
             starts = [model.finer for model in models] or [components.velocity.fresh] * len(pairs.fixed)
             untouched, models = (_started(starts, level, pairs.fixed.device, settings.seed) for _ in range(2))
@@ -119,11 +123,12 @@ def fit(
             VelocityBatch(models),
             optimizer,
             components.loss,
-            solver,
+            components.solver,
             iterations[level.index],
             [factory() for factory in components.handlers],
             level,
             cuda_graph,
+            offset,
         )
         trainer.state.iterations_ahead = sum(costs[level.index + 1 :]) / math.prod(level.image_size)
         give_back_kept_memory()  # the holes that the coarser level left
@@ -144,6 +149,17 @@ def fit(
             optimizer = components.optimizer(VelocityBatch(models).parameters())
     history = {name: torch.cat([curve[name] for curve in curves]) for name in curves[0]}
     return Fit(models, levels[-1], history, interrupted)
+
+
+@torch.no_grad()
+def _offset(velocity: Velocity, components: Components, images: Tensor, level: Level) -> Tensor:
+    """From where straight lines between the nodes take the voxels to where the finished flow does."""
+    voxels, nodes = (
+        identity_grid(size, images.device, images.dtype).expand(len(images), *[-1] * (images.ndim - 1))
+        for size in (level.image_size, level.cloud_size)
+    )
+    finished = components.finished(velocity, voxels)[-1]
+    return finished.sub_(resize(components.solver(velocity, nodes)[-1], level.image_size))
 
 
 def _started(

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,15 +17,16 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from monai_nodeo.data.load import load_pair
-from monai_nodeo.data.pair import Pair, PairError, stored_grid
+from monai_nodeo.data.pair import Pair, PairError, source_name, stored_grid
 from monai_nodeo.data.placement import affine_3d, physical_map
 from monai_nodeo.files import ImageGrid
-from monai_nodeo.flows import CloudModel, Flow, RungeKutta, Solver, VelocityModel
+from monai_nodeo.flows import CloudModel, Flow, Solver, VelocityModel
 from monai_nodeo.flows.unfolding import unfolded
 from monai_nodeo.geometry.cropping import Box, foreground_box
 from monai_nodeo.geometry.sampling import warp
 from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.metrics.certificate import certify_flow
+from monai_nodeo.registration.choice import Choice, choose, coarse_level, information
 from monai_nodeo.registration.components import make_loss, make_optimizer, make_score, make_solver, make_velocity
 from monai_nodeo.registration.fitting import Components, Fit, fit
 from monai_nodeo.registration.handlers import BestFit, EarlyStop, ProgressBar
@@ -40,6 +41,8 @@ __all__ = ["PairInferer"]
 
 logger = logging.getLogger(__name__)
 
+_KEPT = 0.99  # share of what the images say about one another that is no less than all of it
+
 
 @dataclass(frozen=True, eq=False)
 class _Task:
@@ -49,13 +52,25 @@ class _Task:
     grid: ImageGrid
     tensors: PairBatch
     box: Box
+    settings: Settings
+    choice: Choice | None
 
     @property
     def kind(self) -> Any:
         """What pairs have in common that are optimised together."""
         extras = [None if x is None else x.shape for x in (self.tensors.fixed_mask, self.tensors.moving_mask)]
         points = self.tensors.landmarks
-        return (self.prepared.spacing, self.tensors.fixed.shape, *extras, None if points is None else points.shape)
+        shapes = (self.tensors.fixed.shape, *extras, None if points is None else points.shape)
+        return (self.settings, self.prepared.spacing, *shapes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Finished:
+    """A flow, its displacement of the fixed grid, (D, *spatial), voxels, and whether it can be defended."""
+
+    flow: Flow
+    displacement: Tensor
+    accepted: bool
 
 
 class PairInferer(Inferer):
@@ -69,7 +84,8 @@ class PairInferer(Inferer):
         settings: by default the default preset.
         velocity: model whose options are used, instead of the settings'.
         solver: integrates it during the optimisation, instead of the settings'.
-        loss: what is minimised, instead of the settings'.
+        loss: what is minimised, instead of the settings'; or a function that makes it of settings. With a loss that
+            is made already, ``self_tuning`` is off.
         optimizer: parameters -> optimiser of a level, instead of the settings'.
         handlers: factories of trainer handlers, called once a level, besides the settings'; with one that says
             ``one_pair = True``, pairs are optimised one by one.
@@ -87,7 +103,7 @@ class PairInferer(Inferer):
         settings: Settings | None = None,
         velocity: VelocityModel | None = None,
         solver: Solver | None = None,
-        loss: RegistrationLoss | None = None,
+        loss: RegistrationLoss | Callable[[Settings], RegistrationLoss] = make_loss,
         optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
         handlers: Sequence[Callable[[], Any]] = (ProgressBar,),
     ) -> None:
@@ -99,10 +115,11 @@ class PairInferer(Inferer):
         threshold = self.settings.convergence_threshold
         if threshold is not None:
             own.append(partial(EarlyStop, threshold))
+        self._loss_of = None if isinstance(loss, RegistrationLoss) else loss
         self.components = Components(
             velocity or make_velocity(self.settings),
             solver or make_solver(self.settings),
-            loss or make_loss(self.settings),
+            loss if isinstance(loss, RegistrationLoss) else loss(self.settings),
             optimizer or make_optimizer(self.settings),
             (*own, *handlers),
         )
@@ -128,7 +145,7 @@ class PairInferer(Inferer):
             self._check(pair, velocity)
         # An evaluator calls inferers under no_grad, perhaps under autocast too; half precision stops the optimisation.
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(where.type, enabled=False):
-            tasks = [self._task(pair, where) for pair in pairs]
+            tasks = [self._task(pair, where, velocity) for pair in pairs]
             one_by_one = len(pairs) > 1 and self._one_by_one()
             alike: dict[Any, list[int]] = {}
             for number, task in enumerate(tasks):
@@ -184,47 +201,72 @@ class PairInferer(Inferer):
                 f"velocity needs {velocity.min_size}; crop less or resample to smaller voxels."
             )
 
-    def _task(self, pair: Pair, device: torch.device) -> _Task:
+    def _task(self, pair: Pair, device: torch.device, velocity: VelocityModel) -> _Task:
         prepared = prepare(pair, self.settings, self.components.loss)
         tensors = prepared.batch(device)
         everything: Box = (slice(None),) * self.settings.spatial_dims
         box = foreground_box(tensors.fixed, tensors.moving) if self.settings.crop_air else everything
-        return _Task(prepared, stored_grid(pair.fixed.image, "fixed"), tensors.cropped(box), box)
+        inside, choice = tensors.cropped(box), None
+        if self.settings.self_tuning and self._loss_of is not None and not isinstance(velocity, CloudModel):
+            trial = replace(self.components, velocity=velocity, handlers=())
+            choice = choose(inside, prepared.spacing, self.settings, lambda s: self._with_loss(trial, s))
+        settings = self.settings if choice is None else choice.settings
+        return _Task(prepared, stored_grid(pair.fixed.image, "fixed"), inside, box, settings, choice)
+
+    def _with_loss(self, components: Components, settings: Settings) -> Components:
+        """With the loss of other settings."""
+        if settings == self.settings or self._loss_of is None:
+            return components
+        return replace(components, loss=self._loss_of(settings))
 
     def _register_alike(
         self, tasks: Sequence[_Task], pairs: Sequence[Pair], velocity: VelocityModel
     ) -> list[Registration]:
         started = time.perf_counter()
-        one = tasks[0].tensors.fixed
-        check_memory(self.settings, one.shape[2:], len(tasks), one.device)
-        components = Components(**{**vars(self.components), "velocity": velocity})
+        settings, one = tasks[0].settings, tasks[0].tensors.fixed
+        check_memory(settings, one.shape[2:], len(tasks), one.device)
+        components = self._with_loss(replace(self.components, velocity=velocity), settings)
         batch = PairBatch.of([task.tensors for task in tasks])
-        fitted = fit(batch, tasks[0].prepared.spacing, self.settings, components)
+        fitted = fit(batch, tasks[0].prepared.spacing, settings, components)
         del batch
-        flows = [self._finished(n, fitted, task) for n, task in enumerate(tasks)]
+        flows = [self._finished(n, fitted, task, components) for n, task in enumerate(tasks)]
         seconds = (time.perf_counter() - started) / len(tasks)
         return [
-            self._result(n, fitted, task, pair, *flow, seconds)
+            self._result(n, fitted, task, pair, flow, components, seconds)
             for n, (task, pair, flow) in enumerate(zip(tasks, pairs, flows, strict=True))
         ]
 
-    def _finished(self, number: int, fitted: Fit, task: _Task) -> tuple[Flow, Tensor]:
-        """The flow of a pair, and its displacement of the fixed grid."""
+    def _finished(self, number: int, fitted: Fit, task: _Task, components: Components) -> _Finished:
+        """The flow of a pair, and its displacement of the fixed grid; of one that is not defended, nothing moves."""
         model = fitted.models[number].kept()
         # the published model is a cloud of points and its own steps; a velocity of places is integrated as finely as
         # it needs
-        solver = self.components.solver if isinstance(model, CloudModel) else RungeKutta()
+        solver = components.solver if isinstance(model, CloudModel) else components.finished
         domain = _domain(task, fitted.level)
         flow = Flow(model.requires_grad_(False), solver, domain, task.grid)
         flow, ddf = unfolded(flow) if self.settings.unfold else (flow, flow.displacement())
         if not ddf.isfinite().all():
             raise DivergedError(len(fitted.history["loss"]))
-        return flow, ddf
+        accepted = task.choice is None or _defended(task, task.choice, flow)
+        if not accepted:
+            still = model.fresh(fitted.level.cloud_size, fitted.level.cloud_spacing).requires_grad_(False)
+            flow, ddf = Flow(still.to(ddf.device), solver, domain, task.grid), torch.zeros_like(ddf)
+        return _Finished(flow, ddf, accepted)
 
     def _result(
-        self, number: int, fitted: Fit, task: _Task, pair: Pair, flow: Flow, ddf: Tensor, seconds: float
+        self,
+        number: int,
+        fitted: Fit,
+        task: _Task,
+        pair: Pair,
+        finished: _Finished,
+        components: Components,
+        seconds: float,
     ) -> Registration:
         started = time.perf_counter()
+        flow, ddf = finished.flow, finished.displacement
+        if not finished.accepted:
+            _warn_of_refusal(pair)
         certificate = certify_flow(flow, ddf)
         registration = Registration(
             flow=flow,
@@ -232,24 +274,26 @@ class PairInferer(Inferer):
             alignment=task.prepared.start.figures(),
             displacement=ddf,
             history={name: values[:, number] for name, values in fitted.history.items()},
-            settings=self.settings,
+            settings=task.settings,
             certificate=certificate,
-            similarity=self._similarity(task, flow, ddf),
+            similarity=self._similarity(task, flow, ddf, components),
             seconds=seconds,
             interrupted=fitted.interrupted,
+            choice=None if task.choice is None else task.choice.figures(),
+            accepted=finished.accepted,
             pair=pair,
         )
         logger.debug("certificate and similarity took %.2f s", time.perf_counter() - started)
         return registration
 
     @torch.no_grad()
-    def _similarity(self, task: _Task, flow: Flow, ddf: Tensor) -> tuple[float, float]:
+    def _similarity(self, task: _Task, flow: Flow, ddf: Tensor, components: Components) -> tuple[float, float]:
         """The similarity loss before and after, on the grid of the optimisation, without masks."""
         matched = task.prepared.matched
         fixed, moving = (x.as_tensor()[None].to(ddf.device) for x in (matched.fixed, matched.moving))
         if fixed.shape[2:] != ddf.shape[1:]:
             ddf = flow.displacement(_grid_like(task.grid, affine_3d(matched.fixed).numpy(), fixed.shape[2:]))
-        loss = self.components.loss.similarity
+        loss = components.loss.similarity
         return loss(moving, fixed).item(), loss(warp(moving, ddf[None].to(fixed)), fixed).item()
 
 
@@ -271,6 +315,29 @@ def _start(pair: Pair, start: Tensor | None) -> Tensor | None:
         return start
     through = physical_map(pair.fixed.image, pair.moving.image, start)
     return start if start is None and torch.allclose(through, torch.eye(4).to(through), atol=1e-6) else through
+
+
+@torch.no_grad()
+def _defended(task: _Task, choice: Choice, flow: Flow) -> bool:
+    """Whether the images agree that a deformation does no harm.
+
+    Registrations there and back do not contradict each other, and the images say no less about one another than before,
+    but for rounding.
+    """
+    level = coarse_level(task.tensors, task.prepared.spacing)
+    seen = replace(task.tensors.at(level), moving_mask=None)  # it would have to be moved too
+    ddf = flow.displacement(_domain(task, level))[None].to(seen.moving)
+    before, after = (information(pair)[0] for pair in (seen, replace(seen, moving=warp(seen.moving, ddf))))
+    return not choice.hopeless and after >= _KEPT * before
+
+
+def _warn_of_refusal(pair: Pair) -> None:
+    logger.warning(
+        "%s and %s: no deformation can be defended, so the start alone is the result; check the images, or choose "
+        "similarity and smoothness_weight yourself.",
+        source_name("fixed", pair.fixed.image),
+        source_name("moving", pair.moving.image),
+    )
 
 
 def _domain(task: _Task, level: Level) -> ImageGrid:

@@ -33,7 +33,7 @@ class Level:
         coarseness: side of the level's voxels, in smallest voxel sides of the pair.
         index: of the level, 0 is the coarsest.
         count: of all levels.
-        dense: a point in every voxel is integrated instead, at the velocity of the same nodes.
+        dense: the images are sampled where the finished flow takes the voxels.
     """
 
     image_size: tuple[int, ...]
@@ -44,16 +44,6 @@ class Level:
     index: int = 0
     count: int = 1
     dense: bool = False
-
-    @property
-    def points_size(self) -> tuple[int, ...]:
-        """Of the grid of the points that are integrated."""
-        return self.image_size if self.dense else self.cloud_size
-
-    @property
-    def points_spacing(self) -> tuple[float, ...]:
-        """Distance of the points that are integrated in mm."""
-        return self.spacing if self.dense else self.cloud_spacing
 
 
 def make_levels(
@@ -73,7 +63,8 @@ def make_levels(
         spacing: its voxel size in mm.
         shrink_factors: one a level, coarse to fine, at least 1, as in ANTs.
         point_spacing: smallest distance of the cloud's points, in smallest voxel sides.
-        dense: with one more level, the last one with a point in every voxel, where that makes a difference.
+        dense: with one more level of the same grids, at which every voxel follows the flow, where that makes a
+            difference.
 
     Raises:
         ValueError: when a factor or the spacing of the points is below 1, or the factors grow.

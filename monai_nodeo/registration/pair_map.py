@@ -12,7 +12,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from monai_nodeo.data.load import Image, as_image
+from monai_nodeo.data.image import Image, as_image
 from monai_nodeo.data.placement import on_grid_of, voxel_map
 from monai_nodeo.files import ImageGrid, Transform
 from monai_nodeo.flows import Flow

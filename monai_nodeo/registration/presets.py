@@ -1,6 +1,9 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Where the settings are: in the bundle's config, and as differences in the presets. Plain JSON, read without MONAI."""
+"""Where the settings are: in ``bundle/configs/inference.json``, and as differences in the presets, ``configs/*.json``.
+
+Plain JSON, read without MONAI.
+"""
 
 from __future__ import annotations
 

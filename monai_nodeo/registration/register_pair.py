@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from monai_nodeo.data.load import Image, load_pair
+from monai_nodeo.data.image import Image
+from monai_nodeo.data.load import load_pair
 from monai_nodeo.registration.inferer import PairInferer
 from monai_nodeo.registration.result import Registration
 from monai_nodeo.registration.settings import Settings

@@ -17,8 +17,9 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 from torch import Tensor
 
+from monai_nodeo.data.image import Image
 from monai_nodeo.data.keys import PATH_KEYS
-from monai_nodeo.data.load import Image, load_pair
+from monai_nodeo.data.load import load_pair
 from monai_nodeo.data.pair import Pair, PairError, stored_grid
 from monai_nodeo.data.placement import on_grid_of
 from monai_nodeo.files import Transform
@@ -55,6 +56,9 @@ class Registration:
         seconds: time of the optimisation, from images in memory to the displacement; of a pair in a batch, its share.
         alignment: how the start was found: see :py:meth:`monai_nodeo.data.Start.figures`.
         interrupted: the first level that was ended early; it and the finer ones lack iterations. None: none.
+        choice: which similarity and smoothness were chosen, and why: see
+            :py:meth:`monai_nodeo.registration.choice.Choice.figures`. None: those of the settings.
+        accepted: False where no deformation could be defended, and the flow moves nothing.
         pair: the images; None where it was loaded without them.
 
     Example:
@@ -73,6 +77,8 @@ class Registration:
     seconds: float
     alignment: dict[str, Any] | None = None
     interrupted: int | None = None
+    choice: dict[str, Any] | None = None
+    accepted: bool = True
     pair: Pair | None = None
 
     @cached_property
@@ -168,6 +174,8 @@ class Registration:
         return {
             **figures,
             "start": self.alignment,
+            "choice": self.choice,
+            "accepted": self.accepted,
             **field_figures(self.displacement, self.flow.grid.spacing),
             "certificate": self.certificate.to_dict(),
             "iterations": self.iterations,
@@ -229,6 +237,8 @@ class Registration:
                 seconds=figures["seconds_optimisation"],
                 alignment=figures.get("start"),
                 interrupted=figures["interrupted_level"],
+                choice=figures.get("choice"),
+                accepted=figures.get("accepted", True),
                 pair=_pair_again(path, figures, flow.grid.spatial_dims) if with_pair else None,
             )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:

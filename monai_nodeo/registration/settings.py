@@ -14,7 +14,10 @@ from typing import Any, get_args, get_type_hints
 
 from monai_nodeo.registration.presets import preset_values
 
-__all__ = ["Settings", "SettingsError"]
+__all__ = ["TUNED", "Settings", "SettingsError"]
+
+
+TUNED = ("similarity", "smoothness_weight")  # what self_tuning may change
 
 # far beyond what is of use, and not yet so large that a machine runs out of memory
 _LARGEST = {
@@ -40,11 +43,13 @@ class Settings:
         spatial_dims: 2 for slices, 3 for volumes.
         initial_transform: affine start: "auto" for what the images say, "moments", "rigid", "affine", the path of a
             linear transform, or "none" or None to start from the headers; see :py:func:`monai_nodeo.data.find_start`.
+        self_tuning: let the images of a pair say which similarity suits them, and whether more smoothness is needed;
+            see `registration.choice`. Off where ``similarity`` or ``smoothness_weight`` are changed.
         mask_air: count only where the fixed image is above its minimum.
         shrink_factors: how much coarser the voxels of each level are, coarse to fine, as in ANTs.
         iterations: of the optimiser, one number a level.
-        dense_iterations: more of them at the end, in which every voxel follows the flow; none where every voxel does
-            anyway, and for "nodeo".
+        dense_iterations: more of them at the end, in which the images are compared where the finished flow takes each
+            voxel; none where a point is in every voxel anyway, and for "nodeo".
         point_spacing: smallest distance of the points that are integrated, in (smallest) voxel sides.
         learning_rate: of Adam, in points of the cloud.
         amsgrad: variant of Adam.
@@ -85,6 +90,7 @@ class Settings:
 
     spatial_dims: int
     initial_transform: str | None
+    self_tuning: bool
     mask_air: bool
     shrink_factors: tuple[float, ...]
     iterations: tuple[int, ...]
@@ -141,7 +147,7 @@ class Settings:
             values = {**preset_values(spatial_dims, name), "spatial_dims": spatial_dims}
         except ValueError as error:
             raise SettingsError(str(error)) from error
-        return cls.from_dict(values | cls._known(changes))
+        return cls.from_dict(values).replace(**changes)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
@@ -169,7 +175,10 @@ class Settings:
         Raises:
             SettingsError: for a change that cannot be.
         """
-        return dataclasses.replace(self, **self._known(changes))
+        known = self._known(changes)
+        if not known.keys().isdisjoint(TUNED):
+            known = {"self_tuning": False} | known
+        return dataclasses.replace(self, **known)
 
     @classmethod
     def _known(cls, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,4 +85,7 @@ def summary_of(figures: Mapping[str, Any]) -> str:
         for key, name in names.items()
         if figures["after"].get(key) is not None and figures["before"].get(key) is not None
     ]
-    return ", ".join([*changes, f"{figures['folded_cells']} folded cells", f"{figures['seconds_optimisation']} s"])
+    refused = [] if figures.get("accepted", True) else ["no deformation can be defended: the start alone"]
+    return ", ".join(
+        [*refused, *changes, f"{figures['folded_cells']} folded cells", f"{figures['seconds_optimisation']} s"]
+    )

@@ -60,6 +60,8 @@ class PairTrainer(Trainer):
             iterations then does not count, but for options of the optimiser: leave it off with handlers that change the
             loss or the images. With handlers of events inside an iteration, with a solver that waits for the device and
             with optimisers that have no ``capturable`` nothing is recorded.
+        offset: from where straight lines between the points take the voxels to where the moving image is sampled,
+            (B, D, *image_size), in [-1, 1].
 
     Attributes:
         cuda_graph: whether iterations are recorded; after a run, whether they could be.
@@ -79,6 +81,7 @@ class PairTrainer(Trainer):
         handlers: Sequence[Any] = (),
         level: Level | None = None,
         cuda_graph: bool = False,
+        offset: Tensor | None = None,
     ) -> None:
         fixed, moving = pairs.fixed, pairs.moving
         level = level or make_levels(fixed.shape[2:], (1.0,) * (fixed.ndim - 2))[0]
@@ -99,12 +102,13 @@ class PairTrainer(Trainer):
         self.optimizer = optimizer
         self.loss_function = loss_function
         self.solver = solver
-        self.identity = identity_grid(level.points_size, fixed.device, fixed.dtype).expand(
+        self.identity = identity_grid(level.cloud_size, fixed.device, fixed.dtype).expand(
             len(fixed), *[-1] * (fixed.ndim - 1)
         )
+        self.offset = offset
         self.landmarks = pairs.landmarks
         if pairs.landmarks is not None:
-            self.landmarks = rescale_points(pairs.landmarks, level.image_size, level.points_size)
+            self.landmarks = rescale_points(pairs.landmarks, level.image_size, level.cloud_size)
         self.state.history = {}
         self.state.level = level
         waits = getattr(solver, "waits_for_device", True)
@@ -139,7 +143,7 @@ class PairTrainer(Trainer):
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         states, velocities = self._cloud()
         ddf = phi_to_ddf(states[-1], self.identity)
-        warped, weight = _warped(pairs, states[-1], level.image_size)
+        warped, weight = _warped(pairs, states[-1], level.image_size, self.offset)
         trajectory = None
         if len(states) > 2:
             trajectory = torch.stack([phi_to_ddf(phi, self.identity) for phi in states])
@@ -152,8 +156,7 @@ class PairTrainer(Trainer):
             velocities or [ddf],
             weight=weight,
             spacing=level.spacing,
-            ddf_spacing=level.points_spacing,
-            velocity_spacing=level.cloud_spacing,
+            ddf_spacing=level.cloud_spacing,
             coarseness=level.coarseness,
             landmarks=self.landmarks,
             certainty=pairs.fixed_certainty,
@@ -189,15 +192,15 @@ class PairTrainer(Trainer):
         return dict(zip(names, self._curves[self.state.iteration - 1], strict=True))
 
 
-def _warped(pairs: PairBatch, phi: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+def _warped(pairs: PairBatch, phi: Tensor, size: Sequence[int], offset: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The moving image, and how much each voxel of the fixed grid counts: the masks, the moving one where it is taken.
 
     No gradient goes to the weights.
     """
     if pairs.moving_mask is None:
-        return sample_resized(pairs.moving, phi, size), pairs.fixed_mask
+        return sample_resized(pairs.moving, phi, size, offset), pairs.fixed_mask
     # A voxel that is masked out must not leak into the linear interpolation: its value would pull at its neighbours.
-    count = sample_resized(pairs.moving_mask, phi, size)
-    warped = weighted_mean(sample_resized(pairs.moving * pairs.moving_mask, phi, size), count)
+    count = sample_resized(pairs.moving_mask, phi, size, offset)
+    warped = weighted_mean(sample_resized(pairs.moving * pairs.moving_mask, phi, size, offset), count)
     weight = count.detach()
     return warped, weight if pairs.fixed_mask is None else weight * pairs.fixed_mask

@@ -22,6 +22,7 @@ __all__ = ["Finding", "Grade", "Verdict", "judge"]
 # Pairs that fit: up to 1.04 times as much, half of an image masked out 1.43; turned over: 1.95 and more.
 _TURNED_FACTOR, _TURNED_GAP = 1.7, 0.01
 _SURELY = 0.01  # wrong by a smaller probability: aligned, whatever a turned image would share
+_VOLUMES = 10.0  # times as large or as small: told at the top, though registrations of different people reach it
 _FOLDS_FEW, _FOLDS_MANY = 0.01, 1.0  # per cent
 _STILL_FALLING = 0.02  # of the whole fall of the loss, in the last tenth of the iterations
 _FEWEST_OF_A_TENTH = 2  # iterations
@@ -66,6 +67,7 @@ def judge(figures: Mapping[str, Any], history: Mapping[str, NDArray], evidence: 
     findings = [
         _alignment(evidence),
         *_start(figures),
+        *_choice(figures),
         _similarity(figures, evidence),
         *_labels(figures),
         _folds(figures),
@@ -74,24 +76,34 @@ def judge(figures: Mapping[str, Any], history: Mapping[str, NDArray], evidence: 
         *_input(evidence),
     ]
     grade = max(finding.grade for finding in findings)
-    return Verdict(grade, _headline(findings, evidence), tuple(findings))
+    return Verdict(grade, _headline(findings, evidence, _volumes(figures)), tuple(findings))
 
 
-def _headline(findings: list[Finding], evidence: Evidence) -> str:
+def _headline(findings: list[Finding], evidence: Evidence, volumes: str) -> str:
     grades = {finding.topic: finding.grade for finding in findings}
     open_questions = [f.topic for f in findings if f.grade > Grade.GOOD and f.topic != "alignment"]
     also = ", and the deformation folds" if grades["folds"] == Grade.BAD else ""
     also += "; the optimisation was interrupted" if "interruption" in grades else ""
     if grades["alignment"] == Grade.BAD:
         return f"Not aligned{also}."
+    if grades.get("deformation") == Grade.BAD:
+        return "No deformation can be defended: this is the start alone. Look at the images."
     if Grade.CHECK in (grades["alignment"], grades.get("start")):
         return f"Perhaps not aligned{also}. Look at the images."
     aligned = "Aligned from the start: the two images are identical" if evidence.identical else "Aligned"
     if not open_questions:
-        return f"{aligned}." if evidence.identical else f"{aligned}, without folds, and converged."
+        return f"{aligned}." if evidence.identical else f"{aligned}, without folds, and converged.{volumes}"
     if grades["folds"] == Grade.BAD:
         return f"{aligned}{also.replace(', and', ', but')}."
-    return f"{aligned}, with reservations: {', '.join(dict.fromkeys(open_questions))}."
+    return f"{aligned}, with reservations: {', '.join(dict.fromkeys(open_questions))}.{volumes}"
+
+
+def _volumes(figures: Mapping[str, Any]) -> str:
+    """A sentence about volumes that change much."""
+    smallest, largest = (figures["certificate"][f"{kind}_volume"][0] for kind in ("smallest", "largest"))
+    if smallest >= 1 / _VOLUMES and largest <= _VOLUMES:
+        return ""
+    return f" Volumes change by {smallest:.2g} to {largest:.3g}."
 
 
 def _alignment(evidence: Evidence) -> Finding:
@@ -117,6 +129,22 @@ def _start(figures: Mapping[str, Any]) -> Iterator[Finding]:
     if start and not start["defended"]:
         text = "No start explains the two images better than others do, so the search for one was of no help."
         yield Finding("start", Grade.CHECK, f"{text} One in a file may help.")
+
+
+def _choice(figures: Mapping[str, Any]) -> Iterator[Finding]:
+    choice = figures.get("choice")
+    if choice is None:
+        return
+    strength, disagreement = choice["strengths"][-1], choice["disagreement_voxels"][-1]
+    text = (
+        f"The images chose the similarity {choice['similarity']} (agreement of their contrasts: "
+        f"{choice['agreement']:.2f}) and {strength:g} times the usual smoothness (coarse registrations there and back "
+        f"disagree by {disagreement:.1f} voxels)."
+    )
+    if figures.get("accepted", True):
+        yield Finding("deformation", Grade.GOOD, text)
+    else:
+        yield Finding("deformation", Grade.BAD, f"{text} No deformation can be defended, so that there is none.")
 
 
 def _turned_over(evidence: Evidence, probability: float) -> bool:

@@ -82,13 +82,16 @@ def _spread(by_image: NDArray, points: NDArray, values: NDArray, halves: NDArray
         by_image[:, low:high] += added
 
 
-def sample_resized(image: Tensor, phi: Tensor, size: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+def sample_resized(
+    image: Tensor, phi: Tensor, size: tuple[int, int, int], offset: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Samples of volumes at the positions of a coarser cloud, linear between its points; and their slopes.
 
     Args:
         image: (B, C, X, Y, Z).
         phi: positions in [-1, 1], (B, 3, *cloud), first points of the axes at their first voxels, last ones at last.
         size: of the grid that the cloud is interpolated to.
+        offset: is added to the positions, (B, 3, *size).
 
     Returns:
         (B, C, *size), and the derivatives by the position, (B, C, 3, *size).
@@ -96,8 +99,9 @@ def sample_resized(image: Tensor, phi: Tensor, size: tuple[int, int, int]) -> tu
     dtype = as_array(image[:0]).dtype
     values = np.empty((*image.shape[:2], *size), dtype)
     slopes = np.empty((*image.shape[:2], 3, *size), dtype)
-    for volume, cloud, found, by_phi in zip(as_array(image), as_array(phi), values, slopes, strict=True):
-        in_threads(_sample_resized, size[0], volume, cloud, found, by_phi, _halves(image))
+    offsets = np.empty((len(image), 0, *size), dtype) if offset is None else as_array(offset)
+    for volume, cloud, added, *found in zip(as_array(image), as_array(phi), offsets, values, slopes, strict=True):
+        in_threads(_sample_resized, size[0], volume, cloud, added, *found, _halves(image))
     return torch.from_numpy(values), torch.from_numpy(slopes)
 
 
@@ -239,7 +243,7 @@ def _between(place, size, coarse):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _sample_resized(image, cloud, values, slopes, halves, start, stop):  # type: ignore[no-untyped-def]
+def _sample_resized(image, cloud, offset, values, slopes, halves, start, stop):  # type: ignore[no-untyped-def]
     size, within = values.shape[1:], image.shape[1:]
     steps = _steps(within)
     flat = image.reshape(len(image), -1)
@@ -264,6 +268,9 @@ def _sample_resized(image, cloud, values, slopes, halves, start, stop):  # type:
                 last = min(first + 1, cloud.shape[3] - 1)
                 for axis in range(3):
                     fine[axis, z] = row[axis, first] + (row[axis, last] - row[axis, first]) * way
+            for axis in range(len(offset)):
+                for z in range(size[2]):
+                    fine[axis, z] += offset[axis, x, y, z]
             for z in range(size[2]):
                 i, f, in_x = _place(fine[0, z], halves[0], within[0])
                 j, g, in_y = _place(fine[1, z], halves[1], within[1])

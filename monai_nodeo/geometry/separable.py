@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Linear maps of the axes of an image: smoothing and interpolation as one small matrix an axis.
+"""Separable linear maps of an image: smoothing and interpolation as one small matrix an axis.
 
 A matrix holds a kernel, its border rule and any number of passes at once, so the cost does not depend on the window
 or the number of passes, and the gradient is the transposed matrix.
@@ -146,7 +146,7 @@ _known: Any = WeakTensorKeyDictionary()  # matrix -> its bands, as long as it li
 
 def _bands(matrix: Tensor, x: Tensor) -> tuple[Any, Any, Any] | None:
     """Kernels, and the bands of a matrix and of its transpose, if it has few entries in a row; else None."""
-    kernels = None if matrix.requires_grad else kernels_for(x, "axes")
+    kernels = None if matrix.requires_grad else kernels_for(x, "separable")
     if kernels is None or matrix.dtype != x.dtype:
         return None
     if matrix not in _known:

@@ -9,7 +9,7 @@ from scipy import ndimage
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from monai_nodeo.geometry.axes import apply_along_axes, interpolation_matrix, kernel_matrix, resampling_matrix
+from monai_nodeo.geometry.separable import apply_along_axes, interpolation_matrix, kernel_matrix, resampling_matrix
 
 KERNELS = [(1.0,), (1.0, 1.0, 1.0), (1.0,) * 15, (0.1, 0.5, 2.0, 0.5, 0.1), (1.0, 2.0, 4.0)]
 

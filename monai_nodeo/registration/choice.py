@@ -1,0 +1,163 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Similarity and strength of the smoothness that suit a pair, by what its images say; see docs/decisions/choice.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from monai_nodeo.flows import VelocityBatch
+from monai_nodeo.geometry.coordinates import identity_grid, phi_to_ddf
+from monai_nodeo.geometry.sampling import warp
+from monai_nodeo.geometry.smoothing import GaussianSmoothing
+from monai_nodeo.registration.fitting import Components, fit
+from monai_nodeo.registration.levels import Level, PairBatch, make_levels
+from monai_nodeo.registration.presets import preset_values
+from monai_nodeo.registration.settings import Settings
+
+__all__ = ["Choice", "choose", "coarse_level", "information"]
+
+_POINTS = {2: 48, 3: 24}  # along an axis, on average, of what is looked at
+_FACTOR = 4.0  # voxels of what is tried, in smallest voxel sides
+_ONE_CONTRAST = 0.7  # agreement from which on the settings' own similarity is taken
+_OTHER_CONTRAST = "mind_ssc"  # preset whose differences from the default are taken below
+_STRENGTHS = (1.0, 3.0, 10.0)  # of the smoothness, in times the weight
+_CONSISTENT = 0.6  # voxels between where one starts and where one comes back to, times the strength
+_HOPELESS = 3.0  # the same, whatever the strength
+_WINDOW = 1.5  # standard deviation of the windows, voxels
+_NOISE = 0.05  # standard deviation that is taken for noise, as a share of the image's
+_FOREGROUND = 0.05  # of the range, above the minimum
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for a pair, and why.
+
+    Attributes:
+        settings: to register it with.
+        agreement: of the signs of the local correlations, in [-1, 1]: 1 for one contrast, -1 for an inverted one, near
+            0 where each place has a relation of its own, or none.
+        strengths: factors on the smoothness weight that were tried, weak to strong; the last one is taken.
+        disagreement: of the coarse registrations there and back with each of them, in voxels of 4 smallest sides: the
+            median distance in the foreground between a point and where it comes back to.
+    """
+
+    settings: Settings
+    agreement: float
+    strengths: tuple[float, ...]
+    disagreement: tuple[float, ...]
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether the way back contradicts the way there, however smooth they are."""
+        return self.disagreement[-1] > _HOPELESS
+
+    def figures(self) -> dict[str, Any]:
+        """As JSON holds them."""
+        return {
+            "similarity": self.settings.similarity,
+            "smoothness_weight": self.settings.smoothness_weight,
+            "agreement": self.agreement,
+            "strengths": list(self.strengths),
+            "disagreement_voxels": list(self.disagreement),
+        }
+
+
+def choose(
+    pair: PairBatch, spacing: tuple[float, ...], settings: Settings, components: Callable[[Settings], Components]
+) -> Choice:
+    """Settings for a pair that has its start.
+
+    The similarity is that of the settings where one image is locally a rising function of the other, and of the preset
+    ``mind_ssc`` where it is not. Then the pair is registered both ways on a coarse grid, with more smoothness as long
+    as the way back contradicts the way there by more than the strength allows: what the images do not say is left to
+    the regulariser.
+
+    Args:
+        pair: a batch of one.
+        spacing: voxel size along each axis, mm.
+        settings: to begin with.
+        components: what settings name.
+    """
+    _, agreement = information(pair.at(coarse_level(pair, spacing)))
+    if agreement < _ONE_CONTRAST and pair.fixed.shape[1] == 1:
+        settings = settings.replace(**_differences(settings.spatial_dims))
+    weight = settings.smoothness_weight
+    found: list[float] = []
+    for strength in _STRENGTHS:
+        tried = settings if strength == 1 else settings.replace(smoothness_weight=strength * weight)
+        found.append(_disagreement(pair, spacing, tried, components(tried)))
+        if found[-1] <= _CONSISTENT * strength:
+            break
+    return Choice(tried, agreement, _STRENGTHS[: len(found)], tuple(found))
+
+
+def coarse_level(pair: PairBatch, spacing: tuple[float, ...]) -> Level:
+    """The grid on which a pair is looked at: of about as many points, whatever the images' size."""
+    sides = [n * side for n, side in zip(pair.fixed.shape[2:], spacing, strict=True)]
+    side = math.prod(sides) ** (1 / len(sides)) / _POINTS[len(sides)]
+    return make_levels(pair.fixed.shape[2:], spacing, (max(1.0, side / min(spacing)),))[0]
+
+
+def information(pair: PairBatch) -> tuple[float, float]:
+    """What one image of a batch of one says about the other, and the agreement of the signs; see :py:class:`Choice`.
+
+    In each Gaussian window both are taken as jointly normal with a correlation r: ``-log(1 - r^2) / 2`` nats, the mean
+    over the voxels that count and the channels. The agreement is the mean sign of r, weighted by the information.
+    """
+    smooth = GaussianSmoothing(pair.fixed.ndim - 2, _WINDOW)
+    counts = torch.ones_like(pair.fixed[:, :1])
+    for mask in (pair.fixed_mask, pair.moving_mask):
+        counts = counts if mask is None else counts * mask
+    weight = smooth(counts)
+
+    def mean(x: Tensor) -> Tensor:
+        return smooth(x * counts) / weight.clamp_min(1e-3)
+
+    f, m = pair.fixed, pair.moving
+    f_mean, m_mean = mean(f), mean(m)
+    ff = (mean(f * f) - f_mean**2).clamp_min(0) + _NOISE**2 * f.var()
+    mm = (mean(m * m) - m_mean**2).clamp_min(0) + _NOISE**2 * m.var()
+    fm = mean(f * m) - f_mean * m_mean
+    rest = (1 - fm**2 / (ff * mm).clamp_min(1e-20)).clamp(1e-4, 1)
+    nats = -0.5 * rest.log() * weight
+    total = nats.sum()
+    agreement = (nats * fm.sign()).sum() / total.clamp_min(1e-9)
+    return float(total / (weight.sum() * f.shape[1])), float(agreement)
+
+
+def _differences(spatial_dims: int) -> dict[str, Any]:
+    """Of the settings for other contrasts from the default ones."""
+    default, other = (preset_values(spatial_dims, preset) for preset in (None, _OTHER_CONTRAST))
+    return {name: value for name, value in other.items() if value != default[name]}
+
+
+def _disagreement(pair: PairBatch, spacing: tuple[float, ...], settings: Settings, components: Components) -> float:
+    """See :py:class:`Choice`."""
+    coarse = settings.replace(shrink_factors=[_FACTOR], iterations=[-(-settings.iterations[0] // 2)], cuda_graph=False)
+    fitted = fit(_both_ways(pair), spacing, coarse, components)
+    nodes = identity_grid(fitted.level.cloud_size, pair.fixed.device).expand(2, *[-1] * (pair.fixed.ndim - 1))
+    phi = components.solver(VelocityBatch(fitted.models).velocity(), nodes, (0.0, 1.0))[-1]
+    there, back = phi_to_ddf(phi, nodes).detach().split(1)
+    away = torch.linalg.vector_norm(there + warp(back, there), dim=1, keepdim=True)
+    seen = pair.at(fitted.level)
+    brightest = torch.maximum(seen.fixed - seen.fixed.amin(), seen.moving - seen.moving.amin()).amax(1, keepdim=True)
+    inside = brightest > _FOREGROUND
+    return float(away[inside].median()) if bool(inside.any()) else 0.0
+
+
+def _both_ways(pair: PairBatch) -> PairBatch:
+    """A batch of one, and the same with the images exchanged."""
+    masks = [pair.fixed_mask, pair.moving_mask]
+    if any(mask is not None for mask in masks):
+        masks = [torch.ones_like(pair.fixed[:, :1]) if mask is None else mask for mask in masks]
+    fixed_mask, moving_mask = masks
+    landmarks = None if pair.landmarks is None else pair.landmarks.flip(2)
+    there = PairBatch(pair.fixed, pair.moving, fixed_mask, moving_mask, None, pair.landmarks)
+    return PairBatch.of([there, PairBatch(pair.moving, pair.fixed, moving_mask, fixed_mask, None, landmarks)])

@@ -1,0 +1,135 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What the images of a pair choose, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import pytest
+import torch
+from click.testing import CliRunner
+from synthetic import deformed_pair, smooth_image
+
+from monai_nodeo.cli import main
+from monai_nodeo.data import load_pair
+from monai_nodeo.registration import PairInferer, RegisterPair, Registration, Settings
+from monai_nodeo.registration.choice import information
+from monai_nodeo.registration.components import make_loss
+from monai_nodeo.registration.levels import PairBatch
+
+SHAPES = {2: (48, 44), 3: (24, 22, 20)}
+
+
+def settings(dims: int, **changes) -> Settings:
+    quick = {"initial_transform": None, "shrink_factors": [2, 1], "iterations": [12, 4], "dense_iterations": 0}
+    return Settings.preset(spatial_dims=dims, **quick | changes)
+
+
+def locally_other(image: torch.Tensor) -> torch.Tensor:
+    """In stripes as it is and inverted, which no function of the whole image can tell."""
+    stripes = (torch.arange(image.shape[-1]) // 6 % 2).float()
+    return stripes * image + (1 - stripes) * (1 - image)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_sign_of_the_relation_is_told_from_its_strength(dims):
+    image = smooth_image(SHAPES[dims])[None]
+    for other, agreement in ((0.3 * image + 0.1, 1), (1 - image, -1)):
+        nats, found = information(PairBatch(image, other))
+        assert found == pytest.approx(agreement, abs=0.01)
+        assert nats > 1
+    nats, found = information(PairBatch(image, smooth_image(SHAPES[dims], seed=5)[None]))
+    assert abs(found) < 0.7
+    assert nats < 0.5
+    mask = torch.zeros_like(image)
+    mask[..., : image.shape[-1] // 2] = 1
+    half = torch.where(mask > 0, image, 1 - image)
+    assert information(PairBatch(image, half, fixed_mask=mask))[1] == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_contrast_chooses_the_similarity(dims):
+    fixed, moving, _ = deformed_pair(SHAPES[dims])
+    default = settings(dims)
+    same = RegisterPair(default, handlers=())(fixed, moving)
+    assert same.settings == default
+    assert same.accepted
+    other = RegisterPair(default, handlers=())(fixed, locally_other(moving))
+    assert other.settings.similarity == "mind_ssc"
+    assert other.settings.intensity_weight == 0
+    assert other.choice is not None
+    assert other.choice["agreement"] < 0.7
+    # what was chosen is what the settings say: by hand, the same comes out
+    again = RegisterPair(other.settings, handlers=())(fixed, locally_other(moving))
+    assert torch.equal(again.ddf, other.ddf) or not other.accepted
+    assert again.choice is None
+
+
+def test_where_nothing_leads_back_the_field_is_smoother(monkeypatch):
+    fixed, moving, _ = deformed_pair(SHAPES[2])
+    register = RegisterPair(settings(2), handlers=())
+    free = register(fixed, moving)
+    monkeypatch.setattr("monai_nodeo.registration.choice._CONSISTENT", 1e-6)
+    smooth = register(fixed, moving)
+    assert smooth.choice is not None
+    assert smooth.choice["strengths"] == [1.0, 3.0, 10.0]
+    assert smooth.settings.smoothness_weight == 10 * free.settings.smoothness_weight
+    assert smooth.ddf.diff(dim=1).square().mean() < 0.8 * free.ddf.diff(dim=1).square().mean()
+
+
+def test_what_is_set_is_not_chosen():
+    for changes in ({"similarity": "local_ncc"}, {"smoothness_weight": 0.3}):
+        assert not settings(2, **changes).self_tuning
+        assert not settings(2).replace(**changes).self_tuning
+        assert settings(2, **changes, self_tuning=True).self_tuning
+    fixed, moving, _ = deformed_pair(SHAPES[2])
+    found = RegisterPair(settings(2), handlers=(), loss=make_loss(settings(2)))(fixed, locally_other(moving))
+    assert found.choice is None
+    assert found.settings.similarity == "local_ncc"
+
+
+def test_pairs_of_a_batch_choose_for_themselves(tmp_path):
+    fixed, moving, _ = deformed_pair(SHAPES[3])
+    pairs = []
+    for name, image in (("same", moving), ("other", locally_other(moving))):
+        for key, x in (("fixed", fixed), ("moving", image)):
+            nib.save(nib.Nifti1Image(x[0].numpy(), torch.eye(4).numpy()), tmp_path / f"{name}_{key}.nii.gz")
+        pairs.append(load_pair({key: tmp_path / f"{name}_{key}.nii.gz" for key in ("fixed", "moving")}))
+    inferer = PairInferer(settings(3), handlers=())
+    together = inferer.register(pairs)
+    assert [x.settings.similarity for x in together] == ["local_ncc", "mind_ssc"]
+    (alone,) = inferer.register(pairs[1:])
+    assert torch.equal(alone.ddf, together[1].ddf)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_deformation_that_cannot_be_defended_is_not_given(strict, tmp_path, monkeypatch):
+    monkeypatch.setattr("monai_nodeo.registration.choice._HOPELESS", -1.0)
+    for name, image in zip(("f", "m"), deformed_pair(SHAPES[2])[:2], strict=True):
+        nib.save(nib.Nifti1Image(image.numpy().squeeze(), torch.eye(4).numpy()), tmp_path / f"{name}.nii.gz")
+    f, m, out = (tmp_path / name for name in ("f.nii.gz", "m.nii.gz", "out"))
+    words = [
+        "register",
+        "-f",
+        f,
+        "-m",
+        m,
+        "-o",
+        out,
+        "--init",
+        "none",
+        "--set",
+        "iterations=[4,2]",
+        "--no-report",
+        *["--strict"] * strict,
+    ]
+    done = CliRunner().invoke(main, [str(word) for word in words])
+    assert done.exit_code == (4 if strict else 0)
+    assert "no deformation can be defended: the start alone" in done.output
+    figures = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert figures["accepted"] is False
+    loaded = Registration.load(tmp_path / "out")
+    assert not loaded.accepted
+    assert not loaded.ddf.any()
