@@ -78,7 +78,7 @@ def gather(
     everywhere = np.ones(images["fixed"].shape, dtype=bool)
     fixed, moving, warped = (
         # what the warped image has beyond the moving one is no air of its own
-        _Look(_thinned(images[name]), _thinned((masks or {}).get(name, everywhere)), _air(images[source]))
+        _look(_thinned(images[name]), _thinned((masks or {}).get(name, everywhere)), _air(images[source]))
         for name, source in (("fixed", "fixed"), ("moving", "moving"), ("warped", "moving"))
     )
     turned = {
@@ -118,28 +118,25 @@ def shared_information(one: NDArray, other: NDArray) -> float:
         one: an image, (*spatial).
         other: on the same grid.
     """
-    return _shared(*(_Look(image, np.ones(image.shape, dtype=bool), _air(image)) for image in (one, other)))
+    return _shared(*(_look(image, np.ones(image.shape, dtype=bool), _air(image)) for image in (one, other)))
 
 
 class _Look(NamedTuple):
-    """An image, where it counts, (*spatial) each, and the grey value of what is around things."""
+    """An image, where it counts, and what does not look like air, (*spatial) each."""
 
     image: NDArray
     counts: NDArray
-    air: float
+    foreground: NDArray
 
     def turned(self, axes: Iterable[int]) -> _Look:
         axes = tuple(axes)
-        return self._replace(image=np.flip(self.image, axes), counts=np.flip(self.counts, axes))
+        return _Look(*(np.flip(values, axes) for values in self))
 
-    def within(self, box: tuple[slice, ...]) -> _Look:
-        return self._replace(image=self.image[box], counts=self.counts[box])
 
-    @property
-    def foreground(self) -> NDArray:
-        """What does not look like air, be that dark or bright."""
-        unlike = sitk.GetImageFromArray(np.abs(self.image - self.air))
-        return sitk.GetArrayFromImage(sitk.OtsuThreshold(unlike, 0, 1)).astype(bool)
+def _look(image: NDArray, counts: NDArray, air: float) -> _Look:
+    """Air is what is near a grey value, be that dark or bright."""
+    unlike = sitk.OtsuThreshold(sitk.GetImageFromArray(np.abs(image - air)), 0, 1)
+    return _Look(image, counts, sitk.GetArrayFromImage(unlike).astype(bool))
 
 
 def _shared(one: _Look, other: _Look) -> float:
@@ -176,17 +173,18 @@ class _Points:
         wanted = side / _POINTS[fixed.ndim]
         blocks = [max(1, min(round(wanted / s), n // 2)) for s, n in zip(spacing, fixed.shape, strict=True)]
         self.blocks = blocks
-        look = _Look(_pooled(fixed, blocks), np.ones(1), _air(fixed))
+        pooled = _pooled(fixed, blocks)
+        foreground = _look(pooled, np.ones(pooled.shape, dtype=bool), _air(fixed)).foreground
         self.values, self.weight = {}, {}
         for name, image in images.items():
             counts = masks.get(name)
-            weight = np.ones(look.image.shape) if counts is None else _pooled(counts, blocks)
+            weight = np.ones(pooled.shape) if counts is None else _pooled(counts, blocks)
             values = _pooled(image if counts is None else image * counts, blocks) / np.maximum(weight, 1e-6)
-            seen = values[look.foreground & (weight > 0.5)]
+            seen = values[foreground & (weight > 0.5)]
             centre, scale = (seen.mean(), max(seen.std(), 1e-9)) if seen.size else (0.0, 1.0)
             self.values[name], self.weight[name] = (values - centre) / scale, weight
         everywhere = np.minimum.reduce(list(self.weight.values())) > 0.5
-        seen = binary_dilation(look.foreground, iterations=2) & everywhere
+        seen = binary_dilation(foreground, iterations=2) & everywhere
         self.counted = seen if seen.any() else np.ones(seen.shape, bool)
 
     def information(self, name: str, steps: int = 0, axis: int = 0) -> NDArray:

@@ -139,6 +139,15 @@ class Registration:
         """The whole way for files, ITK, ANTs and Slicer: the field, then the affine start."""
         return self.map.transform
 
+    @cached_property
+    def warped(self) -> MetaTensor:
+        """The moving image on the fixed grid.
+
+        Raises:
+            ValueError: without the pair.
+        """
+        return self.warp(self._known_pair.moving.image)
+
     @property
     def images(self) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
         """Images and masks "fixed", "moving" and "warped" on the fixed grid, see `images_side_by_side`.
@@ -146,9 +155,13 @@ class Registration:
         Raises:
             ValueError: without the pair.
         """
+        return images_side_by_side(self._known_pair, self.start, self.warped, self.warp)
+
+    @property
+    def _known_pair(self) -> Pair:
         if self.pair is None:
             raise ValueError("the images are not there; load the registration with its pair.")
-        return images_side_by_side(self.pair, self.start, self.warp)
+        return self.pair
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -205,7 +218,7 @@ class Registration:
         warped, label = None, None
         if pair is not None:
             kind = pair.moving.image.meta.get("original_dtype", "float32")
-            warped = self.warp(pair.moving.image)[0].as_tensor(), kind
+            warped = self.warped[0].as_tensor(), kind
             if pair.moving.label is not None:
                 label = self.warp(pair.moving.label, mode="nearest")[0].as_tensor()
         contents = Contents(self.flow, self.displacement, self.transform, self.history, figures, warped, label)
@@ -258,7 +271,7 @@ class Registration:
         if self.pair is None:
             return text
         fixed, moving = self.pair.fixed.image, self.pair.moving.image
-        images = {"fixed": fixed, "moving": on_grid_of(fixed, moving, self.start), "warped": self.warp(moving)}
+        images = {"fixed": fixed, "moving": on_grid_of(fixed, moving, self.start), "warped": self.warped}
         return strip_of_planes(images) + text
 
 

@@ -18,13 +18,14 @@ __all__ = ["images_side_by_side"]
 
 
 def images_side_by_side(
-    pair: Pair, start: Tensor | None, warp: Callable[..., MetaTensor]
+    pair: Pair, start: Tensor | None, warped: MetaTensor, warp: Callable[..., MetaTensor]
 ) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
     """First channels as arrays.
 
     Args:
         pair: as it was loaded.
         start: (4, 4), RAS mm, fixed point -> moving point.
+        warped: the moving image on the fixed grid.
         warp: image of the moving space, mode -> the same on the fixed grid.
 
     Returns:
@@ -35,7 +36,7 @@ def images_side_by_side(
     images = {
         "fixed": fixed.image,
         "moving": on_grid_of(fixed.image, moving.image, start),
-        "warped": warp(moving.image),
+        "warped": warped,
     }
     masks: dict[str, Tensor] = {} if fixed.mask is None else {"fixed": fixed.mask}
     if moving.mask is not None:
