@@ -31,6 +31,7 @@ from monai_nodeo.data.pair import Pair, PairError
 from monai_nodeo.expressions import EXPRESSION, RUNS_CODE, check_safe_files, check_values
 from monai_nodeo.files import ImageGrid, check_output_dir
 from monai_nodeo.flows import VelocityModel
+from monai_nodeo.registration.limits import needed_room
 from monai_nodeo.registration.presets import bundle_dir, preset_files
 from monai_nodeo.registration.result import Registration
 from monai_nodeo.registration.settings import TUNED, Settings
@@ -288,7 +289,7 @@ class SavePairs:
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _start(self, engine: Engine) -> None:
-        check_output_dir(self.output_dir)
+        check_output_dir(self.output_dir, needed_room(self.dataset.data))
         self._rows.clear()
 
     def _look_at_the_clock(self, engine: Engine) -> None:

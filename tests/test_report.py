@@ -22,9 +22,10 @@ from monai_nodeo import Registration, Settings, register
 from monai_nodeo.cli import main
 from monai_nodeo.data.examples import ExamplePair, example_pair
 from monai_nodeo.metrics import Certificate, Residual
+from monai_nodeo.metrics.confidence import wrong_probability
+from monai_nodeo.metrics.evidence import Evidence, gather, shared_information
 from monai_nodeo.registration.table import failed_row, row_of, write_table
 from monai_nodeo.report import remake_report, write_index
-from monai_nodeo.report.evidence import Evidence, gather, shared_information
 from monai_nodeo.report.pair import ShownPair, shown
 from monai_nodeo.report.verdict import Grade, Verdict, judge
 
@@ -87,6 +88,41 @@ def test_the_directions_of_an_image_that_was_turned_over_are_named(flipped) -> N
     assert evidence.shared_turned == pytest.approx(1)
 
 
+@pytest.mark.parametrize("shape", [(60, 50), (22, 26, 24)])
+def test_places_fit_better_elsewhere_where_the_images_lie_apart(shape) -> None:
+    fixed = smooth_image(shape, sigma=1.0)[0].numpy()
+    still = np.zeros((len(shape), *shape))
+    found = [gather({"fixed": fixed, "moving": x, "warped": x}, still, AFFINE) for x in (fixed, np.roll(fixed, 2, 1))]
+    assert found[0].elsewhere == 0
+    assert found[1].elsewhere > 0.6
+    assert found[1].local_after < 0.3 * found[0].local_after
+
+
+def test_what_is_masked_out_tells_nothing() -> None:
+    fixed = smooth_image((60, 50), sigma=1.0)[0].numpy()
+    mask = np.ones(fixed.shape, bool)
+    mask[:30] = False
+    spoilt = np.where(mask, fixed, smooth_image((60, 50), 3, sigma=1.0)[0].numpy())
+    images = {"fixed": fixed, "moving": spoilt, "warped": spoilt}
+    with_masks, without = (
+        gather(images, np.zeros((2, *fixed.shape)), AFFINE, dict.fromkeys(names, mask)) for names in (images, ())
+    )
+    assert with_masks.local_after > 1.5 * without.local_after
+    assert with_masks.elsewhere < 0.05 < without.elsewhere
+
+
+def test_each_sign_of_a_wrong_registration_makes_it_more_probable() -> None:
+    probability = wrong_probability(FINE)
+    worse = [
+        {"shared_after": 0.1},
+        {"local_before": 0.05},
+        {"elsewhere": 0.4},
+        {"stretched": 1.0},
+        {"shared_turned": 0.2},
+    ]
+    assert all(wrong_probability(FINE._replace(**change)) > probability for change in worse)
+
+
 def test_lengths_are_in_millimetres() -> None:
     image = smooth_image((8, 9, 10))[0].numpy()
     ddf = np.zeros((3, *image.shape))
@@ -98,7 +134,9 @@ def test_lengths_are_in_millimetres() -> None:
 
 # verdict: one thing wrong at a time
 
-FINE = Evidence(0.05, 0.2, 0.01, 0.7, 0.05, ("left-right",), False, (100, 100), 10.0, 300.0)
+FINE = Evidence(0.05, 0.2, 0.15, 0.8, 0.05, 0.0, 0.05, ("left-right",), False, (100, 100), 10.0, 300.0)
+
+APART = {"shared_after": 0.06, "elsewhere": 0.6, "stretched": 1.0}
 
 
 def proof(folded: int = 0, residual: float = 0.001, volumes: tuple[float, float] = (0.5, 2.0)) -> dict[str, Any]:
@@ -134,22 +172,17 @@ def test_large_changes_of_volume_are_told_at_the_top(volumes) -> None:
 @pytest.mark.parametrize(
     ("change", "topic", "grade"),
     [
-        ({"shared_after": 0.05}, "alignment", Grade.BAD),
-        ({"shared_after": 0.11}, "alignment", Grade.CHECK),
-        ({"distortion": 1.2}, "alignment", Grade.CHECK),
-        ({"distortion": 1.6}, "alignment", Grade.BAD),
-        ({"shared_after": 0.15, "shared_turned": 0.1}, "alignment", Grade.BAD),
+        (APART, "alignment", Grade.BAD),
+        ({"shared_after": 0.1, "elsewhere": 0.4}, "alignment", Grade.CHECK),
+        ({"elsewhere": 0.5, "shared_turned": 0.1}, "alignment", Grade.BAD),
         ({"shared_turned": 0.1}, "alignment", Grade.GOOD),
-        ({"shared_after": 0.07, "shared_by_chance": 0.01}, "alignment", Grade.GOOD),
-        ({"shared_after": 0.35, "shared_by_chance": 0.2}, "alignment", Grade.GOOD),
         ({"largest_mm": 90.0}, "size", Grade.CHECK),
         ({"grey_values": (100, 4)}, "input", Grade.CHECK),
-        ({"shared_after": 0.05, "shared_turned": 0.09}, "input", Grade.BAD),
+        ({"elsewhere": 0.5, "shared_turned": 0.1}, "input", Grade.BAD),
     ],
 )
 def test_evidence_that_is_not_good(change, topic, grade) -> None:
-    chance = {"shared_by_chance": 0.02} | change
-    found = {f.topic: f.grade for f in judge(FIGURES, CONVERGED, FINE._replace(**chance)).findings}
+    found = {f.topic: f.grade for f in judge(FIGURES, CONVERGED, FINE._replace(**change)).findings}
     assert found[topic] == grade
 
 
@@ -303,7 +336,7 @@ def test_an_interrupted_pair_is_said_to_be_interrupted(level, told) -> None:
     assert told in reason
     assert ("finer levels" in reason) == (level < 2)
     assert verdict.headline == "Aligned, with reservations: interruption."
-    apart = judge(FIGURES | {"interrupted_level": level}, history, FINE._replace(shared_after=0.03))
+    apart = judge(FIGURES | {"interrupted_level": level}, history, FINE._replace(**APART))
     assert apart.headline == "Not aligned; the optimisation was interrupted."
 
 

@@ -79,6 +79,7 @@ def command(
         click.echo(f"registering {paths['moving']} to {paths['fixed']}")
     from monai_nodeo.data.lists import single_pair
     from monai_nodeo.files import ImageGrid, check_output_dir, no_empty_folder
+    from monai_nodeo.registration.limits import needed_room
 
     dims = ImageGrid.from_file(str(paths["fixed"])).spatial_dims
     settings = settings_of(
@@ -92,7 +93,7 @@ def command(
     )
     (row,) = single_pair(**paths)  # type: ignore[arg-type]
     with no_empty_folder(output):
-        folder = check_output_dir(output)
+        folder = check_output_dir(output, needed_room([row]))
         registration, figures, interrupted = _register(
             row, settings, folder, device, tensorboard, on_interrupt, quiet, started
         )

@@ -16,6 +16,7 @@ from monai_nodeo.cohort.ledger import FAILED
 from monai_nodeo.cohort.storage import storage_errors
 from monai_nodeo.cohort.summary import write_tables
 from monai_nodeo.cohort.task import Job, register_pairs
+from monai_nodeo.files import check_room
 
 __all__ = ["Engine", "InThisProcess", "run_cohort"]
 
@@ -65,6 +66,10 @@ def run_cohort(job: Job, rows: Rows, mine: Rows, engine: Engine, batch_size: int
     if not todo:
         return write_tables(ledger, rows)
     job.check()
+    from monai_nodeo.registration.limits import needed_room  # torch is of no use where all is done
+
+    with storage_errors(ledger.folder):
+        check_room(ledger.folder, needed_room(todo))
     try:
         _watch(engine(job, _batches(todo, batch_size)), len(todo))
     except KeyboardInterrupt:

@@ -4,14 +4,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from os.path import expanduser
 from pathlib import Path
 
-__all__ = ["atomic_path", "check_folder", "check_output_dir", "no_empty_folder"]
+__all__ = ["atomic_path", "check_folder", "check_output_dir", "check_room", "no_empty_folder"]
 
 
 @contextmanager
@@ -52,8 +54,27 @@ def check_folder(path: str | os.PathLike[str]) -> None:
         raise FileNotFoundError(f"{path}: the folder {folder} does not exist; make it first.")
 
 
-def check_output_dir(path: str | os.PathLike[str]) -> Path:
+def check_room(folder: Path, needed: int) -> None:
+    """Find out early that a disk is too full.
+
+    Args:
+        folder: on the disk.
+        needed: bytes.
+
+    Raises:
+        OSError: ENOSPC, with both figures.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"the results take some {needed / 1e9:.3g} GB and {free / 1e9:.3g} GB are free")
+
+
+def check_output_dir(path: str | os.PathLike[str], needed: int = 0) -> Path:
     """Make the folder for results, and find out that it can be written to before anything is computed.
+
+    Args:
+        path: of the folder.
+        needed: bytes that the results will take.
 
     Returns:
         The folder, absolute.
@@ -65,7 +86,7 @@ def check_output_dir(path: str | os.PathLike[str]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            pass
+            check_room(folder, needed)
     except OSError as error:
         raise OSError(f"{folder} cannot be written to ({error.strerror}); give another folder.") from error
     return folder

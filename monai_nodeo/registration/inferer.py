@@ -20,7 +20,7 @@ from monai_nodeo.data.load import load_pair
 from monai_nodeo.data.pair import Pair, PairError, source_name, stored_grid
 from monai_nodeo.data.placement import affine_3d, physical_map
 from monai_nodeo.files import ImageGrid
-from monai_nodeo.flows import CloudModel, Flow, Solver, VelocityModel
+from monai_nodeo.flows import CloudModel, Flow, Solver, VelocityField, VelocityModel
 from monai_nodeo.flows.unfolding import unfolded
 from monai_nodeo.geometry.cropping import Box, foreground_box
 from monai_nodeo.geometry.sampling import warp
@@ -31,6 +31,7 @@ from monai_nodeo.registration.components import make_loss, make_optimizer, make_
 from monai_nodeo.registration.fitting import Components, Fit, fit
 from monai_nodeo.registration.handlers import BestFit, EarlyStop, ProgressBar
 from monai_nodeo.registration.levels import Level, PairBatch
+from monai_nodeo.registration.limits import check_memory
 from monai_nodeo.registration.preparation import Prepared, prepare
 from monai_nodeo.registration.result import Registration
 from monai_nodeo.registration.settings import Settings
@@ -61,15 +62,6 @@ class _Task:
         points = self.tensors.landmarks
         shapes = (self.tensors.fixed.shape, *extras, None if points is None else points.shape)
         return (self.settings, self.prepared.spacing, *shapes)
-
-
-@dataclass(frozen=True, eq=False)
-class _Finished:
-    """A flow, its displacement of the fixed grid, (D, *spatial), voxels, and whether it can be defended."""
-
-    flow: Flow
-    displacement: Tensor
-    accepted: bool
 
 
 class PairInferer(Inferer):
@@ -134,8 +126,8 @@ class PairInferer(Inferer):
             network: velocity model whose options are used, instead of the inferer's.
 
         Raises:
-            PairError: when the images of a pair cannot be aligned or do not overlap, are too small, or the loss cannot
-                take masks that are given.
+            PairError: when the images of a pair cannot be aligned or do not overlap, are too small, need more memory
+                than is free, or the loss cannot take masks that are given.
             DivergedError: when an optimisation leaves the finite numbers.
         """
         where = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -222,7 +214,8 @@ class PairInferer(Inferer):
         self, tasks: Sequence[_Task], pairs: Sequence[Pair], velocity: VelocityModel
     ) -> list[Registration]:
         started = time.perf_counter()
-        settings = tasks[0].settings
+        settings, one = tasks[0].settings, tasks[0].tensors.fixed
+        check_memory(settings, one.shape[2:], len(tasks), one.device)
         components = self._with_loss(replace(self.components, velocity=velocity), settings)
         batch = PairBatch.of([task.tensors for task in tasks])
         fitted = fit(batch, tasks[0].prepared.spacing, settings, components)
@@ -230,26 +223,21 @@ class PairInferer(Inferer):
         flows = [self._finished(n, fitted, task, components) for n, task in enumerate(tasks)]
         seconds = (time.perf_counter() - started) / len(tasks)
         return [
-            self._result(n, fitted, task, pair, flow, components, seconds)
+            self._result(n, fitted, task, pair, *flow, components, seconds)
             for n, (task, pair, flow) in enumerate(zip(tasks, pairs, flows, strict=True))
         ]
 
-    def _finished(self, number: int, fitted: Fit, task: _Task, components: Components) -> _Finished:
-        """The flow of a pair, and its displacement of the fixed grid; of one that is not defended, nothing moves."""
+    def _finished(self, number: int, fitted: Fit, task: _Task, components: Components) -> tuple[Flow, Tensor]:
+        """The flow of a pair, and its displacement of the fixed grid, (D, *spatial), voxels."""
         model = fitted.models[number].kept()
         # the published model is a cloud of points and its own steps; a velocity of places is integrated as finely as
         # it needs
         solver = components.solver if isinstance(model, CloudModel) else components.finished
-        domain = _domain(task, fitted.level)
-        flow = Flow(model.requires_grad_(False), solver, domain, task.grid)
+        flow = Flow(model.requires_grad_(False), solver, _domain(task, fitted.level), task.grid)
         flow, ddf = unfolded(flow) if self.settings.unfold else (flow, flow.displacement())
         if not ddf.isfinite().all():
             raise DivergedError(len(fitted.history["loss"]))
-        accepted = task.choice is None or _defended(task, task.choice, flow)
-        if not accepted:
-            still = model.fresh(fitted.level.cloud_size, fitted.level.cloud_spacing).requires_grad_(False)
-            flow, ddf = Flow(still.to(ddf.device), solver, domain, task.grid), torch.zeros_like(ddf)
-        return _Finished(flow, ddf, accepted)
+        return flow, ddf
 
     def _result(
         self,
@@ -257,15 +245,12 @@ class PairInferer(Inferer):
         fitted: Fit,
         task: _Task,
         pair: Pair,
-        finished: _Finished,
+        flow: Flow,
+        ddf: Tensor,
         components: Components,
         seconds: float,
     ) -> Registration:
         started = time.perf_counter()
-        flow, ddf = finished.flow, finished.displacement
-        if not finished.accepted:
-            _warn_of_refusal(pair)
-        certificate = certify_flow(flow, ddf)
         registration = Registration(
             flow=flow,
             start=_start(pair, task.prepared.start.affine),
@@ -273,14 +258,16 @@ class PairInferer(Inferer):
             displacement=ddf,
             history={name: values[:, number] for name, values in fitted.history.items()},
             settings=task.settings,
-            certificate=certificate,
+            certificate=certify_flow(flow, ddf),
             similarity=self._similarity(task, flow, ddf, components),
             seconds=seconds,
             interrupted=fitted.interrupted,
             choice=None if task.choice is None else task.choice.figures(),
-            accepted=finished.accepted,
             pair=pair,
         )
+        if task.choice is not None and not _defended(task, task.choice, flow):
+            _warn_of_refusal(pair)
+            registration = _start_alone(registration)
         logger.debug("certificate and similarity took %.2f s", time.perf_counter() - started)
         return registration
 
@@ -327,6 +314,21 @@ def _defended(task: _Task, choice: Choice, flow: Flow) -> bool:
     ddf = flow.displacement(_domain(task, level))[None].to(seen.moving)
     before, after = (information(pair)[0] for pair in (seen, replace(seen, moving=warp(seen.moving, ddf))))
     return not choice.hopeless and after >= _KEPT * before
+
+
+def _start_alone(registration: Registration) -> Registration:
+    """The same with a flow that moves nothing."""
+    flow, ddf = registration.flow, torch.zeros_like(registration.displacement)
+    still = VelocityField(len(ddf), flow.velocity.image_size).to(ddf)
+    flow = Flow(still, flow.solver, flow.domain, flow.grid)
+    return replace(
+        registration,
+        flow=flow,
+        displacement=ddf,
+        certificate=certify_flow(flow, ddf),
+        similarity=(registration.similarity[0],) * 2,
+        accepted=False,
+    )
 
 
 def _warn_of_refusal(pair: Pair) -> None:

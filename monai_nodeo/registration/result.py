@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
+from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_nodeo.data.image import Image
@@ -24,10 +25,13 @@ from monai_nodeo.data.placement import on_grid_of
 from monai_nodeo.files import Transform
 from monai_nodeo.flows import Flow
 from monai_nodeo.metrics.certificate import Certificate
+from monai_nodeo.metrics.confidence import wrong_probability
+from monai_nodeo.metrics.evidence import Evidence, gather
 from monai_nodeo.metrics.pairs import field_figures, overlap_figures
 from monai_nodeo.registration.folder import Contents, read_folder, write_folder
 from monai_nodeo.registration.pair_map import PairMap
 from monai_nodeo.registration.settings import Settings
+from monai_nodeo.registration.side_by_side import images_side_by_side
 from monai_nodeo.registration.thumbnail import strip_of_planes
 
 __all__ = ["Registration"]
@@ -135,6 +139,40 @@ class Registration:
         """The whole way for files, ITK, ANTs and Slicer: the field, then the affine start."""
         return self.map.transform
 
+    @cached_property
+    def warped(self) -> MetaTensor:
+        """The moving image on the fixed grid.
+
+        Raises:
+            ValueError: without the pair.
+        """
+        return self.warp(self._known_pair.moving.image)
+
+    @property
+    def images(self) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
+        """Images and masks "fixed", "moving" and "warped" on the fixed grid, see `images_side_by_side`.
+
+        Raises:
+            ValueError: without the pair.
+        """
+        return images_side_by_side(self._known_pair, self.start, self.warped, self.warp)
+
+    @property
+    def _known_pair(self) -> Pair:
+        if self.pair is None:
+            raise ValueError("the images are not there; load the registration with its pair.")
+        return self.pair
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What the images say about the registration.
+
+        Raises:
+            ValueError: without the pair.
+        """
+        images, masks = self.images
+        return gather(images, self.displacement.cpu().numpy(), self.flow.grid.affine, masks)
+
     def figures(self) -> dict[str, Any]:
         """Figures of the pair before and after, of the field and the certificate, as JSON holds them."""
         before, after = self.similarity
@@ -142,6 +180,8 @@ class Registration:
         if self.pair is not None:
             found = overlap_figures(self.pair, self.start, self.displacement, self.points)
             figures = {side: figures[side] | found[side] for side in figures}
+            figures["evidence"] = self.evidence._asdict()
+            figures["wrong_probability"] = wrong_probability(self.evidence)
         if self.start is not None:
             figures["initial_affine"] = self.start.tolist()
         return {
@@ -178,7 +218,7 @@ class Registration:
         warped, label = None, None
         if pair is not None:
             kind = pair.moving.image.meta.get("original_dtype", "float32")
-            warped = self.warp(pair.moving.image)[0].as_tensor(), kind
+            warped = self.warped[0].as_tensor(), kind
             if pair.moving.label is not None:
                 label = self.warp(pair.moving.label, mode="nearest")[0].as_tensor()
         contents = Contents(self.flow, self.displacement, self.transform, self.history, figures, warped, label)
@@ -231,7 +271,7 @@ class Registration:
         if self.pair is None:
             return text
         fixed, moving = self.pair.fixed.image, self.pair.moving.image
-        images = {"fixed": fixed, "moving": on_grid_of(fixed, moving, self.start), "warped": self.warp(moving)}
+        images = {"fixed": fixed, "moving": on_grid_of(fixed, moving, self.start), "warped": self.warped}
         return strip_of_planes(images) + text
 
 

@@ -19,6 +19,17 @@ __all__ = ["TUNED", "Settings", "SettingsError"]
 
 TUNED = ("similarity", "smoothness_weight")  # what self_tuning may change
 
+# far beyond what is of use, and not yet so large that a machine runs out of memory
+_LARGEST = {
+    "iterations": 1_000_000,
+    "dense_iterations": 1_000_000,
+    "keyframes": 256,
+    "bottleneck": 1024,
+    "kernel_size": 1000,
+    "kernel_window": 1001,
+    "similarity_window": 1001,
+}
+
 
 class SettingsError(ValueError):
     """A setting that is none, or has a value that cannot be. The message names it and what is expected."""
@@ -204,6 +215,8 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
         return None
     wanted = options[0]
     numeric = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if numeric and value > _LARGEST.get(name, math.inf):
+        raise SettingsError(f"{name} is {value:.15g}, expected {_LARGEST[name]} at most.")
     if wanted is int and numeric and value == int(value):
         return int(value)
     if wanted is float and numeric and value >= 0:

@@ -16,9 +16,9 @@ from monai.config import PathLike
 from numpy.typing import NDArray
 
 from monai_nodeo.files import atomic_path
+from monai_nodeo.metrics.evidence import Evidence
 from monai_nodeo.registration.folder import FIGURES, read_figures
 from monai_nodeo.registration.result import Registration
-from monai_nodeo.report.evidence import Evidence, gather
 from monai_nodeo.report.layers import css_gradient, inline_svg, make_layers, thumbnail
 from monai_nodeo.report.pair import ShownPair, shown
 from monai_nodeo.report.plots import plot_dice, plot_history
@@ -64,7 +64,7 @@ def write_report(registration: Registration, figures: dict[str, Any], folder: Pa
     """
     path = Path(str(folder))
     pair = shown(registration, figures)
-    evidence = gather(pair.images, pair.ddf, pair.affine, pair.masks)
+    evidence = registration.evidence
     verdict = judge(pair.figures, pair.history, evidence)
     planes = cut(pair.images, pair.ddf, pair.affine, pair.labels)
     largest = max(evidence.largest_mm, 1e-3)

@@ -73,18 +73,11 @@ def shown(registration: Registration, figures: dict[str, Any]) -> ShownPair:
     def after(image: MetaTensor, mode: str) -> NDArray:
         return registration.warp(image, mode)[0].as_tensor().cpu().numpy()
 
-    images = {"fixed": fixed.image[0].as_tensor().numpy(), "moving": before(moving.image, "bilinear")}
-    images["warped"] = after(moving.image, "bilinear")
+    images, masks = registration.images
     labels = {}
     if fixed.label is not None and moving.label is not None:
         labels = {"fixed": fixed.label[0].as_tensor().numpy(), "moving": before(moving.label, "nearest")}
         labels["warped"] = after(moving.label, "nearest")
-    masks = {}
-    if fixed.mask is not None:
-        masks["fixed"] = fixed.mask[0].as_tensor().numpy() > 0
-    if moving.mask is not None:
-        masks["moving"] = before(moving.mask, "nearest") > 0
-        masks["warped"] = after(moving.mask, "nearest") > 0
     return ShownPair(
         figures,
         {name: values.numpy() for name, values in registration.history.items()},

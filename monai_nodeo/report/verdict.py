@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A verdict on a registration in words, with its reasons.
 
-Where the thresholds come from: docs/decisions/verdict-information.md.
+Whether the images are aligned is a probability, see `metrics.confidence`; docs/verdict.md tells how far to trust it.
 """
 
 from __future__ import annotations
@@ -14,19 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_nodeo.report.evidence import Evidence
+from monai_nodeo.metrics.confidence import ALIGNED, NOT_ALIGNED, wrong_probability
+from monai_nodeo.metrics.evidence import Evidence
 
 __all__ = ["Finding", "Grade", "Verdict", "judge"]
 
-# Times the information that two images share by chance, for a deformation of ordinary distortion. Pairs that fit reach
-# 6.7 to 19, those that cannot 5.5 at most where no axis is turned over, noise 3.3.
-_FITS, _DOES_NOT_FIT, _FITS_SURELY = 6.5, 4.5, 9.0
-# What pairs of heads that fit have at most. A wilder deformation finds something in anything: information that it
-# brings counts less, by the square, as its energy grows.
-_ORDINARY_DISTORTION = 0.87
-_SHARED_SURELY = 0.3  # of the information, whatever is shared by chance: something symmetric
 # Pairs that fit: up to 1.04 times as much, half of an image masked out 1.43; turned over: 1.95 and more.
 _TURNED_FACTOR, _TURNED_GAP = 1.7, 0.01
+_SURELY = 0.01  # wrong by a smaller probability: aligned, whatever a turned image would share
 _VOLUMES = 10.0  # times as large or as small: told at the top, though registrations of different people reach it
 _FOLDS_FEW, _FOLDS_MANY = 0.01, 1.0  # per cent
 _STILL_FALLING = 0.02  # of the whole fall of the loss, in the last tenth of the iterations
@@ -112,22 +107,21 @@ def _volumes(figures: Mapping[str, Any]) -> str:
 
 
 def _alignment(evidence: Evidence) -> Finding:
+    probability = wrong_probability(evidence)
     text = (
-        f"The warped and the fixed image share {_percent(evidence.shared_after)} of their information "
-        f"({_percent(evidence.shared_before)} before), {_times_chance(evidence):.1f} times what they share by chance "
-        f"(one of them turned over). The deformation changes distances of neighbours by {evidence.distortion:.0%}."
+        f"The probability that points are wrong by more than 5 mm or 3 voxels is {_percent(probability)}. The warped "
+        f"and the fixed image share {_percent(evidence.shared_after)} of their information "
+        f"({_percent(evidence.shared_before)} before), and {_percent(evidence.elsewhere)} of the places would fit "
+        "better a little elsewhere."
     )
-    if _turned_over(evidence):
+    if _turned_over(evidence, probability):
         return Finding("alignment", Grade.BAD, f"{text} One of the images seems to be turned over, see below.")
-    score = _score(evidence)
-    if score >= _FITS or evidence.shared_after >= _SHARED_SURELY:
+    if probability <= ALIGNED:
         return Finding("alignment", Grade.GOOD, text)
-    needed = f"{text} Images that fit share {_FITS * _excess(evidence):.1f} times that and more"
-    needed += ", for a deformation as violent as this one" if _excess(evidence) > 1 else ""
-    if score >= _DOES_NOT_FIT:
-        return Finding("alignment", Grade.CHECK, f"{needed}: noise, images of different kinds, or structures apart.")
+    if probability < NOT_ALIGNED:
+        return Finding("alignment", Grade.CHECK, f"{text} That is more than images that fit have.")
     advice = "Where images lie apart an affine start helps, where their contrasts differ the preset multimodal."
-    return Finding("alignment", Grade.BAD, f"{needed}: these do not fit. {advice}")
+    return Finding("alignment", Grade.BAD, f"{text} These do not fit. {advice}")
 
 
 def _start(figures: Mapping[str, Any]) -> Iterator[Finding]:
@@ -153,22 +147,9 @@ def _choice(figures: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("deformation", Grade.BAD, f"{text} No deformation can be defended, so that there is none.")
 
 
-def _times_chance(evidence: Evidence) -> float:
-    return evidence.shared_after / max(evidence.shared_by_chance, 1e-6)
-
-
-def _excess(evidence: Evidence) -> float:
-    """Energy of the deformation, 1 up to what is ordinary."""
-    return max(evidence.distortion / _ORDINARY_DISTORTION, 1) ** 2
-
-
-def _score(evidence: Evidence) -> float:
-    return _times_chance(evidence) / _excess(evidence)
-
-
-def _turned_over(evidence: Evidence) -> bool:
+def _turned_over(evidence: Evidence, probability: float) -> bool:
     given, turned = evidence.shared_before, evidence.shared_turned
-    return turned > _TURNED_FACTOR * given and turned - given > _TURNED_GAP and _score(evidence) < _FITS_SURELY
+    return turned > _TURNED_FACTOR * given and turned - given > _TURNED_GAP and probability > _SURELY
 
 
 def _similarity(figures: Mapping[str, Any], evidence: Evidence) -> Finding:
@@ -253,7 +234,7 @@ def _convergence(history: Mapping[str, NDArray], evidence: Evidence) -> Finding:
 
 
 def _input(evidence: Evidence) -> Iterator[Finding]:
-    if _turned_over(evidence):
+    if _turned_over(evidence, wrong_probability(evidence)):
         yield Finding(
             "input",
             Grade.BAD,

@@ -1,0 +1,124 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The memory and the room on the disk that a registration needs, compared with what is free, before the work.
+
+Where the bytes per voxel come from: docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from monai_nodeo.data.pair import PairError
+from monai_nodeo.files import ImageGrid
+from monai_nodeo.registration.settings import Settings
+
+__all__ = ["check_memory", "free_memory", "needed_memory", "needed_room"]
+
+_BYTES = 100  # per voxel of a pair, of whatever settings
+_BYTES_DENSE = 30  # more where every voxel follows the flow at the end
+_BYTES_STEP = 10  # more for each step of a solver that is differentiated directly
+_BYTES_ON_DISK = 20  # per voxel, of the compressed files of a result
+_USUAL = 2  # times the least is what small images take
+_SQUARING = "scaling_and_squaring"  # takes as many steps as its powers of two
+
+logger = logging.getLogger(__name__)
+
+_PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+def needed_memory(settings: Settings, spatial_shape: Sequence[int], pairs: int = 1) -> int:
+    """Bytes that the optimisation of pairs takes at least, above what the process holds already.
+
+    Args:
+        settings: of the registration.
+        spatial_shape: of the grid, without the air around the images, D sizes.
+        pairs: that are optimised together.
+    """
+    steps = 0
+    if not settings.adjoint:
+        steps = settings.num_steps.bit_length() - 1 if settings.solver == _SQUARING else settings.num_steps
+    points = 1.0 if settings.dense_iterations else min(1.0, settings.point_spacing ** -len(spatial_shape))
+    each = _BYTES + _BYTES_DENSE * bool(settings.dense_iterations) + _BYTES_STEP * steps * points
+    return round(each * math.prod(spatial_shape) * pairs)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can be had on a device; None where the system does not say.
+
+    On the host it is what the system and every control group of this process leave, files in the cache not counted.
+    """
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return min(_free_on_host(), default=None) if device.type == "cpu" else None
+
+
+def check_memory(settings: Settings, spatial_shape: Sequence[int], pairs: int, device: torch.device) -> None:
+    """Refuse what cannot fit, and warn of what may not.
+
+    Raises:
+        PairError: tells what is needed, what is free, and what to do.
+    """
+    needed, free = needed_memory(settings, spatial_shape, pairs), free_memory(device)
+    if free is None or _USUAL * needed <= free:
+        return
+    what = f"{'x'.join(map(str, spatial_shape))} voxels"
+    what = f"{pairs} pairs of {what}" if pairs > 1 else what
+    fewer = "a smaller batch, " if pairs > 1 else ""
+    text = (
+        f"{what} take {needed / 1e9:.3g} to {_USUAL * needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free "
+        f"on {device}; take {fewer}dense_iterations 0 with a larger point_spacing, crop the images, or resample them."
+    )
+    if needed > free:
+        raise PairError(text)
+    logger.warning("this may end for want of memory: %s", text)
+
+
+def needed_room(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Bytes that the results of pairs take at least, if all are of the size of the first one that can be read.
+
+    Args:
+        rows: with the path of a "fixed" image each.
+    """
+    for row in rows:
+        try:
+            return _BYTES_ON_DISK * math.prod(ImageGrid.from_file(row["fixed"]).shape) * len(rows)
+        except (KeyError, OSError, ValueError):
+            continue  # what is wrong with it is told when it is registered
+    return 0
+
+
+def _free_on_host() -> Iterator[int]:
+    for line in _text(_PROC / "meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            yield int(line.split()[1]) * 1024
+    for line in _text(_PROC / "self/cgroup").splitlines():
+        _, controllers, place = line.split(":", 2)
+        if not controllers:
+            names, mount = ("memory.max", "memory.current", "inactive_file"), _CGROUP
+        elif controllers == "memory":
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            mount = _CGROUP / "memory"
+        else:
+            continue
+        # a container sees its own group as the root, a process of the host those above it too
+        folder = mount / place.strip("/")
+        for group in {mount, folder, *(p for p in folder.parents if mount in p.parents)}:
+            limit, used = (_text(group / name).strip() for name in names[:2])
+            if limit.isdigit() and used.isdigit():
+                stat = dict(row.split() for row in _text(group / "memory.stat").splitlines())
+                yield max(0, int(limit) - int(used) + int(stat.get(names[2], 0)))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
