@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import ast
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -12,7 +10,7 @@ OWNERS = {"torchdiffeq": "flows.solver", "triton": "geometry._triton", "numba": 
 WITHOUT_TORCH = ("files", "data.keys", "data.lists", "data.list_formats", "registration.presets")
 
 
-def test_imports_go_down_without_circles_and_libraries_have_one_owner() -> None:
+def test_imports_go_down_without_circles_and_libraries_have_one_owner():
     files = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
     graph: dict[str, set[str]] = {name.removesuffix(".__init__"): set() for name in files}
     for name, path in zip(graph, files.values(), strict=True):
