@@ -137,9 +137,6 @@ def test_version_and_unknown_command():
     assert "No such command 'aply'" in result.stderr
 
 
-# Transforms
-
-
 def make_channels(kind: str, name: str) -> sitk.Image:
     """Three different images on a grid: channels, or volumes of a series."""
     grid, parts = GRIDS[kind], []
@@ -298,8 +295,6 @@ def test_wrong_use_is_told(words, message):
     assert result.exit_code == 2
     assert message in result.stderr
 
-
-# Registration
 
 FEW = ["--device", "cpu", "--init", "none"]
 FEW += [word for few in ("iterations=[6,4]", "shrink_factors=[2,1]", "dense_iterations=0") for word in ("--set", few)]

@@ -211,6 +211,9 @@ def test_physical_map_puts_a_slice_on_one_of_another_level(flipped):
     there = physical_map(*images)
     np.testing.assert_allclose(there[:3, :3], np.eye(3), atol=1e-6)
     np.testing.assert_allclose(there[:3, 3], 40 * normal, atol=1e-5)
+    volume, start = MetaTensor(torch.zeros(1, 9, 11, 13)), torch.from_numpy(fixed_affine)
+    assert torch.equal(physical_map(volume, volume), torch.eye(4, dtype=torch.float64))
+    assert torch.equal(physical_map(volume, volume, start), start)
 
 
 def test_masks_that_leave_nothing_together(save):
