@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lists of tiny slices on disk, and the command over them."""
 
-from __future__ import annotations
-
 import csv
 import json
 import logging

@@ -2,9 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures that every test may use."""
 
-from __future__ import annotations
-
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,8 +26,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
-    """Start every test from the same state of torch's generators, and leave the caller's as it was."""
+def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Start every test from one state of torch's generators; leave them and the import path as they were."""
+    monkeypatch.setattr(sys, "path", sys.path.copy())  # a workflow adds the bundle's folder when it runs
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """DICOM on disk: series written by SimpleITK, frames of one file by hand."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-EXPLICIT = b"1.2.840.10008.1.2.1"
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 
 
@@ -25,13 +22,7 @@ def write_series(
 ) -> str:
     """Write (X, Y, Z) whole numbers with an affine in RAS mm as a series, one file a slice, and return its UID.
 
-    Args:
-        folder: made if it does not exist.
-        volume: int16.
-        affine: (4, 4), without shear.
-        number: of the series.
-        skip: slices that are left out.
-        shear: mm in LPS that each slice is shifted against the one before.
+    Some slices may be left out; the shear, in LPS mm, shifts each slice against the one before.
     """
     folder.mkdir(parents=True, exist_ok=True)
     uid = f"1.2.826.0.1.3680043.2.1125.{number}"
@@ -65,14 +56,7 @@ def write_series(
 
 
 def write_frames(path: Path, volume: np.ndarray, affine: np.ndarray, order: Sequence[int]) -> None:
-    """Write slices of (X, Y, Z) int16 as the frames of one enhanced MR file, in this order; by hand, in explicit VR.
-
-    Args:
-        path: the file.
-        volume: int16.
-        affine: (4, 4), without shear.
-        order: which slices, in the order of the frames.
-    """
+    """Write slices of (X, Y, Z) int16 as the frames of one enhanced MR file, in this order; by hand, in explicit VR."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     lps = RAS_TO_LPS @ affine[:3]
     axes = lps[:, :3] / spacing

@@ -1,9 +1,8 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Result folders of a flow that is given instead of found."""
+"""What result folders hold, and folders of a flow that is given instead of found."""
 
-from __future__ import annotations
-
+import csv
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +18,16 @@ from monai_nodeo.metrics import certify_flow
 from monai_nodeo.registration import Registration, Settings
 
 FALLING = torch.linspace(0, 1, 60).neg().mul(12).exp()
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    """Rows of metrics.csv."""
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def save_images(folder: Path, images: Mapping[str, np.ndarray], affine: np.ndarray) -> dict[str, str]:
@@ -39,19 +48,10 @@ def save_result(
     history: Mapping[str, Tensor] | None = None,
     start: np.ndarray | None = None,
 ) -> Path:
-    """Write the folder of a pair.
+    """Write the folder of a pair, beside one of its images, and return it.
 
-    Args:
-        output_dir: gets the folder of the pair; the images go to "<id>_images" in it.
-        images: see `save_images`.
-        velocity: the same at all times, (D, *spatial), voxels; of a small one the displacement is nearly the same.
-        affine: voxel -> RAS mm.
-        id: of the pair.
-        history: loss terms; by default a loss that has levelled off.
-        start: affine start, RAS mm, fixed point -> moving point.
-
-    Returns:
-        The folder of the pair.
+    The velocity (D, *spatial), in voxels, is the same at all times; of a small one the displacement is nearly the same.
+    The start takes fixed points to moving ones, in RAS mm. The history is by default one that has levelled off.
     """
     pair = load_pair({**save_images(output_dir / f"{id}_images", images, affine), "id": id}, min_size=1)
     grid = stored_grid(pair.fixed.image)

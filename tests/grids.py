@@ -2,15 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Grids of every kind, smooth fields and images on them, and what they say about points and voxels, by numpy."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
-from monai_nodeo.files import ImageGrid
+from monai_nodeo.files import ImageGrid, Transform
 
 LARGEST_SHIFT = 2.0  # voxels
 
@@ -60,6 +58,10 @@ def make_start(grid: ImageGrid) -> np.ndarray:
     middle[:dims, 3] = (np.array(grid.spatial_shape) - 1) / 2
     to_world = grid.affine @ middle
     return to_world @ in_voxels @ np.linalg.inv(to_world)
+
+
+def registration(grid: ImageGrid) -> Transform:
+    return Transform.of_registration(make_ddf(grid), grid, make_start(grid))
 
 
 def world(grid: ImageGrid, index: np.ndarray) -> np.ndarray:

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images, weights and fields for losses, and the gradient of one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

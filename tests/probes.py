@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What workers of other processes run in the place of a registration; imports nothing that they would not."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time

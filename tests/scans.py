@@ -2,13 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images with a place in space, and pairs of them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from monai_nodeo.data import Pair, PairError, load_pair
 
@@ -23,21 +22,13 @@ def smooth(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     return (100 * (image - image.min()) / np.ptp(image)).astype(np.float32)
 
 
-def rotation(angle: float, axis: int) -> np.ndarray:
-    i, j = [other for other in range(3) if other != axis]
-    matrix = np.eye(3)
-    matrix[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
-    return matrix
-
-
 def make_affine(
     spacing: tuple[float, float, float],
     angles: tuple[float, float, float] = (0, 0, 0),
     origin: tuple[float, ...] = (0, 0, 0),
 ) -> np.ndarray:
     affine = np.eye(4)
-    turn = rotation(angles[0], 0) @ rotation(angles[1], 1) @ rotation(angles[2], 2)
-    affine[:3, :3] = turn @ np.diag(spacing)
+    affine[:3, :3] = Rotation.from_euler("XYZ", np.multiply(angles, (1, -1, 1))).as_matrix() * spacing
     affine[:3, 3] = origin
     return affine
 

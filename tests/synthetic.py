@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small image pairs with a known deformation, channel first, and settings that take no time."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +37,13 @@ def voxels(shape: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
 def noise(shape: Sequence[int], size: float = 1.0, batch: int = 1) -> Tensor:
     """A rough field, (B, D, *shape), float64."""
     return size * torch.randn(batch, len(shape), *shape, dtype=torch.float64)
+
+
+def determinants(ddf: Tensor) -> Tensor:
+    """Of the Jacobian of the map, by forward differences and torch.linalg, (B, *(spatial - 1))."""
+    dims, sizes = ddf.shape[1], ddf.shape[2:]
+    columns = [ddf.diff(dim=2 + axis)[(..., *[slice(n - 1) for n in sizes])] for axis in range(dims)]
+    return torch.linalg.det(torch.stack(columns, -1).movedim(1, -2) + torch.eye(dims, dtype=ddf.dtype))
 
 
 def deformed_pair(shape: Sequence[int], seed: int = 0, largest: float = 2.0) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 
@@ -11,8 +9,9 @@ import pytest
 import SimpleITK as sitk
 import torch
 from monai.data import MetaTensor
-from scans import centred, make_affine, rotation
+from scans import centred, make_affine
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 from synthetic import smooth_image
 from torch import Tensor
 
@@ -39,7 +38,7 @@ def head(points: np.ndarray, seed: int = 0) -> np.ndarray:
 
 def true_affine(dims: int, angle: float, scales: Sequence[float], shift: Sequence[float]) -> np.ndarray:
     """Fixed point -> moving point; within the plane of the fixed slice for D = 2."""
-    turn = rotation(angle, 2) @ (rotation(0.6 * angle, 0) if dims == 3 else np.eye(3))
+    turn = Rotation.from_euler("ZX", (angle, 0.6 * angle if dims == 3 else 0)).as_matrix()
     matrix = np.eye(4)
     matrix[:3, :3] = turn @ np.diag([*scales[:dims], *[1.0] * (3 - dims)])
     matrix[:3, 3] = [*shift[:dims], *[0] * (3 - dims)]
@@ -109,7 +108,7 @@ def seen_part(pair: Pair, axis: int, first: int) -> Pair:
         (3, 0.3, (1, 1.1, 1), (10, -8, 6), 16),
     ],
 )
-def test_a_known_affine_is_found_between_any_two_grids(dims, angle, scales, shift, first) -> None:
+def test_a_known_affine_is_found_between_any_two_grids(dims, angle, scales, shift, first):
     truth = true_affine(dims, angle, scales, shift)
     pair = seen_part(make_pair(dims, truth, *moving_grid(dims, truth)), 0, first)
     moving = pair.moving.image
@@ -123,7 +122,7 @@ def test_a_known_affine_is_found_between_any_two_grids(dims, angle, scales, shif
 
 
 @pytest.mark.parametrize(("kind", "angle", "scale"), [("translation", 0, 1), ("rigid", 0.6, 1), ("affine", 0.6, 1.2)])
-def test_the_simplest_map_that_explains_the_pair_is_taken(kind, angle, scale) -> None:
+def test_the_simplest_map_that_explains_the_pair_is_taken(kind, angle, scale):
     truth = true_affine(2, angle, (scale, 1), (12, -9))
     pair = make_pair(2, truth, *moving_grid(2, truth))
     first, again = (find_start(pair, "auto") for _ in range(2))
@@ -132,7 +131,7 @@ def test_the_simplest_map_that_explains_the_pair_is_taken(kind, angle, scale) ->
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_an_aligned_pair_keeps_its_headers(dims) -> None:
+def test_an_aligned_pair_keeps_its_headers(dims):
     pair = make_pair(dims, np.eye(4), centred(FIXED[dims], SHAPE[dims]), SHAPE[dims])
     moving = pair.moving.image
     bent = torch.from_numpy(ndimage.shift(moving.array[0], [0.2] * dims, order=1))[None]
@@ -140,7 +139,7 @@ def test_an_aligned_pair_keeps_its_headers(dims) -> None:
     assert (start.affine, start.kind, start.defended) == (None, "headers", True)
 
 
-def test_images_without_a_relation_keep_their_headers_and_it_is_said(caplog) -> None:
+def test_images_without_a_relation_keep_their_headers_and_it_is_said(caplog):
     scans = [Scan(MetaTensor(smooth_image((40, 36), seed))) for seed in (3, 4)]
     start = find_start(Pair(*scans), "auto")
     assert (start.affine, start.kind, start.defended) == (None, "headers", False)
@@ -148,7 +147,7 @@ def test_images_without_a_relation_keep_their_headers_and_it_is_said(caplog) -> 
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_rigid_has_no_scale_and_moments_no_rotation(dims) -> None:
+def test_rigid_has_no_scale_and_moments_no_rotation(dims):
     truth = true_affine(dims, -0.35, (1, 1, 1), (8, 5, -6))
     pair = make_pair(dims, truth, *moving_grid(dims, truth))
     rigid = find_start(pair, "rigid").affine
@@ -159,15 +158,7 @@ def test_rigid_has_no_scale_and_moments_no_rotation(dims) -> None:
     np.testing.assert_allclose(moments[:3, 3], truth[:3, 3], atol=1.0)
 
 
-def test_the_true_start_puts_the_heads_on_one_another() -> None:
-    truth = true_affine(3, 0.3, (1.05, 0.95, 1), (25, 10, -12))
-    pair = make_pair(3, truth, *moving_grid(3, truth))
-    matched = match(pair, torch.from_numpy(truth))
-    inside = ndimage.binary_erosion(matched.fixed.array[0] > 0, iterations=2)
-    assert np.abs(matched.moving.array[0] - matched.fixed.array[0])[inside].mean() < 0.02
-
-
-def test_masks_keep_a_lesion_out_of_the_alignment() -> None:
+def test_masks_keep_a_lesion_out_of_the_alignment():
     truth = true_affine(3, 0.2, (1, 1, 1), (10, -8, 6))
     pair = make_pair(3, truth, *moving_grid(3, truth))
     away, affine = pair.moving.image.as_tensor().clone(), pair.moving.image.affine
@@ -179,10 +170,10 @@ def test_masks_keep_a_lesion_out_of_the_alignment() -> None:
 
 
 @pytest.mark.parametrize("ending", ["tfm", "mat", "txt", "h5"])
-def test_a_given_file_is_read_as_itk_wrote_it(tmp_path, ending) -> None:
+def test_a_given_file_is_read_as_itk_wrote_it(tmp_path, ending):
     transform = sitk.AffineTransform(3)
     transform.SetCenter((3.0, -4.0, 5.0))
-    transform.SetMatrix(rotation(0.3, 1).ravel().tolist())
+    transform.SetMatrix(Rotation.from_euler("y", 0.3).as_matrix().ravel().tolist())
     transform.SetTranslation((7.0, 8.0, -9.0))
     sitk.WriteTransform(transform, str(tmp_path / f"start.{ending}"))
     pair = make_pair(2, np.eye(4), FIXED[2], SHAPE[2])
@@ -192,12 +183,7 @@ def test_a_given_file_is_read_as_itk_wrote_it(tmp_path, ending) -> None:
     np.testing.assert_allclose(there, transform.TransformPoint((point * (-1, -1, 1)).tolist()), atol=1e-6)
 
 
-def test_no_start_is_none() -> None:
-    pair = make_pair(2, np.eye(4), FIXED[2], SHAPE[2])
-    assert find_start(pair, None).affine is find_start(pair, "none").affine is None
-
-
-def test_starts_that_cannot_be(tmp_path, caplog) -> None:
+def test_starts_that_cannot_be(tmp_path, caplog):
     flat = Scan(MetaTensor(torch.ones(1, 20, 22, 24)))
     pair = Pair(Scan(MetaTensor(torch.rand(1, 20, 22, 24))), flat)
     with pytest.raises(
@@ -215,7 +201,7 @@ def test_starts_that_cannot_be(tmp_path, caplog) -> None:
     assert "scales by 4 x 1 x 1" in caplog.text
 
 
-def test_no_overlap_after_the_start_is_said() -> None:
+def test_no_overlap_after_the_start_is_said():
     pair = make_pair(3, np.eye(4), centred(FIXED[3], SHAPE[3]), SHAPE[3])
     start = torch.eye(4, dtype=torch.float64)
     start[0, 3] = 500
@@ -223,7 +209,7 @@ def test_no_overlap_after_the_start_is_said() -> None:
         match(pair, start)
 
 
-def test_real_heads_in_scanner_space(oasis) -> None:
+def test_real_heads_in_scanner_space(oasis):
     row: dict[str, MetaTensor] = {}
     for side, subject in (("fixed", "0001"), ("moving", "0002")):
         folder = oasis / "oasis3d" / subject

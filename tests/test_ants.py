@@ -6,8 +6,6 @@ python -m venv ants && ants/bin/pip install antspyx
 MONAI_NODEO_ANTS=ants/bin/python python -m pytest tests/test_ants.py
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -76,7 +74,7 @@ CASES += [("slice", "composite")]  # ITK drops the third axis of a field in NIfT
 
 
 @pytest.mark.parametrize(("kind", "chain"), CASES)
-def test_ants_gets_our_image_and_our_points(kind: str, chain: str, tmp_path: Path) -> None:
+def test_ants_gets_our_image_and_our_points(kind, chain, tmp_path):
     grid = GRIDS[kind]
     write_files(tmp_path, grid)
     dims = len(grid.shape)
@@ -123,7 +121,7 @@ print(json.dumps([found["fwdtransforms"], found["invtransforms"]]))
 
 
 @pytest.mark.parametrize("kind", ["volume", "plane"])
-def test_we_apply_what_ants_registered(kind: str, tmp_path: Path) -> None:
+def test_we_apply_what_ants_registered(kind, tmp_path):
     write_files(tmp_path, GRIDS[kind])
     assert PYTHON is not None
     done = subprocess.run([PYTHON, "-c", REGISTER], input=str(tmp_path), capture_output=True, text=True)

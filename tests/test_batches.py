@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pairs that are optimised together are what each is alone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,18 +20,7 @@ from monai_nodeo.cohort.task import Job, register_pairs
 from monai_nodeo.data import Pair
 from monai_nodeo.flows import ODESolver
 from monai_nodeo.geometry.folding import folded_cells
-from monai_nodeo.losses import (
-    FoldingLoss,
-    IntensityLoss,
-    LocalCorrelationRatioLoss,
-    LocalNCCLoss,
-    LogJacobianLoss,
-    MappedIntensityLoss,
-    MINDSSCLoss,
-    RegistrationLoss,
-    SmoothnessLoss,
-    VelocityMagnitudeLoss,
-)
+from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.registration import DivergedError, PairInferer
 from monai_nodeo.registration.inferer import pair_of_tensors
 
@@ -41,67 +28,12 @@ SHAPES = [(25, 21), (13, 17, 11)]
 FEW: dict[str, Any] = {"iterations": (4, 3), "best_window": 50}
 
 
-# Losses
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda dims: LocalNCCLoss(dims, 5),
-        lambda dims: LocalNCCLoss(dims, 5, "sum"),
-        lambda dims: IntensityLoss(),
-        lambda dims: MINDSSCLoss(dims),
-        lambda dims: LocalCorrelationRatioLoss(dims, 5),
-        lambda dims: MappedIntensityLoss(),
-    ],
-    ids=["NCC", "NCC sum", "intensity", "MIND", "correlation ratio", "mapped"],
-)
-@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_image_loss_of_each_is_that_of_it_alone(shape, weighted, make) -> None:
-    loss, spacing = make(len(shape)), (1.0, 1.5, 2.0)[: len(shape)]
-    pred, target, weight = torch.rand(3, 3, 1, *shape, dtype=torch.float64)
-    pred.requires_grad_()
-    weights = [w[None] if weighted else None for w in weight]
-    alone = torch.stack([
-        loss(p[None], t[None], w, spacing) for p, t, w in zip(pred, target, weights, strict=True)
-    ])  # fmt: skip
-    together = loss.of_each(pred, target, weight if weighted else None, spacing)
-    check_values_and_gradients(together, alone, pred)
-
-
-@pytest.mark.parametrize(
-    "loss", [FoldingLoss(), FoldingLoss(reduction="sum"), LogJacobianLoss(), SmoothnessLoss(), VelocityMagnitudeLoss()]
-)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_field_loss_of_each_is_that_of_it_alone(shape, loss) -> None:
-    spacing = (1.0, 1.5, 2.0)[: len(shape)]
-    ddf = torch.randn(3, len(shape), *shape, dtype=torch.float64, requires_grad=True)
-    alone = torch.stack([loss(item[None], spacing) for item in ddf])
-    check_values_and_gradients(loss.of_each(ddf, spacing), alone, ddf)
-
-
-def check_values_and_gradients(together: Tensor, alone: Tensor, x: Tensor) -> None:
-    assert together.shape == (3,)
-    torch.testing.assert_close(together, alone)
-    factors = torch.tensor([1.0, -2.0, 0.5], dtype=x.dtype)  # each gradient goes its own way
-    (found,), (expected,) = (torch.autograd.grad(values @ factors, x) for values in (together, alone))
-    torch.testing.assert_close(found, expected)
-
-
-# Registrations
-
-
 def pairs_of(shape: tuple[int, ...], count: int = 3) -> list[Pair]:
     return [pair_of_tensors(*deformed_pair(shape, seed)[:2]) for seed in range(count)]
 
 
 def compare(pairs: list[Pair], settings: Any, groups: list[int] | None = None, **components: Any) -> None:
-    """Each pair of a batch is what it is alone.
-
-    Args:
-        groups: numbers of pairs that are to be optimised together; by default all of them.
-    """
+    """Each pair of a batch is what it is alone; the groups are how many are optimised together, by default all."""
     inferer = PairInferer(settings, handlers=(), **components)
     sizes: list[int] = []
     counting = PairInferer(settings, handlers=(lambda: _Counts(sizes),), **components)
@@ -139,7 +71,7 @@ class _Counts:
     ids=["lattice", "keyframes", "coordinates", "NODEO", "adjoint"],
 )
 @pytest.mark.parametrize("shape", SHAPES)
-def test_pair_of_a_batch_is_what_it_is_alone(shape, changes, components) -> None:
+def test_pair_of_a_batch_is_what_it_is_alone(shape, changes, components):
     if changes.get("velocity") == "nodeo":
         components = {"solver": ODESolver("euler", 2)}
     compare(pairs_of(shape), quick_settings(len(shape), **{**FEW, **changes}), **components)
@@ -153,7 +85,7 @@ class _Size(nn.Module):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_masks_landmarks_and_losses_of_others(shape) -> None:
+def test_masks_landmarks_and_losses_of_others(shape):
     dims = len(shape)
     pairs = pairs_of(shape, 2)
     gently = quick_settings(dims, **{**FEW, "iterations": (8, 8), "learning_rate": 0.1})
@@ -169,7 +101,7 @@ def test_masks_landmarks_and_losses_of_others(shape) -> None:
     compare(pairs, gently, loss=RegistrationLoss(nn.MSELoss(), ddf_terms={"size": (1e-4, _Size())}))
 
 
-def test_pairs_that_are_alike_without_the_air_are_optimised_together() -> None:
+def test_pairs_that_are_alike_without_the_air_are_optimised_together():
     shape = (80, 112)
     pairs = []
     for number, (size, place) in enumerate([((32, 32), 4), ((32, 32), 20), ((48, 64), 16)]):
@@ -181,7 +113,7 @@ def test_pairs_that_are_alike_without_the_air_are_optimised_together() -> None:
     compare(pairs, quick_settings(2, **FEW), groups=[2, 1])
 
 
-def test_pair_that_diverges_is_found() -> None:
+def test_pair_that_diverges_is_found():
     class Explodes(nn.Module):
         """For one of the pairs."""
 
@@ -193,9 +125,6 @@ def test_pair_that_diverges_is_found() -> None:
 
     with pytest.raises(DivergedError):
         PairInferer(quick_settings(2), loss=RegistrationLoss(Explodes())).register(pairs_of(SHAPES[0], 2))
-
-
-# Cohorts
 
 
 @pytest.fixture
@@ -224,7 +153,7 @@ def four_rows(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def test_pair_at_fault_takes_no_other_with_it(tmp_path: Path, calls) -> None:
+def test_pair_at_fault_takes_no_other_with_it(tmp_path, calls):
     seen = calls(fatal="p2")
     job = Job(str(tmp_path / "out"), {}, "key")
     found = register_pairs(job, four_rows(tmp_path))
@@ -233,7 +162,7 @@ def test_pair_at_fault_takes_no_other_with_it(tmp_path: Path, calls) -> None:
     assert seen == [["p0", "p1", "p2", "p3"], ["p0"], ["p1"], ["p2"], ["p3"]]
 
 
-def test_what_is_done_is_left_out_and_whose_worker_died_is_alone(tmp_path: Path, calls) -> None:
+def test_what_is_done_is_left_out_and_whose_worker_died_is_alone(tmp_path, calls):
     job, rows = Job(str(tmp_path / "out"), {}, "key"), four_rows(tmp_path)
     calls()
     register_pairs(job, rows[1:2])
@@ -247,7 +176,7 @@ def test_what_is_done_is_left_out_and_whose_worker_died_is_alone(tmp_path: Path,
     assert len(seen) == 2
 
 
-def test_cohort_in_batches_is_the_cohort_one_by_one(tmp_path: Path) -> None:
+def test_cohort_in_batches_is_the_cohort_one_by_one(tmp_path):
     rows = make_rows(tmp_path / "data", 6)
     rows[1]["moving"] = save_slice(tmp_path / "nan.nii.gz", np.full(PLANE, np.nan))
     for side in ("fixed", "moving"):  # of another shape

@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 
@@ -38,11 +36,8 @@ def nothing_wrong(certificate: Certificate) -> None:
     assert certificate.verdict.startswith("Invertible: no cell folds by any difference, inverse within ")
 
 
-# Fields
-
-
 @every_shape
-def test_a_translation_changes_nothing(shape) -> None:
+def test_a_translation_changes_nothing(shape):
     found = certify_field(torch.full((len(shape), *shape), 1.5), to_mm(shape))
     nothing_wrong(found)
     assert found.cells == np.prod([n - 1 for n in shape])
@@ -56,7 +51,7 @@ def test_a_translation_changes_nothing(shape) -> None:
 
 @every_shape
 @pytest.mark.parametrize("factor", [0.4, 0.9, 2.2])
-def test_a_scaling_has_volumes_of_its_power(shape, factor) -> None:
+def test_a_scaling_has_volumes_of_its_power(shape, factor):
     found = certify_field((factor - 1) * voxels(shape), to_mm(shape))
     nothing_wrong(found)
     volume = factor ** len(shape)
@@ -67,7 +62,7 @@ def test_a_scaling_has_volumes_of_its_power(shape, factor) -> None:
 
 
 @every_shape
-def test_a_voxel_that_passes_its_neighbour_is_found_in_every_cell_around(shape) -> None:
+def test_a_voxel_that_passes_its_neighbour_is_found_in_every_cell_around(shape):
     ddf = torch.zeros(len(shape), *shape)
     place = (4, 5, 6)[: len(shape)]
     ddf[(0, *place)] = 1.5  # the step to the next voxel is -0.5, the one before it 2.5
@@ -83,7 +78,7 @@ def test_a_voxel_that_passes_its_neighbour_is_found_in_every_cell_around(shape) 
 
 
 @every_kind
-def test_a_field_of_another_tool_is_judged_by_its_fixed_point(kind) -> None:
+def test_a_field_of_another_tool_is_judged_by_its_fixed_point(kind):
     grid, ddf = GRIDS[kind], torch.from_numpy(make_ddf(GRIDS[kind]))
     ways = torch.tensor(grid.affine[:3, : grid.spatial_dims])
     inversion = invert(ddf)
@@ -101,7 +96,7 @@ def test_a_field_of_another_tool_is_judged_by_its_fixed_point(kind) -> None:
     assert by_transform.verdict == found.verdict
 
 
-def test_a_field_is_invertible_without_folds_and_within_a_tenth_of_a_voxel() -> None:
+def test_a_field_is_invertible_without_folds_and_within_a_tenth_of_a_voxel():
     found = certify_field(torch.zeros(2, 16, 12), to_mm((16, 12)))
     assert found.verdict == (
         "Invertible: no cell folds by any difference, inverse within 0 voxels; volumes change by 1 to 1."
@@ -117,13 +112,10 @@ def test_a_field_is_invertible_without_folds_and_within_a_tenth_of_a_voxel() -> 
 
 
 @pytest.mark.parametrize("shape", [(9, 1), (9, 1, 13)])
-def test_a_grid_without_cells_has_none(shape) -> None:
+def test_a_grid_without_cells_has_none(shape):
     found = certify_field(torch.zeros(len(shape), *shape), to_mm(shape))
     assert found.cells == found.folded_cells == 0
     assert found.smallest_volume == (1.0, (0,) * len(shape))
-
-
-# Flows
 
 
 def flow_of(kind: str, factors: list[float], solver: Solver) -> Flow:
@@ -135,7 +127,7 @@ def flow_of(kind: str, factors: list[float], solver: Solver) -> Flow:
 
 
 @every_kind
-def test_a_flow_has_the_volumes_of_its_exponential_and_an_exact_inverse(kind) -> None:
+def test_a_flow_has_the_volumes_of_its_exponential_and_an_exact_inverse(kind):
     factors = [-0.3, -0.1, -0.2][: GRIDS[kind].spatial_dims]
     flow = flow_of(kind, factors, RungeKutta(8, 0.05))
     found = certify_flow(flow, flow.displacement())
@@ -149,7 +141,7 @@ def test_a_flow_has_the_volumes_of_its_exponential_and_an_exact_inverse(kind) ->
 
 
 @every_kind
-def test_errors_of_solver_and_inverse_are_those_of_the_method(kind) -> None:
+def test_errors_of_solver_and_inverse_are_those_of_the_method(kind):
     """A step of Euler along one axis: 1 + a there, 1 - a back, and (1 + a / 2)^2 with half the step."""
     grid, a = GRIDS[kind], -0.4
     flow = flow_of(kind, [a, 0.0, 0.0], ODESolver("euler", 1))
@@ -165,7 +157,7 @@ def test_errors_of_solver_and_inverse_are_those_of_the_method(kind) -> None:
 
 
 @every_kind
-def test_a_lattice_of_voxels_stands_for_all(kind, monkeypatch) -> None:
+def test_a_lattice_of_voxels_stands_for_all(kind, monkeypatch):
     flow = flow_of(kind, [-0.4, 0.0, 0.0], ODESolver("euler", 1))
     whole = certify_flow(flow, flow.displacement())
     monkeypatch.setattr(certificate_module, "_VOXELS", 300)
@@ -175,17 +167,14 @@ def test_a_lattice_of_voxels_stands_for_all(kind, monkeypatch) -> None:
     assert some.inverse.voxels_mean == pytest.approx(whole.inverse.voxels_mean, rel=0.15)
 
 
-def test_a_solver_that_cannot_be_finer_leaves_its_error_open() -> None:
+def test_a_solver_that_cannot_be_finer_leaves_its_error_open():
     flow = flow_of("plane", [-0.1, 0.0], lambda velocity, phi, times: ODESolver("rk4", 4)(velocity, phi, times))
     found = certify_flow(flow, flow.displacement())
     assert found.solver_error is None
     assert "solver error" not in found.verdict
 
 
-# As JSON
-
-
-def test_a_residual_counts_mm_along_the_axes() -> None:
+def test_a_residual_counts_mm_along_the_axes():
     vectors = torch.zeros(2, 2000, dtype=torch.float64)
     vectors[:, 0] = torch.tensor([3.0, 4.0])
     vectors[:, 1] = torch.tensor([0.0, 1.0])
@@ -197,7 +186,7 @@ def test_a_residual_counts_mm_along_the_axes() -> None:
 
 @every_shape
 @pytest.mark.parametrize("known", [False, True])
-def test_a_certificate_survives_json(shape, known) -> None:
+def test_a_certificate_survives_json(shape, known):
     found = certify_field(smooth_ddf(shape, largest=6.0, sigma=2.0), to_mm(shape))
     if known:
         found = replace(found, solver_error=found.inverse, file_error_voxels=1e-7)

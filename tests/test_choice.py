@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the images of a pair choose, and what is refused."""
 
-from __future__ import annotations
-
 import json
 
 import nibabel as nib
@@ -90,13 +88,9 @@ def test_what_is_set_is_not_chosen():
     assert found.settings.similarity == "local_ncc"
 
 
-def test_pairs_of_a_batch_choose_for_themselves(tmp_path):
+def test_pairs_of_a_batch_choose_for_themselves():
     fixed, moving, _ = deformed_pair(SHAPES[3])
-    pairs = []
-    for name, image in (("same", moving), ("other", locally_other(moving))):
-        for key, x in (("fixed", fixed), ("moving", image)):
-            nib.save(nib.Nifti1Image(x[0].numpy(), torch.eye(4).numpy()), tmp_path / f"{name}_{key}.nii.gz")
-        pairs.append(load_pair({key: tmp_path / f"{name}_{key}.nii.gz" for key in ("fixed", "moving")}))
+    pairs = [load_pair({"fixed": fixed, "moving": image}) for image in (moving, locally_other(moving))]
     inferer = PairInferer(settings(3), handlers=())
     together = inferer.register(pairs)
     assert [x.settings.similarity for x in together] == ["local_ncc", "mind_ssc"]
@@ -110,21 +104,8 @@ def test_a_deformation_that_cannot_be_defended_is_not_given(strict, tmp_path, mo
     for name, image in zip(("f", "m"), deformed_pair(SHAPES[2])[:2], strict=True):
         nib.save(nib.Nifti1Image(image.numpy().squeeze(), torch.eye(4).numpy()), tmp_path / f"{name}.nii.gz")
     f, m, out = (tmp_path / name for name in ("f.nii.gz", "m.nii.gz", "out"))
-    words = [
-        "register",
-        "-f",
-        f,
-        "-m",
-        m,
-        "-o",
-        out,
-        "--init",
-        "none",
-        "--set",
-        "iterations=[4,2]",
-        "--no-report",
-        *["--strict"] * strict,
-    ]
+    words = ["register", "-f", f, "-m", m, "-o", out, "--init", "none", "--set", "iterations=[4,2]", "--no-report"]
+    words += ["--strict"] * strict
     done = CliRunner().invoke(main, [str(word) for word in words])
     assert done.exit_code == (4 if strict else 0)
     assert "no deformation can be defended: the start alone" in done.output

@@ -1,9 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import contextlib
-import csv
 import json
 import logging
 import os
@@ -22,7 +19,8 @@ import pytest
 import SimpleITK as sitk
 from click.testing import CliRunner, Result
 from cohorts import as_it_was
-from grids import GRIDS, SLICE, VOLUME, interior, make_ddf, make_image, make_start, world
+from finished import table
+from grids import GRIDS, SLICE, VOLUME, interior, make_ddf, make_image, make_start, registration, world
 from ignite.engine import Events
 from PIL import Image
 
@@ -63,10 +61,6 @@ def fail(*words: object) -> str:
     return line
 
 
-def registration(grid: ImageGrid) -> Transform:
-    return Transform.of_registration(make_ddf(grid), grid, make_start(grid))
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A volume with labels and the transform of a registration."""
@@ -79,9 +73,6 @@ def folder(tmp_path: Path) -> Path:
 def run_python(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True)
-
-
-# Help, and what is imported for what
 
 
 def without(*modules: str, calls: list[list[str]], cwd: Path = ROOT) -> list[str]:
@@ -101,13 +92,13 @@ def without(*modules: str, calls: list[list[str]], cwd: Path = ROOT) -> list[str
 SLOW = ("torch", "monai", "numpy", "SimpleITK", "nibabel")
 
 
-def test_help_needs_no_library() -> None:
+def test_help_needs_no_library():
     for status, said, *_ in without(*SLOW, calls=[["--help"], *([name, "--help"] for name in COMMANDS)]):
         assert status == 0
         assert said.startswith("Usage: ")
 
 
-def test_commands_over_files_do_without_what_is_slow_to_import(folder: Path) -> None:
+def test_commands_over_files_do_without_what_is_slow_to_import(folder):
     files = ["-i", "moving.nii.gz", "-r", "moving.nii.gz", "-t", "transform.h5", "-o", "out.nii.gz"]
     calls = {"torch": [["apply", *files], ["convert", "transform.h5", "field.nii.gz"]]}
     calls["monai"] = [["info", "transform.h5"], ["invert", "-t", "transform.h5", "-o", "inverse.h5"]]
@@ -115,7 +106,7 @@ def test_commands_over_files_do_without_what_is_slow_to_import(folder: Path) -> 
         assert [status for status, *_ in without(module, calls=words, cwd=folder)] == [0, 0]
 
 
-def test_register_tells_a_mistyped_file_at_once(folder: Path) -> None:
+def test_register_tells_a_mistyped_file_at_once(folder):
     """Before anything slow is imported; and with all files there, it says what it does."""
     keys = ("fixed", "moving", "moving_mask", "init")
     calls = []
@@ -130,7 +121,7 @@ def test_register_tells_a_mistyped_file_at_once(folder: Path) -> None:
     assert "halted" in right[3]
 
 
-def test_every_command_explains_itself_and_its_options() -> None:
+def test_every_command_explains_itself_and_its_options():
     for name in COMMANDS:
         command = main.get_command(None, name)  # type: ignore[arg-type]
         assert command is not None
@@ -139,24 +130,11 @@ def test_every_command_explains_itself_and_its_options() -> None:
         assert [option.name for option in options if not option.help] == []
 
 
-def test_version_and_unknown_command() -> None:
+def test_version_and_unknown_command():
     assert succeed("--version").split() == ["main", monai_nodeo.__version__]
     result = call("aply")
     assert result.exit_code == 2
     assert "No such command 'aply'" in result.stderr
-
-
-# Transforms
-
-
-def test_apply_is_what_simpleitk_does_with_the_same_files(folder: Path) -> None:
-    moving, warped = folder / "moving.nii.gz", folder / "warped.nii.gz"
-    succeed("apply", "-i", moving, "-r", moving, "-t", folder / "transform.h5", "-o", warped)
-    image = sitk.ReadImage(moving)
-    low = float(sitk.GetArrayViewFromImage(image).min())  # what stands for nothing outside of the view
-    theirs = sitk.Resample(image, image, sitk.ReadTransform(folder / "transform.h5"), sitk.sitkLinear, low)
-    ours = nib.Nifti1Image.from_filename(warped).get_fdata()
-    np.testing.assert_allclose(ours, sitk.GetArrayFromImage(theirs).T, rtol=0, atol=1e-2)
 
 
 def make_channels(kind: str, name: str) -> sitk.Image:
@@ -185,9 +163,7 @@ def make_channels(kind: str, name: str) -> sitk.Image:
     ],
 )
 @pytest.mark.parametrize("interpolation", ["linear", "nearest"])
-def test_every_channel_and_volume_is_what_simpleitk_makes_of_it(
-    kind: str, name: str, interpolation: str, tmp_path: Path
-) -> None:
+def test_every_channel_and_volume_is_what_simpleitk_makes_of_it(kind, name, interpolation, tmp_path):
     image = make_channels(kind, name)
     sitk.WriteImage(image, tmp_path / name)
     series = image.GetDimension() > len(GRIDS[kind].shape)
@@ -213,22 +189,15 @@ def test_every_channel_and_volume_is_what_simpleitk_makes_of_it(
         assert (different > 1).mean() < 1e-3 if interpolation == "nearest" else different.max() <= 1
 
 
-@pytest.mark.parametrize("kind", GRIDS)
-@pytest.mark.parametrize("way", [["field.nii.gz"], ["disp_0001_0002.nii.gz"], ["field.nii.gz", "back.h5"]])
-def test_convert_keeps_the_way_of_points(kind: str, way: list[str], tmp_path: Path) -> None:
-    grid = GRIDS[kind]
-    if kind == "plane" and way[0].startswith("disp_"):
-        return  # Learn2Reg has none
-    write_transform(tmp_path / "transform.h5", registration(grid))
-    names = [tmp_path / name for name in ("transform.h5", *way)]
-    for source, target in zip(names[:-1], names[1:], strict=True):
-        succeed("convert", source, target)
-    points = world(grid, np.random.default_rng(0).integers(1, 20, (20, grid.spatial_dims)))
-    expected = registration(grid).map_points(points)
-    np.testing.assert_allclose(read_transform(names[-1]).map_points(points), expected, rtol=0, atol=1e-4)
+def test_convert_keeps_the_way_of_points(folder):
+    for source, target in (("transform.h5", "field.nii.gz"), ("field.nii.gz", "back.h5")):
+        succeed("convert", folder / source, folder / target)
+    points = world(VOLUME, np.random.default_rng(0).integers(1, 20, (20, 3)))
+    expected = registration(VOLUME).map_points(points)
+    np.testing.assert_allclose(read_transform(folder / "back.h5").map_points(points), expected, rtol=0, atol=1e-4)
 
 
-def test_invert_says_how_far_from_home(folder: Path) -> None:
+def test_invert_says_how_far_from_home(folder):
     figures = json.loads(succeed("invert", "-t", folder / "transform.h5", "-o", folder / "inverse.h5", "--json"))
     (field,) = figures["field"]
     residual = field["inverse"]
@@ -242,14 +211,14 @@ def test_invert_says_how_far_from_home(folder: Path) -> None:
     np.testing.assert_allclose(home, points, rtol=0, atol=0.1)
 
 
-def test_inverse_as_one_field_needs_the_moving_grid(folder: Path) -> None:
+def test_inverse_as_one_field_needs_the_moving_grid(folder):
     words = ["invert", "-t", folder / "transform.h5", "-o", folder / "inverse.nii.gz"]
     assert "a field needs a grid" in fail(*words)
     succeed(*words, "-r", folder / "moving.nii.gz")
     assert [type(step).__name__ for step in read_transform(folder / "inverse.nii.gz").steps] == ["Displacement"]
 
 
-def test_fold_is_said(tmp_path: Path) -> None:
+def test_fold_is_said(tmp_path):
     write_transform(tmp_path / "folds.h5", Transform.of_registration(5 * make_ddf(SLICE), SLICE))
     result = call("invert", "-t", tmp_path / "folds.h5", "-o", tmp_path / "inverse.h5")
     assert result.exit_code == 0
@@ -257,7 +226,7 @@ def test_fold_is_said(tmp_path: Path) -> None:
     assert "cells fold" in result.stderr
 
 
-def test_info_shows_every_step(folder: Path) -> None:
+def test_info_shows_every_step(folder):
     first, second = json.loads(succeed("info", folder / "transform.h5", "--json"))["step"]
     assert first["kind"] == "displacement"
     assert first["shape"] == list(VOLUME.shape)
@@ -273,7 +242,7 @@ def test_info_shows_every_step(folder: Path) -> None:
     assert "step 2 rotation degrees" in text
 
 
-def test_evaluate_finds_a_known_transform_perfect(folder: Path) -> None:
+def test_evaluate_finds_a_known_transform_perfect(folder):
     """The fixed labels and landmarks are made by the transform itself."""
     words = ["-t", folder / "transform.h5", "-r", folder / "labels.nii.gz", "-n", "nearest"]
     succeed("apply", "-i", folder / "labels.nii.gz", *words, "-o", folder / "fixed_labels.nii.gz")
@@ -297,29 +266,16 @@ def test_evaluate_finds_a_known_transform_perfect(folder: Path) -> None:
     assert "labels after dice mean" in shown
 
 
-# Mistakes
-
-
-def test_mistakes_are_told_in_one_line(folder: Path) -> None:
+def test_mistakes_are_told_in_one_line(folder):
     transform, moving = folder / "transform.h5", folder / "moving.nii.gz"
     apply = ["apply", "-i", moving, "-r", moving]
     assert "absent.h5: there is no such file" in fail(*apply, "-t", folder / "absent.h5", "-o", folder / "o.nii.gz")
     assert "results are NIfTI files" in fail(*apply, "-t", transform, "-o", folder / "o.jpg")
     assert "make it first" in fail(*apply, "-t", transform, "-o", folder / "no" / "o.nii.gz")
-    assert "absent.nii.gz" in fail(
-        "apply", "-i", folder / "absent.nii.gz", "-r", moving, "-t", transform, "-o", folder / "o.nii.gz"
-    )
     assert "transforms are files that end" in fail("convert", transform, folder / "o.xyz")
-    assert "holds a displacement" in fail("convert", transform, folder / "o.mat")
-    assert "no transform of ITK" in fail("info", _text(folder / "bad.h5"))
     labels = ["evaluate", "-t", transform, "--fixed-label", folder / "labels.nii.gz", "--moving-label"]
     assert "moving.nii.gz: the values are no whole numbers, expected labels" in fail(*labels, moving)
-    assert {path.name for path in folder.iterdir()} == {"moving.nii.gz", "labels.nii.gz", "transform.h5", "bad.h5"}
-
-
-def _text(path: Path) -> Path:
-    path.write_text("no transform", encoding="utf-8")
-    return path
+    assert {path.name for path in folder.iterdir()} == {"moving.nii.gz", "labels.nii.gz", "transform.h5"}
 
 
 @pytest.mark.parametrize(
@@ -334,13 +290,11 @@ def _text(path: Path) -> Path:
         (["flow", ".", "--animate", "film.mp4"], "'film.mp4' is neither a .gif nor a folder"),
     ],
 )
-def test_wrong_use_is_told(words: list[str], message: str) -> None:
+def test_wrong_use_is_told(words, message):
     result = call(*words)
     assert result.exit_code == 2
     assert message in result.stderr
 
-
-# Registration
 
 FEW = ["--device", "cpu", "--init", "none"]
 FEW += [word for few in ("iterations=[6,4]", "shrink_factors=[2,1]", "dense_iterations=0") for word in ("--set", few)]
@@ -394,7 +348,7 @@ def points_of(path: Path | str) -> np.ndarray:
     return np.loadtxt(path, delimiter=",", skiprows=1)
 
 
-def test_register_says_what_it_did(runs: Any) -> None:
+def test_register_says_what_it_did(runs):
     _, loud = runs["volume"]
     figures = json.loads((runs["volume"][0] / "out" / "metrics.json").read_text(encoding="utf-8"))
     first, *_, summary, verdict, place = loud.stdout.splitlines()
@@ -407,7 +361,7 @@ def test_register_says_what_it_did(runs: Any) -> None:
 
 
 @pytest.mark.parametrize("quiet", [False, True])
-def test_warnings_are_told_also_quietly_and_ends_of_ignite_never(quiet: bool, monkeypatch, capsys) -> None:
+def test_warnings_are_told_also_quietly_and_ends_of_ignite_never(quiet, monkeypatch, capsys):
     monkeypatch.setattr(logging.root, "handlers", [])
     with as_it_was():
         configure_logging(quiet)
@@ -418,29 +372,27 @@ def test_warnings_are_told_also_quietly_and_ends_of_ignite_never(quiet: bool, mo
     assert (out, err.splitlines()) == ("", ["two places"] if quiet else ["done", "two places"])
 
 
-def test_register_writes_what_was_asked_for(run: Path) -> None:
+def test_register_writes_what_was_asked_for(run):
     figures = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     assert figures["iterations"] == 10
     assert figures["settings"]["iterations"] == [6, 4]
     volume = figures["settings"]["spatial_dims"] == 3
     assert (run / "report.html").exists() == volume
-    with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        (row,) = csv.DictReader(file)
+    (row,) = table(run)
     assert row["id"] == figures["id"] == "moving_to_fixed"
     assert float(row["dice_mean_after"]) == figures["after"]["dice_mean"]
     assert figures["certificate"]["file_error_voxels"] < 1e-4
 
 
-@pytest.mark.parametrize("transform", ["out", "out/transform.h5"])
-def test_apply_makes_the_warped_image_again(run: Path, transform: str, tmp_path: Path) -> None:
-    files = ["-i", "moving.nii.gz", "-r", "fixed.nii.gz", "-t", transform, "-o", tmp_path / "again.nii.gz"]
+def test_apply_makes_the_warped_image_again(run, tmp_path):
+    files = ["-i", "moving.nii.gz", "-r", "fixed.nii.gz", "-t", "out", "-o", tmp_path / "again.nii.gz"]
     succeed("apply", *files)
     warped, again = (np.squeeze(values(path)) for path in (run / "warped.nii.gz", tmp_path / "again.nii.gz"))
     assert np.ptp(interior(warped, 3)) > 50
     np.testing.assert_allclose(interior(again, 3), interior(warped, 3), rtol=0, atol=0.1)
 
 
-def test_points_go_there_and_back_by_the_flow(run: Path, tmp_path: Path) -> None:
+def test_points_go_there_and_back_by_the_flow(run, tmp_path):
     for name, words in {
         "there": ["-i", "points.csv", "-t", run],
         "file": ["-i", "points.csv", "-t", run / "transform.h5"],
@@ -459,7 +411,7 @@ def test_points_go_there_and_back_by_the_flow(run: Path, tmp_path: Path) -> None
     np.testing.assert_allclose(back, start, atol=0.01)
 
 
-def test_the_way_back_is_one_by_apply_and_by_invert(run: Path, tmp_path: Path) -> None:
+def test_the_way_back_is_one_by_apply_and_by_invert(run, tmp_path):
     """The fixed image comes on to the moving grid."""
     files = ["-i", "fixed.nii.gz", "-r", "moving.nii.gz"]
     succeed("apply", *files, "-t", run, "--inverse", "-o", tmp_path / "back.nii.gz")
@@ -474,7 +426,7 @@ def test_the_way_back_is_one_by_apply_and_by_invert(run: Path, tmp_path: Path) -
     np.testing.assert_allclose(home, points_of(tmp_path / "fixed.csv") * [-1, -1, 1], atol=1e-3)
 
 
-def test_there_is_one_truth_about_a_registration(run: Path, tmp_path: Path) -> None:
+def test_there_is_one_truth_about_a_registration(run, tmp_path):
     known = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["certificate"]
     (inverted,) = json.loads(succeed("invert", "-t", run, "-o", tmp_path / "inverse.h5", "--json"))["field"]
     labels = ["--fixed-label", "fixed_label.nii.gz", "--moving-label", "moving_label.nii.gz"]
@@ -488,7 +440,7 @@ def test_there_is_one_truth_about_a_registration(run: Path, tmp_path: Path) -> N
         assert as_field[name] == [pytest.approx(known[name][0], rel=1e-5), known[name][1]]
 
 
-def test_flow_writes_the_moving_image_on_its_way(run: Path, tmp_path: Path) -> None:
+def test_flow_writes_the_moving_image_on_its_way(run, tmp_path):
     words = ["--times", "0,0.5,1", "--points", "points.csv", "--animate", tmp_path / "film.gif", "-o", tmp_path / "way"]
     succeed("flow", run, *words)
     way = tmp_path / "way"
@@ -508,7 +460,7 @@ def test_flow_writes_the_moving_image_on_its_way(run: Path, tmp_path: Path) -> N
         assert film.size[1] == 320
 
 
-def test_a_film_may_be_a_folder_of_pictures(runs: Any, tmp_path: Path) -> None:
+def test_a_film_may_be_a_folder_of_pictures(runs, tmp_path):
     succeed("flow", runs["slice"][0] / "out", "--times", "0", "--animate", tmp_path / "frames", "-o", tmp_path / "way")
     frames = sorted((tmp_path / "frames").iterdir())
     assert [frame.name for frame in frames] == [f"frame_{number:03d}.png" for number in range(21)]
@@ -516,7 +468,7 @@ def test_a_film_may_be_a_folder_of_pictures(runs: Any, tmp_path: Path) -> None:
     assert np.abs(first - last).mean() > 1
 
 
-def test_without_its_images_a_registration_still_moves_points_and_says_what_it_lacks(runs: Any, tmp_path: Path) -> None:
+def test_without_its_images_a_registration_still_moves_points_and_says_what_it_lacks(runs, tmp_path):
     folder = tmp_path / "moved"
     shutil.copytree(runs["volume"][0] / "out", folder)
     figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -529,9 +481,7 @@ def test_without_its_images_a_registration_still_moves_points_and_says_what_it_l
 
 
 @pytest.mark.parametrize("action", ["drop", "save"])
-def test_ctrl_c_leaves_nothing_half_written_or_the_flow_so_far(
-    action: str, runs: Any, tmp_path: Path, monkeypatch
-) -> None:
+def test_ctrl_c_leaves_nothing_half_written_or_the_flow_so_far(action, runs, tmp_path, monkeypatch):
     class CtrlC(ProgressBar):
         def attach(self, engine: Any) -> None:
             engine.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda _: signal.raise_signal(signal.SIGINT))

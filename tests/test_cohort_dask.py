@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -9,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 from typing import Any
 
 import probes
@@ -54,7 +51,7 @@ def batches(count: int) -> list[list[dict[str, Any]]]:
     return [[row] for row in rows(count)]
 
 
-def test_every_pair_comes_back_and_few_wait_at_the_scheduler(task) -> None:
+def test_every_pair_comes_back_and_few_wait_at_the_scheduler(task):
     task(lambda job, batch: [{"id": row["id"], "threads": job.threads} for row in batch])
     with cluster() as client:
         most = 0
@@ -68,7 +65,7 @@ def test_every_pair_comes_back_and_few_wait_at_the_scheduler(task) -> None:
     assert left <= 4
 
 
-def test_full_disk_of_a_worker_ends_the_run(task) -> None:
+def test_full_disk_of_a_worker_ends_the_run(task):
     def fill(job: Job, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
         raise StorageError("no room")
 
@@ -77,35 +74,35 @@ def test_full_disk_of_a_worker_ends_the_run(task) -> None:
         list(run_on(client, JOB, batches(3)))
 
 
-def test_workers_without_a_gpu_are_an_error_not_silence() -> None:
+def test_workers_without_a_gpu_are_an_error_not_silence():
     with cluster() as client, pytest.raises(ClusterError, match=r"none of the 2 workers offers the resource GPU"):
         list(run_on(client, JOB, batches(1), needs_gpu=True))
 
 
-def test_resource_is_used_where_it_is(task) -> None:
+def test_resource_is_used_where_it_is(task):
     task(lambda job, batch: batch)
     with cluster(resources={"GPU": 1}) as client:
         assert len(list(run_on(client, JOB, batches(5), needs_gpu=True))) == 5
 
 
-def test_workers_with_threads_are_refused() -> None:
+def test_workers_with_threads_are_refused():
     with cluster(threads=2) as client, pytest.raises(ClusterError, match="start them with --nthreads 1"):
         list(run_on(client, JOB, batches(1)))
 
 
-def test_no_worker_at_all_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_worker_at_all_is_told(monkeypatch):
     monkeypatch.setattr(dask_engines, "_PATIENCE", 0.5)
     with cluster(workers=0) as client, pytest.raises(ClusterError, match="no worker for"):
         list(run_on(client, JOB, batches(1)))
 
 
-def test_scheduler_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scheduler_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(dask_engines, "_CONNECT", 0.3)
     with pytest.raises(ClusterError, match="no Dask scheduler answers at tcp://127.0.0.1:9 "):
         list(ExistingCluster("tcp://127.0.0.1:9", None)(JOB, batches(1)))
 
 
-def test_gpus_of_a_cluster_need_not_be_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_of_a_cluster_need_not_be_here(tmp_path, monkeypatch):
     monkeypatch.setattr(dask_engines, "_CONNECT", 0.3)
     pairs = write_list(tmp_path / "pairs.json", make_rows(tmp_path / "data", 1))
     with as_it_was():
@@ -113,7 +110,7 @@ def test_gpus_of_a_cluster_need_not_be_here(tmp_path: Path, monkeypatch: pytest.
     assert "no Dask scheduler answers at tcp://127.0.0.1:9 " in result.stderr
 
 
-def test_each_worker_sees_its_gpu_before_torch_is_imported(monkeypatch: pytest.MonkeyPatch, task) -> None:
+def test_each_worker_sees_its_gpu_before_torch_is_imported(monkeypatch, task):
     monkeypatch.setattr(dask_engines, "_visible_gpus", lambda: ["3", "GPU-5"])
     task(probes.where)
     found = list(LocalWorkers(3, threads=3)(JOB, batches(18)))
@@ -123,7 +120,7 @@ def test_each_worker_sees_its_gpu_before_torch_is_imported(monkeypatch: pytest.M
     assert not any(result["torch"] for result in found)
 
 
-def test_pair_that_kills_its_worker_does_not_take_others_with_it(tmp_path: Path, task) -> None:
+def test_pair_that_kills_its_worker_does_not_take_others_with_it(tmp_path, task):
     task(probes.die_at_p1)
     found = list(LocalWorkers(2, device="cpu")(Job(str(tmp_path), {}, "key"), batches(12)))
     assert {result["id"]: result["status"] for result in found} == {
@@ -131,7 +128,7 @@ def test_pair_that_kills_its_worker_does_not_take_others_with_it(tmp_path: Path,
     }
 
 
-def test_lost_scheduler_ends_the_run(tmp_path: Path, task) -> None:
+def test_lost_scheduler_ends_the_run(tmp_path, task):
     task(probes.wait)
     file = tmp_path / "scheduler.json"
     dask = [sys.executable, "-m", "dask"]
@@ -153,7 +150,7 @@ def test_lost_scheduler_ends_the_run(tmp_path: Path, task) -> None:
         scheduler.wait(30)
 
 
-def test_nothing_is_lost_or_done_twice_when_all_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_lost_or_done_twice_when_all_are_killed(tmp_path, monkeypatch):
     """The benchmark of 200 pairs, with a few tiny ones and without the part with a scheduler of its own."""
     for name, value in environment().items():
         monkeypatch.setenv(name, value)

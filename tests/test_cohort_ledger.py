@@ -1,13 +1,10 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,9 +29,6 @@ def record(ledger: Ledger, row: Row, **files: str) -> None:
     for name, text in files.items():
         (folder / name).write_text(text)
     ledger.write(row["id"], {"status": DONE, "run": "first", "inputs": fingerprints(row), "row": {"id": row["id"]}})
-
-
-# Inputs
 
 
 def touch(row: Row) -> None:
@@ -82,13 +76,13 @@ def add_label(row: Row) -> None:
         (add_label, False),
     ],
 )
-def test_content_counts(row: Row, change: Callable[[Row], None], same: bool) -> None:
+def test_content_counts(row, change, same):
     recorded = fingerprints(row)
     change(row)
     assert same_inputs(recorded, row) is same
 
 
-def test_missing_input_is_never_the_same(row: Row) -> None:
+def test_missing_input_is_never_the_same(row):
     Path(row["fixed"]).unlink()
     recorded = fingerprints(row)
     assert recorded["fixed"] is None
@@ -99,7 +93,7 @@ def test_missing_input_is_never_the_same(row: Row) -> None:
     ("path", "part"),
     [("scan.mhd", "scan.raw"), ("scan.hdr", "scan.img"), ("series", "series/2.dcm"), ("series#3", "series/2.dcm")],
 )
-def test_voxels_beside_the_header_count(tmp_path: Path, path: str, part: str) -> None:
+def test_voxels_beside_the_header_count(tmp_path, path, part):
     (tmp_path / "series").mkdir()
     for name in ("scan.mhd", "scan.raw", "scan.hdr", "scan.img", "series/1.dcm", "series/2.dcm", "scanner.raw"):
         (tmp_path / name).write_text(name)
@@ -112,10 +106,7 @@ def test_voxels_beside_the_header_count(tmp_path: Path, path: str, part: str) ->
     assert not same_inputs(recorded, row)
 
 
-# The ledger
-
-
-def test_result_is_current_for_its_files_and_settings(tmp_path: Path, row: Row) -> None:
+def test_result_is_current_for_its_files_and_settings(tmp_path, row):
     ledger = Ledger(tmp_path, "key")
     assert ledger.finished(row) is None
     record(ledger, row)
@@ -126,13 +117,13 @@ def test_result_is_current_for_its_files_and_settings(tmp_path: Path, row: Row) 
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"status": "done"}'])
-def test_file_of_something_else_is_no_result(tmp_path: Path, row: Row, text: str) -> None:
+def test_file_of_something_else_is_no_result(tmp_path, row, text):
     (tmp_path / "pair").mkdir()
     (tmp_path / "pair" / "result.json").write_text(text)
     assert Ledger(tmp_path, "key").finished(row) is None
 
 
-def test_discard_takes_what_the_ledger_made(tmp_path: Path, row: Row) -> None:
+def test_discard_takes_what_the_ledger_made(tmp_path, row):
     ledger, folder = Ledger(tmp_path, "key"), tmp_path / "pair"
     record(ledger, row, **{"warped.nii.gz": "old"})
     (folder / "notes.txt").write_text("of the user")
@@ -146,7 +137,7 @@ def test_discard_takes_what_the_ledger_made(tmp_path: Path, row: Row) -> None:
     assert (folder / "raw" / "scan.nii.gz").exists()
 
 
-def test_claim_is_for_one_process_and_ends_with_it(tmp_path: Path) -> None:
+def test_claim_is_for_one_process_and_ends_with_it(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from monai_nodeo.cohort.ledger import Ledger\n"
         "with Ledger(Path(sys.argv[1]), 'key').claimed('pair') as attempts:\n"

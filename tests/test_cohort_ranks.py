@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +22,7 @@ def torchrun(pairs: Path, out: Path, processes: int = 2) -> subprocess.Completed
     return subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=180)
 
 
-def test_ranks_share_pairs_and_ledger(tmp_path: Path) -> None:
+def test_ranks_share_pairs_and_ledger(tmp_path):
     """A broken pair on one rank stops no other; the command then finds all done but that one."""
     rows = make_rows(tmp_path / "data", 5)
     rows[1]["moving"] = str(tmp_path / "missing.nii.gz")
@@ -44,7 +42,7 @@ def test_ranks_share_pairs_and_ledger(tmp_path: Path) -> None:
     assert table(tmp_path / "alone") == found
 
 
-def test_other_loss_is_another_result(tmp_path: Path) -> None:
+def test_other_loss_is_another_result(tmp_path):
     """Which the settings do not tell."""
     dataset = PairDataset(make_rows(tmp_path / "data", 1))
     settings = Settings.preset(spatial_dims=2, iterations=[3, 3], initial_transform=None)
@@ -54,5 +52,4 @@ def test_other_loss_is_another_result(tmp_path: Path) -> None:
         return stamps(tmp_path / "out")
 
     found = [run(), run(), *(run(loss=RegistrationLoss(LocalNCCLoss(2, side))) for side in (7, 9, 9))]
-
     assert [a == b for a, b in zip(found, found[1:], strict=False)] == [True, False, False, True]

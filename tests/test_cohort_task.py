@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import errno
 import os
 import subprocess
@@ -61,13 +59,13 @@ def raising(error: BaseException) -> Callable[[Path], None]:
     return act
 
 
-def test_second_call_finds_the_result(job: Job, row: dict[str, Any], register) -> None:
+def test_second_call_finds_the_result(job, row, register):
     calls = register()
     assert register_pair(job, row) == register_pair(replace(job, run="later"), row)
     assert calls == ["pair"]
 
 
-def test_failure_is_settled_for_this_run_only(job: Job, row: dict[str, Any], register) -> None:
+def test_failure_is_settled_for_this_run_only(job, row, register):
     calls = register(raising(PairError("bad image")))
     first, second = register_pair(job, row), register_pair(job, row)
     assert first == second
@@ -84,7 +82,7 @@ def test_failure_is_settled_for_this_run_only(job: Job, row: dict[str, Any], reg
         (PermissionError(errno.EACCES, "Permission denied", "scan.nii.gz"), "PermissionError: "),
     ],
 )
-def test_failure_has_its_reason(job: Job, row: dict[str, Any], register, error: Exception, reason: str) -> None:
+def test_failure_has_its_reason(job, row, register, error, reason):
     register(raising(error))
     bad = {"id": "pair", "error": error} if isinstance(error, RowError) else row
     result = register_pair(job, bad)
@@ -92,7 +90,7 @@ def test_failure_has_its_reason(job: Job, row: dict[str, Any], register, error: 
     assert result["reason"].startswith(reason)
 
 
-def test_pair_whose_worker_dies_thrice_is_given_up(job: Job, row: dict[str, Any], register) -> None:
+def test_pair_whose_worker_dies_thrice_is_given_up(job, row, register):
     calls = register()
     with job.ledger.claimed("pair") as attempts:
         for _ in range(MOST_DEATHS - 1):
@@ -109,7 +107,7 @@ def test_pair_whose_worker_dies_thrice_is_given_up(job: Job, row: dict[str, Any]
     assert register_pair(replace(job, run="later"), row)["status"] == "done"
 
 
-def test_interrupted_pair_is_no_death(job: Job, row: dict[str, Any], register) -> None:
+def test_interrupted_pair_is_no_death(job, row, register):
     for _ in range(MOST_DEATHS + 1):
         register(raising(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
@@ -118,7 +116,7 @@ def test_interrupted_pair_is_no_death(job: Job, row: dict[str, Any], register) -
     assert register_pair(job, row)["status"] == "done"
 
 
-def test_older_files_go_before_the_new_attempt(job: Job, row: dict[str, Any], register) -> None:
+def test_older_files_go_before_the_new_attempt(job, row, register):
     register(lambda folder: (folder / "warped.nii.gz").touch())
     register_pair(job, row)
     seen: list[list[str]] = []
@@ -128,16 +126,13 @@ def test_older_files_go_before_the_new_attempt(job: Job, row: dict[str, Any], re
     assert seen == [[]]
 
 
-def test_other_version_is_refused(job: Job, row: dict[str, Any]) -> None:
+def test_other_version_is_refused(job, row):
     with pytest.raises(ValueError, match="install the same on both"):
         register_pair(replace(job, version="0.0.0"), row)
 
 
-# Where the results go
-
-
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
-def test_error_of_the_disk_ends_the_run(job: Job, row: dict[str, Any], register, code: int) -> None:
+def test_error_of_the_disk_ends_the_run(job, row, register, code):
     try:
         try:
             raise OSError(code, os.strerror(code))
@@ -162,7 +157,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_full_and_read_only_disk_stop_the_command(small_disk: Path, tmp_path: Path) -> None:
+def test_full_and_read_only_disk_stop_the_command(small_disk, tmp_path):
     pairs = write_list(tmp_path / "pairs.json", make_rows(tmp_path / "data", 15))
     words = (pairs, "-o", small_disk / "out", *QUICK)
     with as_it_was():

@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -20,7 +18,7 @@ def pair(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_inner_window_is_the_r_squared_of_a_parabola(shape) -> None:
+def test_an_inner_window_is_the_r_squared_of_a_parabola(shape):
     pred, target = pair(shape)
     found = LocalCorrelationRatioLoss(len(shape), 7, reduction="none", eps=1e-9)(pred, target)
     assert found.shape == pred.shape
@@ -33,7 +31,7 @@ def test_an_inner_window_is_the_r_squared_of_a_parabola(shape) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("change", [lambda x: 1 - x, lambda x: (2 * x - 1).square(), lambda x: 40 * x * x - 7 * x])
-def test_any_parabola_of_the_target_is_the_target(shape, change) -> None:
+def test_any_parabola_of_the_target_is_the_target(shape, change):
     image, other = pair(shape)
     loss = LocalCorrelationRatioLoss(len(shape), 9, eps=1e-6)
     assert loss(change(image), image) < 1e-3
@@ -41,7 +39,7 @@ def test_any_parabola_of_the_target_is_the_target(shape, change) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_it_is_below_the_loss_of_a_line_and_stays_in_range(shape) -> None:
+def test_it_is_below_the_loss_of_a_line_and_stays_in_range(shape):
     pred, target = pair(shape)
     ratio = LocalCorrelationRatioLoss(len(shape), 9, reduction="none", eps=1e-9)(pred, target)
     line = LocalNCCLoss(len(shape), 9, reduction="none", eps=1e-9)(pred, target)
@@ -55,7 +53,7 @@ def test_it_is_below_the_loss_of_a_line_and_stays_in_range(shape) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_weights_leave_out_what_they_exclude(shape) -> None:
+def test_weights_leave_out_what_they_exclude(shape):
     pred, target = pair(shape)
     weight = torch.ones(1, 1, *shape, dtype=torch.float64)
     weight[:, :, 8:] = 0
@@ -69,7 +67,7 @@ def test_weights_leave_out_what_they_exclude(shape) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_gradient_is_right(shape) -> None:
+def test_the_gradient_is_right(shape):
     pred, target = (image[(..., *[slice(0, 5)] * len(shape))] for image in pair(shape))
     loss = LocalCorrelationRatioLoss(len(shape), 5)
     assert torch.autograd.gradcheck(lambda p: loss(p, target), pred.clone().requires_grad_())
@@ -77,7 +75,7 @@ def test_the_gradient_is_right(shape) -> None:
 
 @pytest.mark.parametrize("make", [lambda dims: LocalCorrelationRatioLoss(dims, 5), MINDSSCLoss])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_gradient_leads_another_contrast_home(shape, make) -> None:
+def test_the_gradient_leads_another_contrast_home(shape, make):
     loss = make(len(shape))
     moving = smooth_image(shape, sigma=1.5)[None]
     fixed = (1 - moving).square()
@@ -90,7 +88,7 @@ def test_the_gradient_leads_another_contrast_home(shape, make) -> None:
     assert offset.abs().max() < 0.15
 
 
-def test_images_that_do_not_fit() -> None:
+def test_images_that_do_not_fit():
     image = smooth_image(SHAPES[0])[None]
     with pytest.raises(ValueError, match="2 spatial axes and one shape"):
         LocalCorrelationRatioLoss(2)(image, image[:, :, 1:])
@@ -100,7 +98,7 @@ def test_images_that_do_not_fit() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("change", [lambda x: 1 - x, lambda x: (x > 0.5).to(x), lambda x: torch.sin(9 * x)])
-def test_a_function_of_the_target_is_the_target(shape, change) -> None:
+def test_a_function_of_the_target_is_the_target(shape, change):
     image, other = pair(shape)
     steps = (image * 31).round() / 31  # at the values where the function is free
     steps = (steps - steps.min()) / (steps.max() - steps.min())
@@ -111,7 +109,7 @@ def test_a_function_of_the_target_is_the_target(shape, change) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_what_the_target_does_not_explain_is_left(shape) -> None:
+def test_what_the_target_does_not_explain_is_left(shape):
     pred, _ = pair(shape)
     target = torch.zeros_like(pred)
     target[:, :, shape[0] // 2 :] = 1  # two values: the best function is the mean of either part
@@ -122,7 +120,7 @@ def test_what_the_target_does_not_explain_is_left(shape) -> None:
     torch.testing.assert_close(MappedIntensityLoss()(pred, constant), pred.var(correction=0))
 
 
-def test_mapped_intensities_are_weighted_and_differentiable() -> None:
+def test_mapped_intensities_are_weighted_and_differentiable():
     pred, target = (image[..., :8, :8] for image in pair(SHAPES[0]))
     weight = torch.rand(1, 1, 8, 8, dtype=torch.float64)
     weight[:, :, 5:] = 0

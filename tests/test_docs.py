@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands and the Python of the documentation are run as they stand."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -70,7 +68,7 @@ def run(words: list[str]) -> None:
 @pytest.mark.parametrize(
     "page", [page for page in TEXTS if page not in APART and (commands(page) or blocks(page, "python"))]
 )
-def test_page(page: str, tmp_path: Path) -> None:
+def test_page(page, tmp_path):
     """Its commands, then all its Python as one script, beside some small images, labels, points and a list."""
     grid = ImageGrid(VOLUME.affine, (16, 18, 14))
     for seed, name in enumerate(("fixed", "moving", "t2")):
@@ -95,7 +93,7 @@ def test_page(page: str, tmp_path: Path) -> None:
     assert [name for name in outputs if not (tmp_path / name).exists()] == []
 
 
-def test_page_for_newcomers(tmp_path: Path) -> None:
+def test_page_for_newcomers(tmp_path):
     """Two series of the example's heads, of which the second lies turned and shifted in its scanner."""
     pair = example_pair(3, spacing=5.0)
     turned = np.eye(4)
@@ -124,7 +122,7 @@ def test_page_for_newcomers(tmp_path: Path) -> None:
     assert berta > 0.9
 
 
-def test_page_of_cohorts(tmp_path: Path) -> None:
+def test_page_of_cohorts(tmp_path):
     rows = make_rows(tmp_path, 2)
     (tmp_path / "pairs.csv").write_text("fixed,moving\n" + "\n".join(f"{r['fixed']},{r['moving']}" for r in rows))
     lists = {"registration_val": [{side: row[side] for side in ("fixed", "moving")} for row in rows], "training": []}
@@ -133,13 +131,8 @@ def test_page_of_cohorts(tmp_path: Path) -> None:
     subject = tmp_path / "sub-01" / "anat"
     subject.mkdir(parents=True)
     shutil.copy(rows[1]["moving"], subject / "sub-01_T1w.nii.gz")
-
     for words in commands("docs/cohort.md"):
         run([*words, *QUICK])
-
-    found = {folder: [row["status"] for row in table(tmp_path / folder).values()] for folder in tables_of(tmp_path)}
+    folders = [path.parent for path in tmp_path.glob("*/metrics.csv")]
+    found = {folder.name: [row["status"] for row in table(folder).values()] for folder in folders}
     assert found == {"results": ["done"] * 2, "learn2reg": ["done"] * 2, "to_atlas": ["done"]}
-
-
-def tables_of(folder: Path) -> list[str]:
-    return [path.parent.name for path in folder.glob("*/metrics.csv")]

@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path
@@ -30,22 +28,16 @@ RUNS = {run.name: run for group in experiments().values() for run in group.value
 TINY = Run("tiny", Shapes((20, 24)), changes={"iterations": [3], "best_window": 1})
 
 
-# what is run
-
-
 @pytest.mark.parametrize("name", RUNS)
-def test_every_run_can_be_made(name: str) -> None:
+def test_every_run_can_be_made(name):
     inferer = PairInferer(RUNS[name].settings)
     assert inferer.settings.iterations == (300,)
     assert inferer.components.velocity.spatial_dims == RUNS[name].pairs.spatial_dims
 
 
-def test_no_experiment_is_run_twice() -> None:
+def test_presets_hold_differences_only_and_are_used():
     seen = [(repr(run.pairs), run.settings) for run in RUNS.values()]
-    assert not [a for i, a in enumerate(seen) if a in seen[:i]]
-
-
-def test_presets_hold_differences_only_and_are_used() -> None:
+    assert not [a for i, a in enumerate(seen) if a in seen[:i]]  # none is run twice
     used = set(COLUMNS.values()) - {None}
     assert used == {path.stem for path in (ROOT / "configs" / "paper_2d").glob("*.json")}
     published = Settings.preset("paper_lambda2.5", 2).to_dict()
@@ -54,18 +46,15 @@ def test_presets_hold_differences_only_and_are_used() -> None:
             assert published[setting] != value, f"{name}.json: {setting} is {value} anyway"
 
 
-def test_gaussian_of_the_paper_is_the_published_kernel() -> None:
+def test_gaussian_of_the_paper_is_the_published_kernel():
     kernel = torch.tensor(make_velocity(RUNS["cohort_a"].settings).smoothing.kernel())
     published = np.diff(norm.cdf(np.linspace(-0.1, 0.1, 15 + 1)))  # its window of 15, its nsig of 0.1
     np.testing.assert_allclose(kernel / kernel.sum(), published / published.sum(), rtol=1e-4)
     assert published.min() / published.max() == pytest.approx(0.9957, abs=1e-4)
 
 
-# what is registered
-
-
 @pytest.mark.parametrize("size", [(40, 48), (128, 144), (61, 40)])
-def test_a_c_is_a_disc_with_an_open_hole(size: tuple[int, int]) -> None:
+def test_a_c_is_a_disc_with_an_open_hole(size):
     disc, c = disc_and_c(size)
     middle = tuple(n // 2 for n in size)
     assert disc.shape == c.shape == size
@@ -77,7 +66,7 @@ def test_a_c_is_a_disc_with_an_open_hole(size: tuple[int, int]) -> None:
     np.testing.assert_array_equal(c, c[:, ::-1])
 
 
-def test_volumes_are_cropped_where_they_lie(tmp_path: Path) -> None:
+def test_volumes_are_cropped_where_they_lie(tmp_path):
     rng = np.random.default_rng(0)
     affine = np.array([[0.0, 2, 0, 5], [-1, 0, 0, 7], [0, 0, 3, 9], [0, 0, 0, 1]])
     for subject in (1, 2):
@@ -94,7 +83,7 @@ def test_volumes_are_cropped_where_they_lie(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["{:04d}", "OASIS_OAS1_{:04d}_MR1"])
-def test_data_are_found_in_both_layouts_and_what_is_missing_is_named(layout: str, tmp_path: Path) -> None:
+def test_data_are_found_in_both_layouts_and_what_is_missing_is_named(layout, tmp_path):
     with pytest.raises(FileNotFoundError, match="--data"):
         Slices(((1, 2),)).rows(None, tmp_path)
     for subject in (1, 2):
@@ -105,12 +94,7 @@ def test_data_are_found_in_both_layouts_and_what_is_missing_is_named(layout: str
         Slices(((1, 2),)).rows(tmp_path, tmp_path)
 
 
-# running
-
-
-def test_a_finished_run_is_not_repeated_unless_its_settings_changed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_run_is_not_repeated_unless_its_settings_changed(tmp_path, capsys):
     run = dataclasses.replace(TINY, keep_fields=True)
     run_all([run], None, tmp_path)
     first = read_result(tmp_path, run)
@@ -128,13 +112,13 @@ def test_a_finished_run_is_not_repeated_unless_its_settings_changed(
     assert [is_done(r, tmp_path) for r in (TINY, *changed)] == [True, False, False, False]
 
 
-def test_missing_data_are_found_before_anything_is_run(tmp_path: Path) -> None:
+def test_missing_data_are_found_before_anything_is_run(tmp_path):
     with pytest.raises(FileNotFoundError):
         run_all([TINY, RUNS["cohort_a"]], tmp_path, tmp_path / "results")
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_the_page_says_what_is_recorded(tmp_path: Path) -> None:
+def test_the_page_says_what_is_recorded(tmp_path):
     """`make reproduce QUICK=1`, which .ci/run calls, shows that the commands run."""
     recorded = ROOT / "docs" / "reproduction.md"
     for picture in recorded.parent.glob(f"{recorded.stem}_*.png"):
@@ -142,20 +126,6 @@ def test_the_page_says_what_is_recorded(tmp_path: Path) -> None:
     command = CliRunner().invoke(main, ["page", "--output", str(tmp_path / recorded.name)])
     assert command.exit_code == 0, command.output
     assert (tmp_path / recorded.name).read_text(encoding="utf-8") == recorded.read_text(encoding="utf-8")
-
-
-def test_a_page_without_results_says_so(tmp_path: Path) -> None:
-    write_page(tmp_path / "results", tmp_path / "page.md", quick=True)
-    assert (tmp_path / "page.md").read_text(encoding="utf-8").count("not run yet") > 20
-
-
-def test_an_unknown_group_is_named() -> None:
-    command = CliRunner().invoke(main, ["run", "cohrt", "--quick"])
-    assert command.exit_code == 2
-    assert "unknown group cohrt; known are figure, cohort" in command.output
-
-
-# tables
 
 
 def result(name: str, dice: list[float], **more: Any) -> dict[str, Any]:
@@ -169,7 +139,14 @@ def save(folder: Path, *results: dict[str, Any]) -> None:
         (folder / f"{found['run']}.json").write_text(json.dumps(found))
 
 
-def test_paired_difference_is_that_of_a_paired_t_test() -> None:
+def test_what_is_not_there_is_said(tmp_path):
+    write_page(tmp_path / "results", tmp_path / "page.md", quick=True)
+    assert (tmp_path / "page.md").read_text(encoding="utf-8").count("not run yet") > 20
+    command = CliRunner().invoke(main, ["run", "cohrt", "--quick"])
+    assert "unknown group cohrt; known are figure, cohort" in command.output
+
+
+def test_paired_difference_is_that_of_a_paired_t_test():
     a, b = [0.71, 0.74, 0.69, 0.80], [0.70, 0.75, 0.66, 0.77]
     difference, half = paired_difference(result("a", a), result("b", b))
     low, high = ttest_rel(a, b).confidence_interval()
@@ -179,7 +156,7 @@ def test_paired_difference_is_that_of_a_paired_t_test() -> None:
         paired_difference(result("a", a), result("b", b[:2]))
 
 
-def test_tables_have_a_row_a_run_and_say_what_is_not_run(tmp_path: Path) -> None:
+def test_tables_have_a_row_a_run_and_say_what_is_not_run(tmp_path):
     runs = {"(p) published": TINY} | {f"({n})": dataclasses.replace(TINY, name=n) for n in "ab"}
     more = {"dice_27": 0.8, "dice_28_with_background": 0.81}
     save(tmp_path, result("tiny", [0.5, 0.7], **more), result("a", [0.6, 0.9], **more))
@@ -194,7 +171,7 @@ def test_tables_have_a_row_a_run_and_say_what_is_not_run(tmp_path: Path) -> None
     assert "| 0.8100 | 0.8000 | 0.1000 | 2.0 | 3.00 | 4.0 | 50 |" in table
 
 
-def test_reproduction_counts_28_structures_with_the_background() -> None:
+def test_reproduction_counts_28_structures_with_the_background():
     truth = torch.arange(36).repeat(4, 1)
     label = truth.clone()
     label[0, 35] = 0  # a structure that is not counted, so only the background suffers
@@ -205,11 +182,8 @@ def test_reproduction_counts_28_structures_with_the_background() -> None:
     assert _reproduction_dice({1: 1.0}, label, truth) == {}
 
 
-# what is recorded
-
-
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "results").glob("*.json")), ids=lambda path: path.stem)
-def test_recorded_results_belong_to_a_run(path: Path) -> None:
+def test_recorded_results_belong_to_a_run(path):
     recorded = json.loads(path.read_text(encoding="utf-8"))
     run = RUNS[path.stem]
     assert recorded["run"] == path.stem
@@ -220,7 +194,7 @@ def test_recorded_results_belong_to_a_run(path: Path) -> None:
     assert all(np.isfinite(v) for pair in recorded["pairs"] for v in pair.values() if not isinstance(v, str))
 
 
-def test_results_of_before_there_were_settings_are_done_unless_these_changed() -> None:
+def test_results_of_before_there_were_settings_are_done_unless_these_changed():
     results, run = ROOT / "experiments" / "results", RUNS["cohort_a"]
     changed = [dataclasses.replace(run, changes={**run.changes, **c}) for c in ({"num_steps": 2}, {"kernel_size": 74})]
     assert [is_done(r, results) for r in (run, *changed)] == [True, False, False]

@@ -1,14 +1,12 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from synthetic import smooth_ddf
+from synthetic import noise, smooth_ddf
 from torch import Tensor
 
 from monai_nodeo.geometry import folding
@@ -18,9 +16,7 @@ from monai_nodeo.geometry.folding import (
     folded_cells,
     folds_by_difference,
     simplex_volumes,
-    smallest_volumes,
 )
-from monai_nodeo.geometry.jacobian import jacobian_determinant
 
 SHAPES = [(9, 13), (7, 9, 11)]
 every_shape = pytest.mark.parametrize("shape", SHAPES)
@@ -42,14 +38,6 @@ def one_sided_determinants(ddf: np.ndarray) -> dict[tuple[int, ...], np.ndarray]
             columns.append(np.moveaxis(difference[(slice(None), *place)], 0, -1))
         found[corner] = np.linalg.det(np.stack(columns, -1) + np.eye(dims))
     return found
-
-
-def central_determinant(ddf: np.ndarray) -> np.ndarray:
-    """By numpy, of the inner voxels."""
-    dims = len(ddf)
-    inner = (slice(1, -1),) * dims
-    columns = [np.gradient(ddf, axis=1 + axis)[(slice(None), *inner)] for axis in range(dims)]
-    return np.linalg.det(np.moveaxis(np.stack(columns), (0, 1), (-1, -2)) + np.eye(dims))
 
 
 def tetrahedra(ddf: np.ndarray) -> list[np.ndarray]:
@@ -77,16 +65,9 @@ def corners_of(ddf: Tensor) -> dict[tuple[int, ...], list[Tensor]]:
     }
 
 
-def noise(shape: tuple[int, ...], size: float = 0.4, batch: int = 1) -> Tensor:
-    return size * torch.randn(batch, len(shape), *shape, dtype=torch.float64)
-
-
-# Volumes
-
-
 @every_shape
 def test_volumes_are_the_one_sided_determinants_and_those_of_the_central_tetrahedra(shape):
-    ddf = noise(shape)
+    ddf = noise(shape, 0.4)
     volumes = [v[0].numpy() for v in simplex_volumes(corners_of(ddf))]
     expected = [
         *one_sided_determinants(ddf[0].numpy()).values(),
@@ -98,29 +79,9 @@ def test_volumes_are_the_one_sided_determinants_and_those_of_the_central_tetrahe
 
 
 @every_shape
-def test_the_first_volume_is_the_determinant_of_the_package(shape):
-    ddf = noise(shape, batch=2)
-    first, *_ = simplex_volumes(corners_of(ddf))
-    torch.testing.assert_close(first, jacobian_determinant(ddf))
-
-
-@pytest.mark.parametrize("shape", [*SHAPES, (6, 7, 8)])
-def test_a_central_determinant_is_the_mean_of_the_simplices_around_the_voxel(shape):
-    """So that it is positive where no simplex folds."""
-    field = noise(shape)[0].numpy()
-    around = []
-    for corner, volumes in one_sided_determinants(field).items():  # the voxel is at this corner of its cell
-        around.append(volumes[tuple(slice(1 - c, n - 1 - c) for c, n in zip(corner, field.shape[1:], strict=True))])
-    np.testing.assert_allclose(np.mean(around, 0), central_determinant(field), atol=1e-12)
-
-
-# folded_cells
-
-
-@every_shape
 @pytest.mark.parametrize("smallest", [0.0, 0.3])
 def test_a_cell_is_folded_when_one_of_its_volumes_is_not_larger(shape, smallest):
-    ddf = noise(shape, batch=2)
+    ddf = noise(shape, 0.4, batch=2)
     for field, folded in zip(ddf.numpy(), folded_cells(ddf, smallest).numpy(), strict=True):
         volumes = [*one_sided_determinants(field).values(), *(tetrahedra(field) if len(shape) == 3 else [])]
         expected = np.min(volumes, 0) <= smallest
@@ -145,18 +106,6 @@ def test_what_is_no_field_with_cells_is_refused(shape):
         folded_cells(torch.zeros(shape))
 
 
-# A few places of a grid
-
-
-@every_shape
-def test_a_place_is_the_index_of_its_voxel(shape):
-    grid = Places(shape)
-    places = torch.arange(np.prod(shape))
-    voxels = torch.from_numpy(np.indices(shape).reshape(len(shape), -1).T.copy())
-    assert torch.equal(grid.voxels(places), voxels)
-    assert torch.equal(grid.at(voxels), places)
-
-
 @every_shape
 @pytest.mark.parametrize(("first", "end", "last"), [(0, 0, 1), (-1, 0, 2), (-2, 3, 1)])
 @pytest.mark.parametrize("many", [4, 2**16])
@@ -176,18 +125,8 @@ def test_places_spread_over_boxes_around_them(shape, first, end, last, many, mon
 
 
 @every_shape
-def test_smallest_volumes_of_some_cells_are_those_of_all(shape, monkeypatch):
-    monkeypatch.setattr(folding, "_AT_A_TIME", 7)
-    field = noise(shape)[0]
-    volumes = [*one_sided_determinants(field.numpy()).values(), *(tetrahedra(field.numpy()) if len(shape) == 3 else [])]
-    cells = torch.from_numpy(np.argwhere(np.random.default_rng(0).random(volumes[0].shape) < 0.3))
-    found = smallest_volumes(field.flatten(1), Places(shape), Places(shape).at(cells))
-    np.testing.assert_allclose(found, np.min(volumes, 0)[tuple(cells.numpy().T)], atol=1e-12)
-
-
-@every_shape
 def test_an_average_at_some_voxels_is_weighted_by_axis_and_leaves_the_others(shape):
-    field, grid, weights = noise(shape)[0], Places(shape), [1.0, 0.25, 0.5][: len(shape)]
+    field, grid, weights = noise(shape, 0.4)[0], Places(shape), [1.0, 0.25, 0.5][: len(shape)]
     voxels = torch.randperm(int(np.prod(shape)))[:20]
     padded = np.pad(field.numpy(), [(0, 0), *[(1, 1)] * len(shape)], mode="edge")
     kernel = np.zeros((3,) * len(shape))

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The same on CUDA as on a CPU, without waiting for the device. All of it is skipped without a CUDA device."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import io
 import logging
 import signal
@@ -48,16 +46,8 @@ def run(handler: Any, outputs: Sequence[dict[str, Tensor]], pause: float = 0) ->
     return engine
 
 
-# BestFit
-
-
 def best_of(handler: BestFit, terms: dict[str, Any], iterations: int | None = None) -> Tensor:
-    """What is left of the weights (B, 2), which hold the number of the iteration, from 1.
-
-    Args:
-        terms: name -> its value at each iteration, (iterations, B).
-        iterations: after which the run is stopped.
-    """
+    """What is left of the weights (B, 2), which hold the number of the iteration, for terms (iterations, B)."""
     values = {name: torch.as_tensor(x) for name, x in terms.items()}
     count, size = next(iter(values.values())).shape
     device = next(iter(values.values())).device
@@ -97,20 +87,11 @@ def test_best_fit_of_equal_losses_is_the_first_and_no_number_is_never_the_best(l
     assert (best_of(BestFit(), {"loss": torch.tensor(losses)[:, None]}) == best).all()
 
 
-def test_best_fit_by_a_score_of_ones_own():
+def test_best_fit_by_a_score_of_ones_own_and_before_its_window():
+    assert (best_of(BestFit(window=2), {"loss": LOSSES}, iterations=3) == 3).all()
     terms = {"similarity": [[0.1], [0.5], [0.2], [0.3]], "folding": [[9.0], [0.1], [0.2], [1.0]]}
     assert (best_of(BestFit(score=lambda terms: terms["similarity"] * terms["folding"]), terms) == 3).all()
 
-
-def test_best_fit_before_its_window_leaves_the_last():
-    assert (best_of(BestFit(window=2), {"loss": LOSSES}, iterations=3) == 3).all()
-
-
-def test_best_fit_never_waits_for_the_device():
-    assert best_of(BestFit(), {"loss": LOSSES.to("meta")}).device.type == "meta"
-
-
-# EarlyStop
 
 FALL = [10.0, 9.0, 8.0, 7.0]
 
@@ -147,11 +128,6 @@ def test_early_stop_does_not_mind_the_unit_of_the_loss():
     assert 20 < stops.pop() < 100
 
 
-def test_early_stop_needs_a_window():
-    with pytest.raises(ValueError, match="at least 2 iterations, got 1"):
-        EarlyStop(window=1)
-
-
 def test_early_stop_ends_a_converged_run_and_the_next_pair_gets_its_own():
     shape = (25, 21)
     same = smooth_image(shape)
@@ -166,7 +142,11 @@ def test_early_stop_ends_a_converged_run_and_the_next_pair_gets_its_own():
     assert inferer.register(pairs[1:2])[0].iterations == other.iterations
 
 
-# ProgressBar
+def test_options_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="at least 2 iterations, got 1"):
+        EarlyStop(window=1)
+    with pytest.raises(ValueError, match="'keep', expected 'drop' or 'save'"):
+        OnInterrupt("keep")
 
 
 class _Terminal(io.StringIO):
@@ -265,9 +245,6 @@ def test_a_notebook_shows_a_bar_although_it_is_no_terminal(kind, monkeypatch, ca
     assert ("level 2/3: " in capsys.readouterr().err) == (kind == "IPKernelApp")
 
 
-# TensorBoardCurves
-
-
 def test_tensorboard_gets_the_figures_of_each_run(tmp_path):
     loading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     outputs = [{"loss": torch.tensor(float(x)), **FIELD} for x in range(6)]
@@ -284,9 +261,6 @@ def test_tensorboard_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(handlers, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match="pip install tensorboard"):
         TensorBoardCurves(tmp_path)
-
-
-# OnInterrupt
 
 
 def interrupted_run(handler: OnInterrupt, presses: Sequence[int], iterations: int = 6) -> Engine:
@@ -371,8 +345,3 @@ def test_a_registration_knows_the_level_that_ctrl_c_ended(shape, level):
     assert found.interrupted == level
     assert found.ddf.shape[1:] == shape
     assert found.ddf.abs().max() > 0
-
-
-def test_an_unknown_action_is_refused():
-    with pytest.raises(ValueError, match="'keep', expected 'drop' or 'save'"):
-        OnInterrupt("keep")

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inputs that break tools: each gives the right value, or an error of one line that fits."""
 
-from __future__ import annotations
-
 import json
 import tarfile
 import time
@@ -23,15 +21,12 @@ from scans import refuse
 
 from monai_nodeo import Settings, register
 from monai_nodeo.cli import main
-from monai_nodeo.data.image import as_image
-from monai_nodeo.data.intensity import to_unit_range
 from monai_nodeo.data.lists import load_datalist
 from monai_nodeo.expressions import check_safe_files
 from monai_nodeo.files import ImageGrid, Transform, open_stored, read_transform, write_transform
 from monai_nodeo.registration.presets import preset_files
 from monai_nodeo.workflow import NodeoWorkflow
 
-AFFINE = make_affine((0.3, -0.2, 0.4), (1.2, 0.9, 2.5))
 OTHER = make_affine((0.25, -0.2, 0.4), (1.2, 0.9, 2.5))
 SHAPE = (9, 11, 13)
 EVIL = '$__import__("pathlib").Path("pwned").touch()'
@@ -63,11 +58,8 @@ def applied(image: Path | str, reference: Path | str, transform: Path | str, fol
     return np.asanyarray(nib.load(folder / "out.nii.gz").dataobj)
 
 
-# Fields of other tools
-
-
 @pytest.mark.parametrize("name", ["ants_Warp", "nreg_def", "nreg_disp", "y_spm", "fsl_warp", "fsl_coef"])
-def test_fields_of_other_tools_are_what_they_mean_or_refused(inputs: Path, name: str, tmp_path: Path) -> None:
+def test_fields_of_other_tools_are_what_they_mean_or_refused(inputs, name, tmp_path):
     folder = inputs / "foreign_fields"
     image, field = folder / "mov.nii.gz", folder / f"{name}.nii.gz"
     if name.startswith("fsl"):
@@ -86,7 +78,7 @@ def save_field(path: Path, values: np.ndarray, intent: int, name: str = "", kind
 
 
 @pytest.mark.parametrize(("name", "kind"), [("Mapping", 0), ("NREG_TRANS", 0), ("NREG_TRANS", 1)])
-def test_places_and_displacements_in_ras(name: str, kind: int, tmp_path: Path) -> None:
+def test_places_and_displacements_in_ras(name, kind, tmp_path):
     index = np.indices(VOLUME.shape).reshape(3, -1).T
     there = world(VOLUME, index) + 3 * np.stack([smooth_noise(VOLUME.shape, seed).ravel() for seed in range(3)], 1)
     values = there - world(VOLUME, index) if kind else there
@@ -101,19 +93,15 @@ def test_places_and_displacements_in_ras(name: str, kind: int, tmp_path: Path) -
     [
         ((4, 5, 6, 3), 2008, "", 0, "a transform of FSL (intent code 2008)"),
         ((4, 5, 6, 1, 3), 1007, "NREG_TRANS", 5, "a transform of NiftyReg (kind 5"),
-        ((4, 5, 6, 3), 1007, "", 0, "its shape is (4, 5, 6, 3)"),
         ((4, 5, 6, 3), 1007, "Mapping", 0, "a field of shape (4, 5, 6, 3)"),
-        ((4, 5, 6, 1, 3), 1006, "", 0, "its intent code is 1006"),
     ],
 )
-def test_other_fields_are_refused(
-    shape: tuple[int, ...], intent: int, name: str, kind: int, told: str, tmp_path: Path
-) -> None:
+def test_other_fields_are_refused(shape, intent, name, kind, told, tmp_path):
     save_field(tmp_path / "t.nii", np.zeros(shape), intent, name, kind)
     assert told in error("info", tmp_path / "t.nii")
 
 
-def test_afni_is_named_and_a_field_that_says_nothing_is_a_guess(tmp_path: Path, caplog) -> None:
+def test_afni_is_named_and_a_field_that_says_nothing_is_a_guess(tmp_path, caplog):
     image = nib.Nifti1Image(np.zeros((4, 5, 6, 1, 3), np.float32), OBLIQUE)
     image.header.set_intent("vector")
     image.header.extensions.append(nib.nifti1.Nifti1Extension("afni", b"<AFNI_attributes/>"))
@@ -124,9 +112,6 @@ def test_afni_is_named_and_a_field_that_says_nothing_is_a_guess(tmp_path: Path, 
         caplog.clear()
         run("info", tmp_path / name)
         assert (f"{tmp_path / name}: nothing says" in caplog.text) == warned
-
-
-# Two places in one header
 
 
 def check_as_itk(image: Path, reference: Path, folder: Path) -> None:
@@ -146,7 +131,7 @@ def check_as_itk(image: Path, reference: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["b2_s2_q1", "b2_s0_q0", "b5_shear_q", "slice_q0_f"])
-def test_the_place_is_the_one_that_itk_sees(inputs: Path, name: str, tmp_path: Path, caplog) -> None:
+def test_the_place_is_the_one_that_itk_sees(inputs, name, tmp_path, caplog):
     file = inputs / "two_spaces" / f"{name}.nii.gz"
     check_as_itk(file, file, tmp_path)
     assert str(file) in caplog.text
@@ -155,17 +140,17 @@ def test_the_place_is_the_one_that_itk_sees(inputs: Path, name: str, tmp_path: P
 @pytest.mark.parametrize(
     ("sform", "qform", "warned"),
     [
-        ((AFFINE, 1), (AFFINE, 1), ""),
-        ((AFFINE, 4), (AFFINE, 0), ""),
-        ((AFFINE, 0), (AFFINE, 1), ""),
-        ((AFFINE, 2), (OTHER, 1), "its sform (code 2) and qform (code 1) differ; the qform is used"),
-        ((AFFINE, 1), (OTHER, 2), ""),
-        ((AFFINE, 0), (OTHER, 0), "the header holds no place"),
-        ((AFFINE @ (np.eye(4) + 0.3 * np.eye(4, k=1) * [0, 1, 0, 0]), 2), (AFFINE, 1), "the qform is used"),
+        ((OBLIQUE, 1), (OBLIQUE, 1), ""),
+        ((OBLIQUE, 4), (OBLIQUE, 0), ""),
+        ((OBLIQUE, 0), (OBLIQUE, 1), ""),
+        ((OBLIQUE, 2), (OTHER, 1), "its sform (code 2) and qform (code 1) differ; the qform is used"),
+        ((OBLIQUE, 1), (OTHER, 2), ""),
+        ((OBLIQUE, 0), (OTHER, 0), "the header holds no place"),
+        ((OBLIQUE @ (np.eye(4) + 0.3 * np.eye(4, k=1) * [0, 1, 0, 0]), 2), (OBLIQUE, 1), "the qform is used"),
     ],
 )
 @pytest.mark.parametrize("shape", [SHAPE, (9, 11, 1)])
-def test_one_rule_for_two_forms(sform, qform, warned: str, shape: tuple[int, ...], tmp_path: Path, caplog) -> None:
+def test_one_rule_for_two_forms(sform, qform, warned, shape, tmp_path, caplog):
     image = nib.Nifti1Image(100 * smooth_noise(shape, 1).astype(np.float32), None)
     image.set_sform(*sform)
     image.set_qform(*qform)
@@ -178,7 +163,7 @@ def test_one_rule_for_two_forms(sform, qform, warned: str, shape: tuple[int, ...
     assert bool(warned) == bool(caplog.text)
 
 
-def test_a_quaternion_longer_than_one(inputs: Path, tmp_path: Path) -> None:
+def test_a_quaternion_longer_than_one(inputs, tmp_path):
     folder = inputs / "quaternion"
     found = applied(folder / "bad_quaternion.nii.gz", folder / "ref.nii.gz", folder / "id.tfm", tmp_path)
     image, reference = (sitk.ReadImage(str(folder / f"{name}.nii.gz")) for name in ("bad_quaternion", "ref"))
@@ -187,24 +172,8 @@ def test_a_quaternion_longer_than_one(inputs: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(found[inside], expected[inside], atol=1e-3)
 
 
-# DICOM
-
-
-def test_frames_come_in_the_order_of_their_places(inputs: Path, tmp_path: Path) -> None:
-    import gzip
-
-    stored = []
-    for name in ("in", "out_of"):
-        packed = inputs / "multiframe" / f"frames_{name}_order.dcm.gz"
-        (tmp_path / f"{name}.dcm").write_bytes(gzip.decompress(packed.read_bytes()))
-        stored.append(open_stored(tmp_path / f"{name}.dcm"))
-    np.testing.assert_array_equal(stored[0].load(), stored[1].load())
-    np.testing.assert_allclose(stored[1].affine, stored[0].affine, atol=1e-6)
-    assert np.linalg.norm(stored[1].affine[:3, :3], axis=0) == pytest.approx([2, 2, 3])
-
-
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [3, 0, 4, 1, 2]])
-def test_frames_of_any_order(order: list[int], tmp_path: Path) -> None:
+def test_frames_of_any_order(order, tmp_path):
     values = np.random.default_rng(0).integers(0, 999, (6, 7, 5)).astype(np.int16)
     affine = make_affine((0.3, -0.2, 0.4), (1.25, 0.75, 2.5))
     write_frames(tmp_path / "f.dcm", values, affine, order)
@@ -217,8 +186,8 @@ def test_frames_of_any_order(order: list[int], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 4, 5], [0, 1, 1, 2, 3], [0, 1, 2, 0, 1], [1, 1, 1, 1, 1]])
-def test_frames_that_are_no_volume_are_refused(order: list[int], tmp_path: Path) -> None:
-    write_frames(tmp_path / "f.dcm", np.zeros((6, 7, 6), np.int16), AFFINE, order)
+def test_frames_that_are_no_volume_are_refused(order, tmp_path):
+    write_frames(tmp_path / "f.dcm", np.zeros((6, 7, 6), np.int16), OBLIQUE, order)
     assert f"{tmp_path / 'f.dcm'}: its 5 frames are no regular grid" in refuse(tmp_path / "f.dcm", tmp_path / "f.dcm")
 
 
@@ -231,20 +200,17 @@ QUICK = ("--no-report", "--quiet", "--device", "cpu", "--init", "none")
 QUICK += ("--set", "iterations=[1]", "--set", "shrink_factors=[2]", "--set", "dense_iterations=0")
 
 
-def test_a_series_by_its_number(inputs: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_series_by_its_number(inputs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     unpack(inputs / "series_number" / "two.tar.gz", tmp_path)
     run("register", "-f", "two#3", "-m", "two#5", "-o", "out", *QUICK)
     assert nib.load("out/warped.nii.gz").shape == ImageGrid.from_file("two#3").shape
 
 
-# Paths
-
-
 @pytest.mark.parametrize("name", ["x#1", "sub-01@#site", "$scan", "%scan", EVIL.replace("/", "")])
-def test_a_path_is_a_path(name: str, tmp_path: Path, monkeypatch) -> None:
+def test_a_path_is_a_path(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    image = nib.Nifti1Image(100 * smooth_noise((12, 13, 14), 1).astype(np.float32), AFFINE)
+    image = nib.Nifti1Image(100 * smooth_noise((12, 13, 14), 1).astype(np.float32), OBLIQUE)
     nib.save(image, f"{name}.nii.gz")
     run("register", "-f", f"{name}.nii.gz", "-m", f"{name}.nii.gz", "-o", f"{name} out", *QUICK)
     assert {path.name for path in tmp_path.iterdir()} == {f"{name}.nii.gz", f"{name} out"}
@@ -256,7 +222,7 @@ def test_a_path_is_a_path(name: str, tmp_path: Path, monkeypatch) -> None:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    image = nib.Nifti1Image(100 * smooth_noise((12, 13, 14), 1).astype(np.float32), AFFINE)
+    image = nib.Nifti1Image(100 * smooth_noise((12, 13, 14), 1).astype(np.float32), OBLIQUE)
     image.header["descrip"], image.header["aux_file"], image.header["intent_name"] = EVIL, EVIL[:23], EVIL[:15]
     nib.save(image, "i.nii.gz")
     Path("evil.tfm").write_text(
@@ -300,20 +266,20 @@ REGISTER = ("register", "-f", "i.nii.gz", *QUICK)
     ],
     ids=lambda words: " ".join(words[:1] + words[-4:])[:50],
 )
-def test_nothing_is_evaluated(words: tuple[str, ...], place: Path) -> None:
+def test_nothing_is_evaluated(words, place):
     result = CliRunner().invoke(main, words)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert not (place / "pwned").exists()
 
 
-def test_a_refused_cohort_leaves_no_folder(place: Path) -> None:
+def test_a_refused_cohort_leaves_no_folder(place):
     Path("one.csv").write_text("fixed,moving\ni.nii.gz,i.nii.gz\n")
     assert "solver is 'x', expected one of" in error("cohort", "one.csv", "-o", "new/out", "--set", "solver=x")
     assert not (place / "new").exists()
 
 
 @pytest.mark.parametrize("id", ["device", "settings#seed", "handlers", "fixed", "evaluator#amp"])
-def test_no_override_of_the_bundle_is_evaluated(id: str, place: Path) -> None:
+def test_no_override_of_the_bundle_is_evaluated(id, place):
     value = [EVIL] if id == "handlers" else EVIL
     if id == "fixed":
         workflow = NodeoWorkflow(logging_file=False, spatial_dims=3)
@@ -337,7 +303,7 @@ def test_no_override_of_the_bundle_is_evaluated(id: str, place: Path) -> None:
         ({"device": "%other.json::device"}, "device"),
     ],
 )
-def test_a_safe_config_holds_values_only(config: dict, found: str, place: Path) -> None:
+def test_a_safe_config_holds_values_only(config, found, place):
     Path("c.json").write_text(json.dumps(config))
     files = [*map(str, preset_files(3)), "c.json"]
     if found:
@@ -349,13 +315,10 @@ def test_a_safe_config_holds_values_only(config: dict, found: str, place: Path) 
     assert not (place / "pwned").exists()
 
 
-# Types and values
-
-
 @pytest.mark.parametrize("transform", ["e.tfm", "id.tfm"])
 @pytest.mark.parametrize("interpolation", ["label", "nearest"])
 @pytest.mark.parametrize("name", ["huge_i64", "huge_f64", "seg_u64", "seg_i64", "allen_u32"])
-def test_ids_of_64_bits(inputs: Path, name: str, interpolation: str, transform: str, tmp_path: Path) -> None:
+def test_ids_of_64_bits(inputs, name, interpolation, transform, tmp_path):
     folder = inputs / "labels_64bit"
     ids = np.asanyarray(nib.load(folder / f"{name}.nii.gz").dataobj)
     found = applied(folder / f"{name}.nii.gz", folder / "i16.nii.gz", folder / transform, tmp_path, "-n", interpolation)
@@ -365,18 +328,18 @@ def test_ids_of_64_bits(inputs: Path, name: str, interpolation: str, transform: 
         np.testing.assert_array_equal(found, ids)
 
 
-@pytest.mark.parametrize("dtype", ["u1", "i2", "u4", "i8", "u8", "f4", "f8"])
+@pytest.mark.parametrize("dtype", ["u1", ">i2", "u2", "u4", "i8", "u8", "f4", "f8"])
 @pytest.mark.parametrize("interpolation", ["linear", "nearest", "label"])
-def test_the_type_stays(dtype: str, interpolation: str, identity: Path, tmp_path: Path) -> None:
+def test_the_type_stays(dtype, interpolation, identity, tmp_path):
     kind = np.dtype(dtype)
     largest = min(np.iinfo(kind).max, 2**53 if interpolation == "linear" else 2**64) if kind.kind != "f" else 2**24
     values = np.zeros(SHAPE, kind)
     values[3:5, 4:7, 5:9], values[6, 7, 8] = largest, 1
     if kind.kind == "f" and interpolation == "nearest":
         values[0, 0, 0] = np.nan
-    nib.save(nib.Nifti1Image(values, AFFINE, dtype=kind), tmp_path / "i.nii")
+    nib.save(nib.Nifti1Image(values, OBLIQUE, dtype=kind), tmp_path / "i.nii")
     found = applied(tmp_path / "i.nii", tmp_path / "i.nii", identity, tmp_path, "-n", interpolation)
-    assert found.dtype == kind
+    assert found.dtype == kind.newbyteorder("=")
     tolerance = 1e-6 * float(largest) if interpolation == "linear" and kind.itemsize > 2 else 0
     np.testing.assert_allclose(found, values, rtol=0, atol=tolerance)
 
@@ -386,7 +349,7 @@ def test_the_type_stays(dtype: str, interpolation: str, identity: Path, tmp_path
     [("u1", 300, False), ("u1", -1, False), ("u1", 1.5, False), ("u1", "nan", False), ("u1", 255, True)]
     + [("i8", -5, True), ("f4", "nan", True), ("f4", 1e39, False), ("f8", 1e39, True), ("u8", 1e20, False)],
 )
-def test_the_value_outside(dtype: str, outside: float, held: bool, identity: Path, tmp_path: Path) -> None:
+def test_the_value_outside(dtype, outside, held, identity, tmp_path):
     nib.save(nib.Nifti1Image(np.ones(SHAPE, dtype), np.eye(4), dtype=np.dtype(dtype)), tmp_path / "i.nii")
     nib.save(nib.Nifti1Image(np.ones((19, 11, 13), np.uint8), np.eye(4)), tmp_path / "r.nii")
     words = (tmp_path / "i.nii", tmp_path / "r.nii", identity)
@@ -400,8 +363,8 @@ def test_the_value_outside(dtype: str, outside: float, held: bool, identity: Pat
         assert f"{words[0]}: the value outside is" in told
 
 
-def test_large_numbers_are_not_interpolated(identity: Path, tmp_path: Path) -> None:
-    nib.save(nib.Nifti1Image(np.full(SHAPE, 2**60), AFFINE, dtype=np.int64), tmp_path / "i.nii")
+def test_large_numbers_are_not_interpolated(identity, tmp_path):
+    nib.save(nib.Nifti1Image(np.full(SHAPE, 2**60), OBLIQUE, dtype=np.int64), tmp_path / "i.nii")
     told = error("apply", "-i", tmp_path / "i.nii", "-r", tmp_path / "i.nii", "-t", identity, "-o", tmp_path / "o.nii")
     assert f"{tmp_path / 'i.nii'}: values of int64 up to 1152921504606846976 cannot be interpolated exactly" in told
 
@@ -414,43 +377,25 @@ def test_large_numbers_are_not_interpolated(identity: Path, tmp_path: Path) -> N
         (np.int16(3), 0.5, "labels that were resampled linearly or whose header scales them"),
     ],
 )
-def test_label_maps_that_cannot_be_used(ids: np.generic, slope: float, told: str, tmp_path: Path) -> None:
-    nib.save(nib.Nifti1Image(smooth_noise(SHAPE, 1).astype(np.float32), AFFINE), image := tmp_path / "i.nii")
+def test_label_maps_that_cannot_be_used(ids, slope, told, tmp_path):
+    nib.save(nib.Nifti1Image(smooth_noise(SHAPE, 1).astype(np.float32), OBLIQUE), image := tmp_path / "i.nii")
     labels = np.zeros(SHAPE, ids.dtype)
     labels[2:5] = ids
-    stored = nib.Nifti1Image(labels, AFFINE, dtype=ids.dtype)
+    stored = nib.Nifti1Image(labels, OBLIQUE, dtype=ids.dtype)
     stored.header.set_slope_inter(slope, 0)
     nib.save(stored, label := tmp_path / "l.nii")
     assert told in refuse(image, image, fixed_label=label, moving_label=label)
 
 
 @pytest.mark.parametrize(("mode", "told"), [("LA", "such as grey with transparency"), ("RGBA", "4 channels")])
-def test_pictures_with_more_than_grey(mode: str, told: str, tmp_path: Path) -> None:
+def test_pictures_with_more_than_grey(mode, told, tmp_path):
     Image.new(mode, (32, 40)).save(tmp_path / "p.png")
     line = refuse(tmp_path / "p.png", tmp_path / "p.png")
     assert told in line
     assert "damaged" not in line
 
 
-# Scales
-
-
-@pytest.mark.parametrize(("one", "other"), [((0, 1), (0, 30000)), ((-1024, 3000), (0, 1))])
-def test_sparse_images_have_one_scale(one: tuple[int, int], other: tuple[int, int]) -> None:
-    shape = torch.zeros(1, 20, 20, 20)
-    shape[0, 3:5, 4:6, 5:7] = 1
-    first, second = (to_unit_range(as_image(low + (high - low) * shape)) for low, high in (one, other))
-    assert torch.equal(first.as_tensor(), second.as_tensor())
-    assert (first.min(), first.max()) == (0, 1)
-
-
-def test_sparse_files_have_one_scale(inputs: Path) -> None:
-    for side in "fm":
-        small, big = (to_unit_range(as_image(inputs / "sparse" / f"sparse_{k}_{side}.nii.gz")) for k in ("bin", "big"))
-        assert torch.equal(small.as_tensor(), big.as_tensor())
-
-
-def test_the_pull_of_landmarks_has_no_unit(tmp_path: Path) -> None:
+def test_the_pull_of_landmarks_has_no_unit(tmp_path):
     """The same voxels, in millimetres and in micrometres."""
     settings = Settings.preset("fast", 3, iterations=[4, 4], shrink_factors=[2, 1], initial_transform=None)
     fields = []
@@ -470,7 +415,7 @@ def test_the_pull_of_landmarks_has_no_unit(tmp_path: Path) -> None:
     torch.testing.assert_close(fields[0], fields[1], atol=1e-3, rtol=0)
 
 
-def test_the_same_bytes_from_the_same_transform(tmp_path: Path) -> None:
+def test_the_same_bytes_from_the_same_transform(tmp_path):
     transform = Transform.of_registration(make_ddf(VOLUME), VOLUME, make_affine((0.1, 0, 0), (1, 1, 1.1)))
     for name in ("t.h5", "t.nii.gz"):
         (tmp_path / "1").mkdir(exist_ok=True)
@@ -499,7 +444,7 @@ def test_the_same_bytes_from_the_same_transform(tmp_path: Path) -> None:
         ("t\n.h5", "", "no transform of ITK"),
     ],
 )
-def test_transform_files_that_end_itk_or_are_read_half(name: str, text: str, told: str, tmp_path: Path) -> None:
+def test_transform_files_that_end_itk_or_are_read_half(name, text, told, tmp_path):
     (tmp_path / name).write_text(f"#Insight Transform File V1.0\n{text}" if name[-2:] != "h5" else text)
     line = error("info", tmp_path / name)
     assert told in line
@@ -508,10 +453,16 @@ def test_transform_files_that_end_itk_or_are_read_half(name: str, text: str, tol
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("xyzt_units", 4), ("dim", [4, 9, 11, 13, 0, 1, 1, 1]), ("srow_x", [np.nan] * 4), ("datatype", 4096)],
+    [
+        ("xyzt_units", 4),
+        ("dim", [4, 9, 11, 13, 0, 1, 1, 1]),
+        ("srow_x", [np.nan] * 4),
+        ("srow_z", [0] * 4),
+        ("datatype", 4096),
+    ],
 )
-def test_headers_that_say_what_cannot_be(field: str, value: object, identity: Path, tmp_path: Path) -> None:
-    image = nib.Nifti1Image(np.ones(SHAPE, np.uint8), AFFINE)
+def test_headers_that_say_what_cannot_be(field, value, identity, tmp_path):
+    image = nib.Nifti1Image(np.ones(SHAPE, np.uint8), OBLIQUE)
     data = bytearray(image.to_bytes())
     header = image.header.copy()
     header["magic"], header["vox_offset"], header[field] = b"n+1", 352, value
@@ -521,8 +472,8 @@ def test_headers_that_say_what_cannot_be(field: str, value: object, identity: Pa
     assert f"{tmp_path / 'i.nii'}: " in told
 
 
-def test_a_step_of_time_that_is_none(identity: Path, tmp_path: Path) -> None:
-    image = nib.Nifti1Image(np.ones((*SHAPE, 2), np.uint8), AFFINE)
+def test_a_step_of_time_that_is_none(identity, tmp_path):
+    image = nib.Nifti1Image(np.ones((*SHAPE, 2), np.uint8), OBLIQUE)
     image.header["pixdim"][4], image.header["xyzt_units"] = -2, 2 + 56
     nib.save(image, tmp_path / "i.nii")
     assert applied(tmp_path / "i.nii", tmp_path / "i.nii", identity, tmp_path).shape == (*SHAPE, 2)
@@ -534,13 +485,14 @@ def test_a_step_of_time_that_is_none(identity: Path, tmp_path: Path) -> None:
         (("--device", "cuda:97"), "device 'cuda:97' cannot be used here"),
         (("--device", "gpu"), "'gpu' is no device"),
         (("--set", "name=x"), "unknown setting 'name'"),
+        (("--set", "self=1"), "unknown setting 'self'"),
         (("--set", "spatial_dims=2"), "is a volume, but spatial_dims=2"),
         (("--set", f"seed={10**30}"), "expected a number of at most 64 bits"),
         (("--fixed-label", "~nobody-here"), "~nobody-here: there is no such file"),
     ],
 )
-def test_command_lines_that_ask_for_what_is_not(words: tuple[str, ...], told: str, tmp_path: Path) -> None:
-    nib.save(nib.Nifti1Image(smooth_noise((12, 13, 14), 1).astype(np.float32), AFFINE), tmp_path / "i.nii")
+def test_command_lines_that_ask_for_what_is_not(words, told, tmp_path):
+    nib.save(nib.Nifti1Image(smooth_noise((12, 13, 14), 1).astype(np.float32), OBLIQUE), tmp_path / "i.nii")
     start = ("register", "-f", tmp_path / "i.nii", "-m", tmp_path / "i.nii", "-o", tmp_path / "out")
     device = () if "--device" in words else ("--device", "cpu")
     assert told in error(*start, "--no-report", "--quiet", *device, *words)

@@ -1,13 +1,11 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +25,7 @@ from monai_nodeo.geometry.folding import folded_cells
 from monai_nodeo.geometry.jacobian import jacobian_determinant
 from monai_nodeo.geometry.sampling import warp
 from monai_nodeo.losses import LocalNCCLoss, RegistrationLoss, SmoothnessLoss, landmark_errors
-from monai_nodeo.registration import DivergedError, EarlyStop, PairInferer, ProgressBar, Registration, Settings
+from monai_nodeo.registration import EarlyStop, PairInferer, ProgressBar, Registration, Settings
 from monai_nodeo.registration.inferer import pair_of_tensors
 
 SHAPES = [(25, 21), (13, 17, 11)]
@@ -157,9 +155,6 @@ def test_an_image_stays_where_it_is_when_registered_to_itself(shape):
     assert pair.abs().max() > 0.5
 
 
-# No state between pairs
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("stop", [False, True])
 def test_nothing_leaks_from_pair_to_pair(shape, stop):
@@ -221,27 +216,6 @@ def test_the_context_of_the_caller_does_not_reach_the_registration(context: Call
     assert torch.equal(found, quickly(fixed, moving).ddf)
 
 
-def test_the_unit_of_the_intensities_does_not_matter():
-    fixed, moving, _ = deformed_pair((61, 73))
-    expected = quickly(fixed, moving, iterations=(15, 10)).ddf
-    assert expected.abs().max() > 1
-    assert torch.equal(quickly(1024 * fixed, moving / 16, iterations=(15, 10)).ddf, expected)  # nothing is rounded
-    found = quickly(255 * fixed, 1e-3 * moving - 5e-3, iterations=(15, 10)).ddf
-    assert (found - expected).abs().mean() < 2e-3
-
-
-def test_the_images_are_not_changed():
-    fixed, moving, _ = deformed_pair(SHAPES[0])
-    copies = fixed.clone(), moving.clone().requires_grad_()
-    quickly(*copies)
-    assert torch.equal(copies[0], fixed)
-    assert torch.equal(copies[1], moving)
-    assert copies[1].grad is None
-
-
-# Settings and components
-
-
 def test_the_best_iteration_of_the_last_level_is_the_result():
     fixed, moving, _ = deformed_pair(SHAPES[0])
     last = quickly(fixed, moving, **ONE, learning_rate=0.01)
@@ -291,9 +265,6 @@ def test_a_handler_that_is_made_already_is_refused():
         PairInferer(handlers=[ProgressBar()])
 
 
-# What a pair is registered with: voxel sizes, masks, landmarks, air
-
-
 def mm_error(found: Tensor, true: Tensor, spacing: tuple[float, ...]) -> float:
     """Relative error of displacements (D, *spatial) in mm, away from the border."""
     sides = torch.tensor(spacing).view(-1, *[1] * len(spacing))
@@ -335,20 +306,6 @@ def test_a_lesion_under_a_mask_changes_little(shape, side):
     assert (masked - healthy).norm() < 0.5 * (blind - healthy).norm()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_what_a_mask_of_the_fixed_image_leaves_out_does_not_count_at_one_level(shape):
-    fixed, moving, _ = deformed_pair(shape)
-    mask = torch.ones(1, *shape)
-    mask[..., shape[-1] // 2 :] = 0
-    settings = quick_settings(len(shape), **ONE, point_spacing=1, crop_air=False)
-    shuffled = fixed.clone()  # so that the range of the intensities stays
-    shuffled[mask == 0] = fixed[mask == 0][torch.randperm(int((mask == 0).sum()))]
-    found = [ddf_of(image, moving, settings, fixed_mask=mask) for image in (fixed, shuffled)]
-    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-3)
-    assert found[0].abs().max() > 0.1
-    assert not torch.allclose(ddf_of(shuffled, moving, settings), found[0], atol=0.1)
-
-
 @pytest.mark.parametrize("shape", [(41, 33), (17, 21, 13)])
 def test_landmarks_pull(shape):
     image = smooth_image(shape)  # the images say: stay
@@ -382,11 +339,14 @@ def test_without_the_air_the_result_is_nearly_the_same(shape, tolerance):
     true = smooth_ddf(shape, 1, largest=2 if dims == 2 else 5)
     fixed = warp(moving[None], true[None])[0]
     sizes, found = {}, {}
+
+    class Look:
+        def attach(self, engine: Any) -> None:
+            engine.add_event_handler(Events.STARTED, lambda e: sizes.update({crop: e.state.level.image_size}))
+
     for crop in (False, True):
-        Sizes.seen = []
         settings = quick_settings(dims, crop_air=crop, iterations=(30, 40) if dims == 2 else (20, 15))
-        found[crop] = ddf_of(fixed, moving, settings, {"handlers": (Sizes,)})
-        sizes[crop] = Sizes.seen[-1]
+        found[crop] = ddf_of(fixed, moving, settings, {"handlers": (Look,)})
     assert sizes[False] == shape
     assert math.prod(sizes[True]) < 0.95 * math.prod(shape)
     assert found[True].shape == found[False].shape
@@ -402,15 +362,6 @@ def test_without_the_air_the_result_is_nearly_the_same(shape, tolerance):
     assert length(found[True] - found[False]) < tolerance * length(true)
 
 
-class Sizes:
-    """Notes the shape of the images of each level."""
-
-    seen: ClassVar[list[tuple[int, ...]]] = []
-
-    def attach(self, engine: Any) -> None:
-        engine.add_event_handler(Events.STARTED, lambda e: self.seen.append(e.state.level.image_size))
-
-
 @pytest.mark.parametrize("shape", [(31, 25), (13, 17, 11)])
 def test_what_folds_between_voxels_is_unfolded_as_a_flow(shape):
     fixed, moving = smooth_image(shape, 0, 1.0), smooth_image(shape, 7, 1.0)  # nothing in common
@@ -422,9 +373,6 @@ def test_what_folds_between_voxels_is_unfolded_as_a_flow(shape):
     clean = quickly(fixed, moving, **folding)
     assert clean.certificate.folded_cells == folded_cells(clean.ddf[None]).sum() == 0
     assert torch.equal(clean.flow.displacement(), clean.displacement)
-
-
-# A stock evaluator
 
 
 @pytest.mark.parametrize("shapes", [[(25, 21), (17, 29)], [(13, 17, 11), (9, 15, 13)]])
@@ -447,9 +395,6 @@ def test_a_stock_evaluator_registers_a_list(shapes):
         assert torch.equal(data[CommonKeys.IMAGE], fixed)
 
 
-# Errors: exceptions that say what came, never the end of the process
-
-
 @pytest.mark.parametrize(
     ("dims", "fixed", "moving", "message"),
     [
@@ -457,7 +402,6 @@ def test_a_stock_evaluator_registers_a_list(shapes):
         (2, (1, 1, 25, 21), (1, 2, 25, 21), r"moving has 2 channels and fixed has 1"),
         (2, (2, 1, 25, 21), (1, 1, 25, 21), r"2 fixed images and 1 moving ones"),
         (3, (1, 1, 25, 21), (1, 1, 25, 21), r"is 2D and the settings are for 3D; take Settings.preset\(spatial_dims=2"),
-        (2, (1, 1, 25, 21, 13), (1, 1, 25, 21, 13), r"is 3D and the settings are for 2D"),
         (2, (1, 25, 21), (1, 25, 21), r"a tensor of shape \(25, 21\); expected channels first and no batch axis"),
         (2, (1, 1, 1, 25, 21, 7), (1, 1, 1, 25, 21, 7), r"expected channels first and no batch axis"),
     ],
@@ -465,14 +409,6 @@ def test_a_stock_evaluator_registers_a_list(shapes):
 def test_images_that_do_not_fit_are_refused(dims, fixed, moving, message):
     with pytest.raises(PairError, match=message):
         PairInferer(Settings.preset(spatial_dims=dims))(torch.rand(fixed), None, torch.rand(moving))
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_values_that_are_not_finite_are_named(value):
-    fixed, moving, _ = deformed_pair(SHAPES[0])
-    moving[0, 3, 4] = value
-    with pytest.raises(PairError, match="moving: 1 of 525 voxels are NaN or infinite"):
-        quickly(fixed, moving)
 
 
 @pytest.mark.parametrize(("shape", "least"), [((25, 7), 8), ((9, 13, 5), 8)])
@@ -489,8 +425,3 @@ def test_a_mask_that_the_loss_cannot_take_is_refused_before_a_start_is_searched_
     settings = quick_settings(2, initial_transform="moments")
     with pytest.raises(PairError, match=f"{key}: {type(loss).__name__} cannot take masks; register without them"):
         ddf_of(fixed, moving, settings, {"loss": RegistrationLoss(loss)}, **{key: torch.ones_like(fixed)})
-
-
-def test_an_optimisation_that_diverges_says_so():
-    with pytest.raises(DivergedError, match="not finite at iteration .*lower learning_rate"):
-        quickly(*deformed_pair(SHAPES[0])[:2], learning_rate=1e30)

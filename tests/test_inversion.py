@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -23,29 +21,12 @@ def residual(inversion: Inversion) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_translation_is_undone_by_its_inverse(shape: tuple[int, ...]) -> None:
-    shift = torch.arange(1.0, len(shape) + 1).view(-1, *[1] * len(shape)).expand(-1, *shape)
-    inversion = invert(shift)
-    torch.testing.assert_close(inversion.ddf, -shift)
-    assert inversion.left.abs().max() < 1e-5
-    assert not inversion.inside.all()
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_scaling_is_undone_although_it_stretches_threefold(shape: tuple[int, ...]) -> None:
-    position = torch.stack(torch.meshgrid(*[torch.arange(float(n)) - n // 2 for n in shape], indexing="ij"))
-    inversion = invert(2 * position)
-    torch.testing.assert_close(inversion.ddf, position / 3 - position, rtol=0, atol=2e-3)
-    assert inversion.left.abs().max() < 2e-3
-    assert inversion.inside.all()
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_both_ways_are_the_identity(shape: tuple[int, ...]) -> None:
+def test_both_ways_are_the_identity(shape):
     ddf = smooth_ddf(shape, largest=4.0, sigma=4.0)
     assert jacobian_determinant(ddf[None]).min() > 0
     inversion = invert(ddf)
     assert residual(inversion).max() < 2e-3
+    assert not invert(torch.full_like(ddf, 3.0)).inside.all()  # what comes from outside has no way back
     there_and_back = compose(ddf[None], inversion.ddf[None])[0]
     assert interior(there_and_back[0].numpy(), 4).max() < 2e-3
     # the other way round, up to what a linear interpolation of the inverse can say
@@ -53,20 +34,20 @@ def test_both_ways_are_the_identity(shape: tuple[int, ...]) -> None:
     assert np.abs(interior(back_and_there[0].numpy(), 4)).max() < 0.1
 
 
-def test_of_several_ways_back_from_a_fold_one_is_found() -> None:
+def test_of_several_ways_back_from_a_fold_one_is_found():
     ddf = torch.zeros(2, 40, 30)
     ddf[0, 18:22] = torch.tensor([4.0, 1.5, -1.5, -4.0]).view(-1, 1)  # the order of these rows is turned round
     assert jacobian_determinant(ddf[None]).min() < 0
     assert residual(invert(ddf)).max() < 2e-3
 
 
-def test_field_without_an_inverse_converges_nowhere_near() -> None:
+def test_field_without_an_inverse_converges_nowhere_near():
     position = torch.stack(torch.meshgrid(torch.arange(16.0), torch.arange(12.0), indexing="ij"))
     inversion = invert(torch.tensor([8.0, 6.0]).view(2, 1, 1) - position)
     assert (residual(inversion) < 2e-3)[inversion.inside].sum() <= 1  # only the point itself is reached
 
 
-def test_simpleitk_finds_the_same_inverse() -> None:
+def test_simpleitk_finds_the_same_inverse():
     ddf = torch.from_numpy(make_ddf(VOLUME))
     ours = invert(ddf).ddf.numpy()
     field = Displacement(VOLUME, ddf.numpy()).itk.GetDisplacementField()
@@ -76,7 +57,7 @@ def test_simpleitk_finds_the_same_inverse() -> None:
 
 
 @pytest.mark.parametrize("kind", GRIDS)
-def test_registration_and_its_inverse_bring_points_home(kind: str) -> None:
+def test_registration_and_its_inverse_bring_points_home(kind):
     grid = GRIDS[kind]
     transform = Transform.of_registration(make_ddf(grid), grid, make_start(grid))
     middle = world(
@@ -92,7 +73,7 @@ def test_registration_and_its_inverse_bring_points_home(kind: str) -> None:
     np.testing.assert_allclose(inverse.map_points(there), middle, rtol=0, atol=0.15)
 
 
-def test_composition_is_the_one_of_itk() -> None:
+def test_composition_is_the_one_of_itk():
     inner, outer = (make_ddf(VOLUME, seed) for seed in (0, 7))
     ours = compose(torch.from_numpy(outer)[None], torch.from_numpy(inner)[None])[0].numpy()
     steps = Transform((Displacement(VOLUME, inner), Displacement(VOLUME, outer)))
@@ -100,6 +81,6 @@ def test_composition_is_the_one_of_itk() -> None:
     np.testing.assert_allclose(interior(theirs[0]), interior(ours[0]), rtol=0, atol=1e-3)
 
 
-def test_wrong_shape_is_refused() -> None:
+def test_wrong_shape_is_refused():
     with pytest.raises(ValueError, match=r"ddf must be \(D, \*spatial\)"):
         invert(torch.zeros(1, 3, 9, 11, 13))

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiled kernels beside the plain operations: Numba's, and Triton's on CUDA or else in its interpreter."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -33,6 +31,7 @@ BACKENDS = ["numba", pytest.param("triton", marks=pytest.mark.skipif(not HAS_TRI
 # more voxels than one program works on, with axes of any length around the window
 SHAPES = [(41, 37), (13, 17, 11), (3, 47, 1)]
 FIELDS = [(41, 37), (13, 17, 11), (3, 47, 2)]
+PLAIN_AND_NUMBA = (lambda *_: None, lambda _, part: import_module(f"monai_nodeo.geometry._numba.{part}"))
 TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-13}
 
 
@@ -142,7 +141,7 @@ def test_intensity_and_its_gradient(monkeypatch, dtype, weighted):
     pred, target = torch.rand(2, 3, 41, 37, dtype=dtype).requires_grad_(), 100 + torch.rand(2, 3, 41, 37, dtype=dtype)
     weight = torch.rand(2, 1, 41, 37, dtype=dtype) if weighted else None
     found = []
-    for used in (lambda *_: None, lambda _, part: import_module(f"monai_nodeo.geometry._numba.{part}")):
+    for used in PLAIN_AND_NUMBA:
         monkeypatch.setattr(similarity, "kernels_for", used)
         values = IntensityLoss().of_each(pred, target, weight)
         found.append((values.detach(), *torch.autograd.grad(values[0] + 2 * values[1], pred)))
@@ -160,7 +159,7 @@ def test_samples_and_their_gradients(monkeypatch, size, cloud, away):
     finer = [2 * n for n in cloud]
     offset = away and away * torch.randn(2, 3, *finer, dtype=torch.float64)
     found = []
-    for used in (lambda *_: None, lambda _, part: import_module(f"monai_nodeo.geometry._numba.{part}")):
+    for used in PLAIN_AND_NUMBA:
         monkeypatch.setattr(sampling, "kernels_for", used)
         values = sampling.sample(image, phi)
         fine = sampling.sample_resized(image.detach(), phi, finer, offset)
@@ -174,19 +173,12 @@ def test_samples_and_their_gradients(monkeypatch, size, cloud, away):
 def test_samples_of_a_field_at_itself(monkeypatch, size):
     field = (torch.rand(2, 3, *size, dtype=torch.float64) * 0.8 - 0.4).requires_grad_()
     found = []
-    for used in (lambda *_: None, lambda _, part: import_module(f"monai_nodeo.geometry._numba.{part}")):
+    for used in PLAIN_AND_NUMBA:
         monkeypatch.setattr(sampling, "kernels_for", used)
         values = sampling.sample_at_itself(field, 0.7)
         found.append((values.detach(), *torch.autograd.grad((values * values.detach().cos()).sum(), field)))
     for plain, by_kernels in zip(*found, strict=True):
         torch.testing.assert_close(by_kernels, plain, rtol=0, atol=1e-10)
-
-
-def test_a_position_that_is_no_number_has_no_sample():
-    phi = torch.zeros(1, 3, 2, 1, 1)
-    phi[0, 1, 1] = torch.nan
-    kernels = import_module("monai_nodeo.geometry._numba.sampling")
-    assert kernels.sample(torch.ones(1, 1, 4, 5, 6), phi).isnan().flatten().tolist() == [False, True]
 
 
 def test_results_do_not_depend_on_the_threads():
@@ -213,7 +205,7 @@ def test_the_kernels_are_used_on_the_device():
     assert kernels_for(torch.rand(8).cuda(), "windows") is import_module("monai_nodeo.geometry._triton.windows")
 
 
-def test_nothing_is_read_from_memory_that_was_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_read_from_memory_that_was_not_written(monkeypatch):
     """Memory that a kernel asks for holds what was freed there: here no numbers."""
     kernels = import_module("monai_nodeo.geometry._numba.sampling")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # the thread that freed it
@@ -226,7 +218,7 @@ def test_nothing_is_read_from_memory_that_was_not_written(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_a_place_that_is_no_number_is_not_read(bad: float) -> None:
+def test_a_place_that_is_no_number_is_not_read(bad):
     field = torch.zeros(1, 3, 5, 6, 7)
     field[0, 1, 2, 3, 4] = bad
     kernels = import_module("monai_nodeo.geometry._numba.self_sampling")

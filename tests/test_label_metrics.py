@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import json
 
 import numpy as np
@@ -34,7 +32,7 @@ def hd95(a: np.ndarray, b: np.ndarray, spacing: tuple[float, ...]) -> float:
     ("shape", "spacing"),
     [((19, 23), (1.0, 1.0)), ((19, 23), (0.7, 2.5)), ((17, 21, 25), (1.0, 1.0, 1.0)), ((17, 21, 25), (0.5, 1.25, 3.0))],
 )
-def test_figures_are_those_of_an_independent_computation(shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
+def test_figures_are_those_of_an_independent_computation(shape, spacing):
     fixed, label = blobs(shape, 0), blobs(shape, 1)
     figures = label_metrics(torch.from_numpy(label), torch.from_numpy(fixed), spacing)
     expected_dice = [dice(label == value, fixed == value) for value in (1, 2, 3, 4)]
@@ -46,7 +44,7 @@ def test_figures_are_those_of_an_independent_computation(shape: tuple[int, ...],
     assert figures["hd95_mm_mean"] == pytest.approx(np.mean(expected_hd95))
 
 
-def test_labels_may_be_large_numbers_and_far_between() -> None:
+def test_labels_may_be_large_numbers_and_far_between():
     fixed, label = blobs((17, 21), 0).astype(np.int64), blobs((17, 21), 1).astype(np.int64)
     numbers = np.array([0, 7, 614454277, 3000000000, -5])  # as in an atlas; what is negative is no label
     plain, named = label_metrics(label, fixed, (1.0, 1.0)), label_metrics(numbers[label], numbers[fixed], (1.0, 1.0))
@@ -55,7 +53,7 @@ def test_labels_may_be_large_numbers_and_far_between() -> None:
     assert list(named["hd95_mm"].values()) == list(plain["hd95_mm"].values())[:3]
 
 
-def test_a_lost_label_has_dice_0_and_no_distance_and_labels_of_the_fixed_map_alone_count() -> None:
+def test_a_lost_label_has_dice_0_and_no_distance_and_labels_of_the_fixed_map_alone_count():
     fixed = torch.zeros(9, 11)
     fixed[2:4, 2:4], fixed[6:8, 6:9] = 2, 5
     label = fixed.clone()
@@ -65,13 +63,13 @@ def test_a_lost_label_has_dice_0_and_no_distance_and_labels_of_the_fixed_map_alo
     assert json.loads(json.dumps(figures, allow_nan=False))["hd95_mm"] == {"2": 0.0, "5": None}
 
 
-def test_no_labels_give_no_means() -> None:
+def test_no_labels_give_no_means():
     empty = torch.zeros(9, 11, dtype=torch.int16)
     assert label_metrics(empty, empty, (1, 1)) == {"dice": {}, "dice_mean": None, "hd95_mm": {}, "hd95_mm_mean": None}
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.float32])
-def test_type_channel_and_meta_do_not_matter(dtype: torch.dtype) -> None:
+def test_type_channel_and_meta_do_not_matter(dtype):
     fixed, label = blobs((9, 11, 13), 9), blobs((9, 11, 13), 10)
     plain = label_metrics(label, fixed, (1.0, 1.0, 1.0))
     tensors = [MetaTensor(torch.from_numpy(array)[None].to(dtype)) for array in (label, fixed)]
@@ -82,14 +80,12 @@ def test_type_channel_and_meta_do_not_matter(dtype: torch.dtype) -> None:
     ("label_shape", "fixed_shape", "spacing"),
     [((9, 11), (11, 9), (1, 1)), ((9, 11), (9, 11), (1, 1, 1)), ((2, 9, 11), (2, 9, 11), (1, 1))],
 )
-def test_shapes_that_do_not_fit_are_refused(
-    label_shape: tuple[int, ...], fixed_shape: tuple[int, ...], spacing: tuple[float, ...]
-) -> None:
+def test_shapes_that_do_not_fit_are_refused(label_shape, fixed_shape, spacing):
     with pytest.raises(ValueError, match=r"label \(.*\), fixed_label \(.*\) and spacing"):
         label_metrics(torch.zeros(label_shape), torch.zeros(fixed_shape), spacing)
 
 
-def test_real_labels_before_registration(oasis) -> None:
+def test_real_labels_before_registration(oasis):
     nib = pytest.importorskip("nibabel")
     pairs = json.loads((oasis / "pairs2d.json").read_text(encoding="utf-8"))
     maps = [

@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +31,7 @@ def write_points(path: Path, voxels: np.ndarray, affine: np.ndarray) -> str:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_true_displacement_has_no_error(shape) -> None:
+def test_the_true_displacement_has_no_error(shape):
     ddf = smooth_ddf(shape, largest=3, sigma=3)[None]
     voxels = torch.from_numpy(random_voxels(shape).round()).long()
     moved = voxels + ddf[0][(slice(None), *voxels.T)].T
@@ -44,7 +42,7 @@ def test_the_true_displacement_has_no_error(shape) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_loss_is_the_mean_squared_distance_in_mm_and_moves_the_field(shape) -> None:
+def test_the_loss_is_the_mean_squared_distance_in_mm_and_moves_the_field(shape):
     spacing = (2.0, 0.5, 3.0)[: len(shape)]
     fixed = torch.from_numpy(random_voxels(shape))
     offset = torch.tensor([1.0, -2.0, 0.5])[: len(shape)]
@@ -61,7 +59,7 @@ def test_the_loss_is_the_mean_squared_distance_in_mm_and_moves_the_field(shape) 
 
 
 @pytest.mark.parametrize("start", [None, START])
-def test_points_of_both_files_come_to_the_fixed_grid(save, tmp_path, start) -> None:
+def test_points_of_both_files_come_to_the_fixed_grid(save, tmp_path, start):
     fixed, moving = save("f.nii.gz", smooth(VOLUME, 1), FIXED), save("m.nii.gz", smooth(VOLUME, 2), MOVING)
     voxels = random_voxels(VOLUME), random_voxels(VOLUME)[::-1]
     paths = {
@@ -81,7 +79,7 @@ def test_points_of_both_files_come_to_the_fixed_grid(save, tmp_path, start) -> N
     assert torch.equal(match(again, start).landmarks, landmarks)
 
 
-def test_points_of_a_slice_lie_in_its_plane(save, tmp_path) -> None:
+def test_points_of_a_slice_lie_in_its_plane(save, tmp_path):
     fixed = save("f.nii.gz", smooth(SLICE, 1), FIXED)
     flat = np.column_stack([random_voxels(SLICE[:2]), np.zeros(7)])
     path = write_points(tmp_path / "f.csv", flat + (0, 0, 0.2), FIXED)
@@ -89,7 +87,7 @@ def test_points_of_a_slice_lie_in_its_plane(save, tmp_path) -> None:
     np.testing.assert_allclose(pair.landmarks, np.stack([flat[:, :2]] * 2, axis=1), atol=1e-4)
 
 
-def test_points_that_do_not_fit(save, tmp_path) -> None:
+def test_points_that_do_not_fit(save, tmp_path):
     image = save("f.nii.gz", smooth(VOLUME, 1), FIXED)
     voxels = random_voxels(VOLUME)
     good, short = (write_points(tmp_path / f"{n}.csv", voxels[:n], FIXED) for n in (7, 5))

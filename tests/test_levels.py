@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import pytest
 import torch
 from synthetic import smooth_image
@@ -53,9 +51,6 @@ def test_small_images_keep_a_few_voxels(size):
 def test_factors_that_make_no_levels_are_refused(factors, points):
     with pytest.raises(ValueError, match="from coarse to fine"):
         make_levels((32, 32), (1.0, 1.0), factors, points)
-
-
-# PairBatch
 
 
 def pair_of(shape: tuple[int, ...]) -> PairBatch:

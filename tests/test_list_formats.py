@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -38,7 +36,7 @@ def relative(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, str]]:
     return [{k: v.replace(f"{folder}/", "") for k, v in row.items() if k != "id"} for row in rows]
 
 
-def test_table_json_and_keyed_json_say_the_same(tmp_path: Path) -> None:
+def test_table_json_and_keyed_json_say_the_same(tmp_path):
     csv = write(tmp_path / "pairs.CSV", "moving, fixed ,id\nm.nii.gz,f.nii.gz,\n n.nii.gz,f.nii.gz,other\n")
     plain = write(tmp_path / "pairs.json", [PAIR, OTHER])
     keyed = write(tmp_path / "keyed.json", {"fold": 1, "training": [{"image": "x"}], "validation": [PAIR, OTHER]})
@@ -47,7 +45,7 @@ def test_table_json_and_keyed_json_say_the_same(tmp_path: Path) -> None:
     assert load_datalist(csv) == load_datalist(keyed) == load_datalist(keyed, key="validation") == expected
 
 
-def test_learn2reg_labels_are_found_with_the_images(tmp_path: Path) -> None:
+def test_learn2reg_labels_are_found_with_the_images(tmp_path):
     first, second = relative(load_datalist(write(tmp_path / "dataset.json", LEARN2REG)), tmp_path)
     assert first == {
         **{side: f"imagesTr/{name}_0000.nii.gz" for side, name in (("fixed", "a"), ("moving", "b"))},
@@ -58,7 +56,7 @@ def test_learn2reg_labels_are_found_with_the_images(tmp_path: Path) -> None:
     assert set(second) == {"fixed", "moving", "fixed_mask"}
 
 
-def test_bad_rows_of_a_table_are_kept(tmp_path: Path) -> None:
+def test_bad_rows_of_a_table_are_kept(tmp_path):
     rows = load_datalist(
         write(tmp_path / "pairs.csv", "fixed,moving,age\nf.nii.gz,m.nii.gz,\nf.nii.gz,,\na,b,40\na,b,,c\n")
     )
@@ -79,12 +77,12 @@ def test_bad_rows_of_a_table_are_kept(tmp_path: Path) -> None:
         ("a.csv", 'fixed,moving\n"a,b\n', None, "not CSV"),
     ],
 )
-def test_a_list_of_no_use_is_refused_by_name(tmp_path: Path, name: str, content: Any, key: str, problem: str) -> None:
+def test_a_list_of_no_use_is_refused_by_name(tmp_path, name, content, key, problem):
     with pytest.raises(DataListError, match=f"{name}: .*{problem}"):
         load_datalist(write(tmp_path / name, content), key=key)
 
 
-def test_pattern_finds_all_but_the_atlas(tmp_path: Path) -> None:
+def test_pattern_finds_all_but_the_atlas(tmp_path):
     for name in ("sub-01/anat/sub-01_T1w", "sub-02/anat/sub-02_T1w", "sub-02/anat/sub-02_T2w", "sub-09/anat/atlas_T1w"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         write(tmp_path / f"{name}.nii.gz", "")

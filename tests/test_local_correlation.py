@@ -1,15 +1,13 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
 from loss_inputs import gradient, images, random_weight
-from synthetic import deformed_pair, smooth_image
+from synthetic import smooth_image
 from torch import Tensor
 
-from monai_nodeo.losses import LocalNCCLoss, local_correlation
+from monai_nodeo.losses import LocalNCCLoss
 
 SHAPES = [(11, 9), (9, 7, 5)]
 
@@ -129,21 +127,9 @@ def test_ncc_ignores_brightness_contrast_and_its_sign(shape, change):
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         p, t = pred.to(dtype), target.to(dtype)
         loss = LocalNCCLoss(len(shape), 9)
+        assert loss(p, t).item() == pytest.approx(loss(pred.double(), target.double()).item(), rel=1e-4)
         torch.testing.assert_close(loss(change(p), t), loss(p, t), rtol=0, atol=tolerance)
         torch.testing.assert_close(loss(p, change(t)), loss(p, t), rtol=0, atol=tolerance)
-
-
-@pytest.mark.parametrize("shape", [(47, 53), (23, 25, 27)])
-def test_ncc_in_float32_is_near_float64(shape):
-    fixed, moving, _ = deformed_pair(shape)
-    loss = LocalNCCLoss(len(shape), 9)
-    values, gradients = [], []
-    for dtype in (torch.float64, torch.float32):
-        pred, target = moving[None].to(dtype), fixed[None].to(dtype)
-        values.append(loss(pred, target).item())
-        gradients.append(gradient(lambda x, target=target: loss(x, target), pred))
-    assert values[1] == pytest.approx(values[0], rel=1e-4)
-    assert (gradients[1] - gradients[0]).norm() < 1e-3 * gradients[0].norm()
 
 
 def test_ncc_follows_its_target():
@@ -173,15 +159,6 @@ def test_ncc_follows_its_target():
     assert torch.equal(loss(pred, target), fresh())
 
 
-def test_ncc_works_out_its_target_once(monkeypatch):
-    pred, target = images((11, 9))
-    loss, calls, of = LocalNCCLoss(2, 5), [], local_correlation._LocalStatistics.of
-    monkeypatch.setattr(local_correlation._LocalStatistics, "of", lambda *args: calls.append(args) or of(*args))
-    for _ in range(3):
-        loss(pred, target)
-    assert len(calls) == 1
-
-
 def test_ncc_of_a_constant_image_is_one():
     image, flat = smooth_image((25, 21))[None], torch.full((1, 1, 25, 21), 0.3, requires_grad=True)
     loss = LocalNCCLoss(2, 9)(flat, image)
@@ -203,3 +180,5 @@ def test_ncc_refuses_what_it_cannot_compare():
         LocalNCCLoss(2)(pred, target[..., 1:])
     with pytest.raises(ValueError, match="3 spatial axes"):
         LocalNCCLoss(3)(pred, target)
+    with pytest.raises(ValueError, match=r"weight \(1, 2, 11, 9\) does not fit images \(1, 1, 11, 9\)"):
+        LocalNCCLoss(2)(pred, target, torch.ones(1, 2, 11, 9))

@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import copy
 import inspect
 import pickle
@@ -52,10 +50,7 @@ FIELD_LOSSES: dict[str, Callable[[], DDFLoss]] = {
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 
 
-# As MONAI has them
-
-
-def test_every_loss_is_one_of_torch_and_takes_what_monais_take() -> None:
+def test_every_loss_is_one_of_torch_and_takes_what_monais_take():
     classes = {x for x in vars(losses).values() if inspect.isclass(x) and not inspect.isabstract(x)} - {
         RegistrationLoss
     }
@@ -70,7 +65,7 @@ def test_every_loss_is_one_of_torch_and_takes_what_monais_take() -> None:
         assert torch.equal(make(2)(input=first, target=second), make(2)(first, second))
 
 
-def test_reductions_that_do_nothing_are_refused() -> None:
+def test_reductions_that_do_nothing_are_refused():
     for loss in (IntensityLoss, MappedIntensityLoss, LogJacobianLoss, SmoothnessLoss, VelocityMagnitudeLoss):
         with pytest.raises(TypeError):
             loss(reduction="none")
@@ -81,7 +76,7 @@ def test_reductions_that_do_nothing_are_refused() -> None:
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
-def test_losses_are_copied_and_moved(copied) -> None:
+def test_losses_are_copied_and_moved(copied):
     first, second = images((11, 9))
     for make in IMAGE_LOSSES.values():
         loss = make(2)
@@ -92,7 +87,7 @@ def test_losses_are_copied_and_moved(copied) -> None:
 
 
 @every_shape
-def test_images_and_fields_of_monai_transforms_are_taken(shape) -> None:
+def test_images_and_fields_of_monai_transforms_are_taken(shape):
     """MetaTensors, with the same values and gradients as plain ones."""
     cases = [(make(len(shape)), images(shape)) for make in IMAGE_LOSSES.values()]
     cases += [(make(), (smooth_ddf(shape)[None],)) for make in FIELD_LOSSES.values()]
@@ -103,12 +98,36 @@ def test_images_and_fields_of_monai_transforms_are_taken(shape) -> None:
         assert torch.equal(torch.as_tensor(found), expected), type(loss).__name__
 
 
-# Precision
+@pytest.mark.parametrize("make", [*IMAGE_LOSSES.values(), lambda dims: LocalNCCLoss(dims, 5, "sum")])
+@pytest.mark.parametrize("weighted", [False, True])
+@every_shape
+def test_an_image_loss_of_each_of_a_batch_is_that_of_it_alone(shape, weighted, make):
+    loss, spacing = make(len(shape)), (1.0, 1.5, 2.0)[: len(shape)]
+    pred, target, weight = torch.rand(3, 3, 1, *shape, dtype=torch.float64)
+    pred.requires_grad_()
+    each = zip(pred.split(1), target.split(1), weight.split(1) if weighted else [None] * 3, strict=True)
+    alone = torch.stack([loss(p, t, w, spacing) for p, t, w in each])
+    check_batch(loss.of_each(pred, target, weight if weighted else None, spacing), alone, pred)
+
+
+@pytest.mark.parametrize("make", [*FIELD_LOSSES.values(), lambda: FoldingLoss(reduction="sum")])
+@every_shape
+def test_a_field_loss_of_each_of_a_batch_is_that_of_it_alone(shape, make):
+    loss, spacing = make(), (1.0, 1.5, 2.0)[: len(shape)]
+    ddf = torch.randn(3, len(shape), *shape, dtype=torch.float64, requires_grad=True)
+    check_batch(loss.of_each(ddf, spacing), torch.stack([loss(item, spacing) for item in ddf.split(1)]), ddf)
+
+
+def check_batch(together: Tensor, alone: Tensor, x: Tensor) -> None:
+    torch.testing.assert_close(together, alone)
+    factors = torch.tensor([1.0, -2.0, 0.5], dtype=x.dtype)  # each gradient goes its own way
+    (found,), (expected,) = (torch.autograd.grad(values @ factors, x) for values in (together, alone))
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @every_shape
-def test_losses_are_computed_in_float32_whatever_autocast_says(shape, dtype) -> None:
+def test_losses_are_computed_in_float32_whatever_autocast_says(shape, dtype):
     """Once the local correlation of images in bfloat16 was -33,024."""
     pairs = [10 + x.float() for x in images(shape)], torch.rand(1, 1, *shape)
     field = 100 + smooth_ddf(shape, largest=5.0, sigma=1.0)[None]
@@ -130,7 +149,7 @@ def test_losses_are_computed_in_float32_whatever_autocast_says(shape, dtype) -> 
         assert slope.isfinite().all()
 
 
-def test_a_loss_of_ones_own_is_computed_in_float32_too() -> None:
+def test_a_loss_of_ones_own_is_computed_in_float32_too():
     class Product(ImageLoss):
         def forward(self, input, target, weight=None, spacing=None):
             return (input.flatten(1) @ target.flatten(1).T).sum()
@@ -143,7 +162,7 @@ def test_a_loss_of_ones_own_is_computed_in_float32_too() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_landmarks_keep_their_places_beside_a_field_of_half_precision(dtype) -> None:
+def test_landmarks_keep_their_places_beside_a_field_of_half_precision(dtype):
     landmarks = torch.tensor([[[[300.3, 10.0], [300.8, 10.0]]]])  # half a voxel apart, where bfloat16 has every second
     loss = landmark_loss(torch.zeros(1, 2, 320, 20, dtype=dtype), landmarks, (1.0, 1.0))
     torch.testing.assert_close(loss, torch.tensor([0.25]), rtol=1e-3, atol=0)
@@ -157,9 +176,6 @@ def test_second_derivatives_are_refused(loss):
     (gradient,) = torch.autograd.grad(value * x.sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()  # once a wrong number, in silence
-
-
-# Weights
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -209,18 +225,6 @@ def test_what_does_not_count_changes_nothing(shape, make):
         p, t = (torch.where(weight > 0, image, value * torch.rand_like(image)) for image in (pred, target))
         torch.testing.assert_close(loss(p, t, weight), expected)
         torch.testing.assert_close(gradient(lambda x, t=t: loss(x, t, weight), p), slope)
-
-
-@every_weighted
-@pytest.mark.parametrize("shape", SHAPES)
-def test_one_weight_for_all_is_no_weight(shape, make):
-    pred, target = images(shape, batch=2, channels=2)
-    loss = make(len(shape))
-    expected, slope = loss(pred, target), gradient(lambda x: loss(x, target), pred)
-    for value in (1.0, 0.2, 30.0):
-        weight = torch.full((2, 1, *shape), value, dtype=torch.float64)
-        torch.testing.assert_close(loss(pred, target, weight), expected)
-        torch.testing.assert_close(gradient(lambda x, w=weight: loss(x, target, w), pred), slope)
 
 
 @every_weighted

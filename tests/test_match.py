@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import logging
 
 import nibabel as nib
@@ -10,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from monai.data import MetaTensor
-from scans import FLAT, SLICE, VOLUME, centred, load, make_affine, smooth
+from scans import SLICE, VOLUME, centred, load, make_affine, smooth
 
 from monai_nodeo.data import PairError, as_image, match
 from monai_nodeo.data.match import with_mask_of_air
@@ -55,9 +53,7 @@ OBLIQUE = [
 
 @pytest.mark.parametrize(("fixed_spacing", "fixed_angles", "moving_spacing", "moving_angles"), OBLIQUE)
 @pytest.mark.parametrize("start", [np.eye(4), START])
-def test_volumes_are_resampled_as_by_itk(
-    save, start, fixed_spacing, fixed_angles, moving_spacing, moving_angles
-) -> None:
+def test_volumes_are_resampled_as_by_itk(save, start, fixed_spacing, fixed_angles, moving_spacing, moving_angles):
     fixed_shape, moving_shape = (15, 17, 19), (21, 26, 23)
     fixed_affine = centred(make_affine(fixed_spacing, fixed_angles), fixed_shape, MIDDLE)
     moving_affine = centred(make_affine(moving_spacing, moving_angles), moving_shape, (41.03, -29.04, 20.46))
@@ -85,7 +81,7 @@ CORONAL = np.array([[-1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
 
 @pytest.mark.parametrize("level", [0.0, 7.5])
 @pytest.mark.parametrize("base", [np.eye(4), CORONAL, make_affine((1, 1, 1), (0.4, -0.7, 0.3))])
-def test_slices_are_resampled_in_their_plane(save, base: np.ndarray, level: float) -> None:
+def test_slices_are_resampled_in_their_plane(save, base, level):
     fixed_shape, moving_shape = (15, 17, 1), (24, 21, 1)
     fixed_affine = centred(base @ make_affine((1.0, 1.5, 2.0)), fixed_shape, (5, 6, 7))
     moving_affine = centred(base @ make_affine((1.2, 1.4, 5.0), (0, 0, 0.3)), moving_shape, (5, 6, 7))
@@ -102,15 +98,8 @@ def test_slices_are_resampled_in_their_plane(save, base: np.ndarray, level: floa
     np.testing.assert_allclose(pair.moving.array[0][inside], expected[inside], atol=2e-3)
 
 
-def test_a_true_2d_image_matches_a_slice_in_a_3d_header(save) -> None:
-    data = smooth(FLAT)
-    fixed, moving = save("f.nii.gz", data[..., None]), save("m.nii.gz", data)
-    pair = match(load(fixed, moving))
-    assert torch.equal(pair.moving.as_tensor(), pair.fixed.as_tensor())
-
-
 @pytest.mark.parametrize("shape", [VOLUME, SLICE])
-def test_a_slightly_rounded_grid_keeps_its_voxels(save, shape: tuple[int, ...]) -> None:
+def test_a_slightly_rounded_grid_keeps_its_voxels(save, shape):
     affine = make_affine((2, 0.5, 3), (0.3, 0.2, 0.1))
     rounded = affine.copy()
     rounded[:3, 3] += 0.002
@@ -122,7 +111,7 @@ def test_a_slightly_rounded_grid_keeps_its_voxels(save, shape: tuple[int, ...]) 
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3])
-def test_a_small_difference_of_the_grids_is_not_lost(save, scale: float) -> None:
+def test_a_small_difference_of_the_grids_is_not_lost(save, scale):
     """MONAI's SpatialResample takes these two for equal: a matrix that differs by 9e-4, or voxels of micrometres."""
     shape = (200, 9, 11)
     ramp = np.broadcast_to(np.arange(200.0, dtype=np.float32)[:, None, None], shape)
@@ -132,7 +121,7 @@ def test_a_small_difference_of_the_grids_is_not_lost(save, scale: float) -> None
     np.testing.assert_allclose(pair.moving.array[0, :, 4, 5], np.arange(200) / 1.0009, atol=1e-3)
 
 
-def test_outside_the_field_of_view_is_the_minimum_of_each_channel_and_no_label() -> None:
+def test_outside_the_field_of_view_is_the_minimum_of_each_channel_and_no_label():
     images = torch.stack([torch.from_numpy(smooth(VOLUME, seed)) + low for seed, low in ((0, -1000), (1, 7))])
     labels = np.full(VOLUME, 5, np.uint8)
     away = MetaTensor(images, affine=torch.from_numpy(make_affine((1, 1, 1), origin=(5, 0, 0))))
@@ -152,7 +141,7 @@ def test_outside_the_field_of_view_is_the_minimum_of_each_channel_and_no_label()
     ("mode", "interpolation"), [("bilinear", "linear"), ("nearest", "nearest"), ("nearest", "label")]
 )
 @pytest.mark.parametrize("channels", [1, 2])
-def test_files_and_tensors_have_the_same_outside(tmp_path, mode: str, interpolation: str, channels: int) -> None:
+def test_files_and_tensors_have_the_same_outside(tmp_path, mode, interpolation, channels):
     """`apply` goes by files and ITK, `register` by tensors: one rule for what the moving image does not show."""
     values = np.stack([smooth(VOLUME, seed).round() - 30 * seed for seed in range(1, channels + 1)])
     stored = np.moveaxis(values, 0, -1)[..., None, :] if channels > 1 else values[0]
@@ -168,25 +157,8 @@ def test_files_and_tensors_have_the_same_outside(tmp_path, mode: str, interpolat
         assert np.unique(channel[5:]) == (image.min() if mode == "bilinear" else 0)
 
 
-def placed(values: torch.Tensor, affine: np.ndarray, space: str) -> MetaTensor:
-    """The image with an affine in RAS mm, written in a space."""
-    return MetaTensor(
-        values, affine=torch.from_numpy(LPS @ affine if space == "LPS" else affine), meta={"space": space}
-    )
-
-
-@pytest.mark.parametrize("spaces", [("RAS", "LPS"), ("LPS", "RAS"), ("LPS", "LPS")])
-def test_images_in_lps_are_where_they_are_in_ras(spaces: tuple[str, str]) -> None:
-    affines = [make_affine((1, 1.2, 0.9), (0.1, 0.2, angle), (3, -4, 5)) for angle in (0.3, 0.5)]
-    values = [torch.from_numpy(smooth(VOLUME, seed))[None] for seed in (1, 2)]
-    found, expected = (on_grid_of(*map(placed, values, affines, these)) for these in (spaces, ("RAS", "RAS")))
-    assert torch.equal(found.as_tensor(), expected.as_tensor())
-    torch.testing.assert_close(found.affine, expected.affine, rtol=0, atol=0)
-    assert found.meta["space"] == "RAS"
-
-
 @pytest.mark.parametrize("shape", [VOLUME, SLICE])
-def test_images_that_do_not_overlap(save, shape: tuple[int, ...]) -> None:
+def test_images_that_do_not_overlap(save, shape):
     fixed = save("f.nii.gz", smooth(shape))
     moving = save("m.nii.gz", smooth(shape), make_affine((1, 1, 1), origin=(0, 50, 0)))
     with pytest.raises(PairError) as info:
@@ -196,7 +168,7 @@ def test_images_that_do_not_overlap(save, shape: tuple[int, ...]) -> None:
     assert "do not overlap" in str(info.value)
 
 
-def test_a_small_overlap_is_logged(save, caplog) -> None:
+def test_a_small_overlap_is_logged(save, caplog):
     fixed = save("f.nii.gz", smooth(VOLUME))
     moving = save("m.nii.gz", smooth(VOLUME), make_affine((1, 1, 1), origin=(8, 0, 0)))
     with caplog.at_level(logging.WARNING):
@@ -204,7 +176,7 @@ def test_a_small_overlap_is_logged(save, caplog) -> None:
     assert "covers 11.1 % of the fixed grid" in caplog.text
 
 
-def test_slices_in_different_planes(save) -> None:
+def test_slices_in_different_planes(save):
     fixed, moving = save("f.nii.gz", smooth(SLICE)), save("m.nii.gz", smooth(SLICE), CORONAL)
     with pytest.raises(
         PairError, match=r"m.nii.gz: its plane \(normal .*\) is not parallel to that of fixed .*f.nii.gz"
@@ -212,15 +184,17 @@ def test_slices_in_different_planes(save) -> None:
         match(load(fixed, moving))
 
 
-def test_a_slice_seen_from_behind_is_turned(save) -> None:
+def test_a_slice_seen_from_behind_is_turned(save):
     data = smooth(SLICE)
     flipped = np.diag([-1.0, 1, -1, 1])
     flipped[0, 3] = SLICE[0] - 1
     pair = match(load(save("f.nii.gz", data), save("m.nii.gz", data[::-1], flipped)))
     torch.testing.assert_close(pair.moving.as_tensor(), pair.fixed.as_tensor(), rtol=0, atol=1e-4)
+    flat = match(load(save("f.nii.gz", data), save("flat.nii.gz", data[..., 0])))  # a true 2D image
+    assert torch.equal(flat.moving.as_tensor(), flat.fixed.as_tensor())
 
 
-def test_a_volume_does_not_match_a_slice(save) -> None:
+def test_a_volume_does_not_match_a_slice(save):
     volume, flat = save("v.nii.gz", smooth(VOLUME)), save("s.nii.gz", smooth(SLICE))
     pair = Pair(load(volume, volume).fixed, load(flat, flat).moving)
     with pytest.raises(PairError, match="differ in dimension"):
@@ -228,7 +202,7 @@ def test_a_volume_does_not_match_a_slice(save) -> None:
 
 
 @pytest.mark.parametrize("flipped", [False, True])
-def test_physical_map_puts_a_slice_on_one_of_another_level(flipped: bool) -> None:
+def test_physical_map_puts_a_slice_on_one_of_another_level(flipped):
     fixed_affine = make_affine((1.0, 1.5, 2.0), (0.3, -0.2, 0.5))
     moving_affine = make_affine((1.2, 0.8, -3.0 if flipped else 3.0), (0.3, -0.2, 0.5))
     normal = fixed_affine[:3, 2] / np.linalg.norm(fixed_affine[:3, 2])
@@ -237,16 +211,12 @@ def test_physical_map_puts_a_slice_on_one_of_another_level(flipped: bool) -> Non
     there = physical_map(*images)
     np.testing.assert_allclose(there[:3, :3], np.eye(3), atol=1e-6)
     np.testing.assert_allclose(there[:3, 3], 40 * normal, atol=1e-5)
+    volume, start = MetaTensor(torch.zeros(1, 9, 11, 13)), torch.from_numpy(fixed_affine)
+    assert torch.equal(physical_map(volume, volume), torch.eye(4, dtype=torch.float64))
+    assert torch.equal(physical_map(volume, volume, start), start)
 
 
-def test_physical_map_of_volumes_is_the_affine_start() -> None:
-    fixed, moving = (MetaTensor(torch.zeros(1, 9, 11, 13), affine=torch.eye(4) * size) for size in (1, 2))
-    start = torch.tensor(make_affine((1, 1, 1), (0.1, 0.2, 0.3)))
-    assert torch.equal(physical_map(fixed, moving), torch.eye(4, dtype=torch.float64))
-    assert torch.equal(physical_map(fixed, moving, start), start)
-
-
-def test_masks_that_leave_nothing_together(save) -> None:
+def test_masks_that_leave_nothing_together(save):
     image = save("i.nii.gz", smooth(VOLUME))
     left, right = np.zeros((2, *VOLUME), np.uint8)
     left[:4], right[5:] = 1, 1
@@ -257,7 +227,7 @@ def test_masks_that_leave_nothing_together(save) -> None:
     np.testing.assert_array_equal(pair.fixed_mask[0], left)
 
 
-def test_the_mask_of_air_gives_way_to_one_that_was_given(save) -> None:
+def test_the_mask_of_air_gives_way_to_one_that_was_given(save):
     values = smooth(VOLUME) - 50
     values[:3] = values.min()
     image = save("i.nii.gz", values)
@@ -271,7 +241,7 @@ def test_the_mask_of_air_gives_way_to_one_that_was_given(save) -> None:
 
 
 @pytest.mark.parametrize("shape", [VOLUME, SLICE])
-def test_fields_of_view_that_share_only_air(save, shape: tuple[int, ...]) -> None:
+def test_fields_of_view_that_share_only_air(save, shape):
     empty = smooth(shape) + 1
     empty[: shape[0] - 2] = 0
     away = np.eye(4)

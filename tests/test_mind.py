@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import copy
 import itertools
 
@@ -30,7 +28,7 @@ def by_hand(image: np.ndarray, voxel: tuple[int, ...], radius: int, dilation: in
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("radius", "dilation"), [(1, 2), (2, 1)])
-def test_the_descriptor_follows_its_definition(shape, radius, dilation) -> None:
+def test_the_descriptor_follows_its_definition(shape, radius, dilation):
     image = smooth_image(shape)[None].double()
     voxel = tuple(n // 2 for n in shape)
     distances = by_hand(image[0, 0].numpy(), voxel, radius, dilation)
@@ -45,7 +43,7 @@ def test_the_descriptor_follows_its_definition(shape, radius, dilation) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("change", [lambda x: 1 - x, lambda x: 300 * x - 1000])
-def test_brightness_and_contrast_and_inversion_change_nothing(shape, change) -> None:
+def test_brightness_and_contrast_and_inversion_change_nothing(shape, change):
     image, other = smooth_image(shape, 1)[None].double(), smooth_image(shape, 2)[None].double()
     torch.testing.assert_close(mind_ssc(change(image)), mind_ssc(image))
     loss = MINDSSCLoss(len(shape))
@@ -54,12 +52,14 @@ def test_brightness_and_contrast_and_inversion_change_nothing(shape, change) -> 
     assert loss(other, image) > 0.01
 
 
-def test_weights_are_of_voxels_and_steps_are_in_mm() -> None:
+def test_weights_are_of_voxels_and_steps_are_in_mm():
     first, second = (smooth_image((24, 21), seed)[None] for seed in (0, 1))
     weight = torch.rand(1, 1, 24, 21)
     values = MINDSSCLoss(2, reduction="none")(first, second)
     weighted = (values * weight).sum() / weight.sum()
     torch.testing.assert_close(MINDSSCLoss(2)(first, second, weight), weighted)
+    torch.testing.assert_close(MINDSSCLoss(2)(first, second), values.mean())
+    torch.testing.assert_close(MINDSSCLoss(2, reduction="sum")(first, second), values.sum())
     # every second line of an image, as voxels of twice the length, is seen as in the image but for the patch
     thin = mind_ssc(first, 1, 2, spacing=(2.0, 1.0))
     assert thin.shape == (1, 4, 24, 21)
@@ -74,15 +74,8 @@ def by_hand_thick(image: np.ndarray, voxel: tuple[int, int], along: int, across:
     return float(np.square(image[i + along, j - 1 : j + 2] - image[i, j + across - 1 : j + across + 2]).mean())
 
 
-def test_reductions_belong_together() -> None:
-    first, second = (smooth_image(SHAPES[0], seed)[None] for seed in (0, 1))
-    values = MINDSSCLoss(2, reduction="none")(first, second)
-    torch.testing.assert_close(MINDSSCLoss(2)(first, second), values.mean())
-    torch.testing.assert_close(MINDSSCLoss(2, reduction="sum")(first, second), values.sum())
-
-
 @pytest.mark.parametrize("shape", SHAPES)
-def test_gradients_are_finite_where_nothing_is(shape) -> None:
+def test_gradients_are_finite_where_nothing_is(shape):
     image = smooth_image(shape)[None]
     image[:, :, : shape[0] // 2] = 0
     image.requires_grad_()
@@ -93,7 +86,7 @@ def test_gradients_are_finite_where_nothing_is(shape) -> None:
     assert mind_ssc(torch.zeros(1, 1, *shape)).eq(1).all()
 
 
-def test_a_kept_descriptor_is_that_of_the_target() -> None:
+def test_a_kept_descriptor_is_that_of_the_target():
     first, second = (smooth_image(SHAPES[0], seed)[None] for seed in (0, 1))
     loss = MINDSSCLoss(2)
     before = loss(first, second)
@@ -106,7 +99,7 @@ def test_a_kept_descriptor_is_that_of_the_target() -> None:
         assert torch.equal(loss(first.clone(), second.clone()), loss(first, second))
 
 
-def test_images_that_do_not_fit() -> None:
+def test_images_that_do_not_fit():
     image = smooth_image(SHAPES[0])[None]
     with pytest.raises(ValueError, match="2 spatial axes and one shape"):
         MINDSSCLoss(2)(image, image[:, :, 1:])

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The download, from a small archive that is served here."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import tarfile
@@ -58,7 +56,7 @@ def make_archive(served: tuple[Path, str], without: str = "nothing", size: int |
     return Archive("oasis2d", f"{address}/small.tar", md5, "slice_norm.nii.gz", "slice_seg24.nii.gz")
 
 
-def test_archive_becomes_a_folder_and_lists(served: tuple[Path, str], tmp_path: Path) -> None:
+def test_archive_becomes_a_folder_and_lists(served, tmp_path):
     target = tmp_path / "new" / "data"
     atlases, validation = fetch(make_archive(served), target)
     rows = load_datalist(atlases)
@@ -70,7 +68,7 @@ def test_archive_becomes_a_folder_and_lists(served: tuple[Path, str], tmp_path: 
     assert "OASIS_OAS1_0438_MR1" in load_datalist(validation)[0]["fixed"]
 
 
-def test_what_is_there_is_not_downloaded_again(served: tuple[Path, str], tmp_path: Path) -> None:
+def test_what_is_there_is_not_downloaded_again(served, tmp_path):
     archive = make_archive(served)
     lists = fetch(archive, tmp_path / "data")
     lists[0].unlink()
@@ -89,9 +87,7 @@ def test_what_is_there_is_not_downloaded_again(served: tuple[Path, str], tmp_pat
     ],
     ids=["another file", "cut short", "file missing", "subject missing", "not there"],
 )
-def test_broken_download_leaves_nothing(
-    broken: dict, changes: dict, error: type[Exception], served: tuple[Path, str], tmp_path: Path
-) -> None:
+def test_broken_download_leaves_nothing(broken, changes, error, served, tmp_path):
     archive = make_archive(served, **broken)
     changes = {key: value.format(served[1]) for key, value in changes.items()}
     with pytest.raises(error):

@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import configparser
 import shutil
 import subprocess
@@ -40,19 +38,19 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("folder", "place"), SHIPPED.items())
-def test_wheel_holds_every_file(folder: str, place: str, installed: Path) -> None:
+def test_wheel_holds_every_file(folder, place, installed):
     nested = {f"{name}/" for name in ("bundle", "configs")} if folder == "monai_nodeo" else set()
     found = {name for name in sources(installed / place) if not name.startswith(tuple(nested))}
     assert found == sources(ROOT / folder)
 
 
-def test_entry_point_is_the_command_line(installed: Path) -> None:
+def test_entry_point_is_the_command_line(installed):
     (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
     assert "monai-nodeo = monai_nodeo.cli:main" in entry_points.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("place", ["installed", "checkout"])
-def test_bundle_and_presets_are_found(place: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_bundle_and_presets_are_found(place, request, tmp_path):
     root = request.getfixturevalue("installed") if place == "installed" else ROOT
     code = (
         f"import sys; sys.path.insert(0, {str(root)!r}); from monai_nodeo.registration.presets import *; "
@@ -66,17 +64,13 @@ def test_bundle_and_presets_are_found(place: str, request: pytest.FixtureRequest
     assert preset.is_relative_to(root)
 
 
-def test_every_constraint_is_one_version() -> None:
+def test_what_setup_asks_for_is_pinned_to_one_version_that_fits():
     lines = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
-    assert lines
-    for line in lines:  # one that is none stops pip
-        (version,) = Requirement(line).specifier
+    pins = {}
+    for pin in map(Requirement, lines):
+        (version,) = pin.specifier  # what is none stops pip
         assert version.operator == "=="
-
-
-def test_what_setup_asks_for_is_pinned_and_fits() -> None:
-    lines = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
-    pins = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in map(Requirement, lines)}
+        pins[canonicalize_name(pin.name)] = version.version
     config = configparser.ConfigParser(comment_prefixes="#")
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     groups = [config["options"]["install_requires"], *config["options.extras_require"].values()]

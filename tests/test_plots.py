@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 from typing import Any
 
 import nibabel as nib
@@ -51,6 +49,7 @@ def test_figure_has_a_row_for_each_plane_and_can_be_saved(shape, tmp_path):
     figure = plot_registration(*random_pair(shape))
     assert len(panels(figure)) == 6 * (1 if len(shape) == 2 else 3)
     assert [ax.get_title() for ax in panels(figure)[:6]] == TITLES
+    assert not [text for ax in figure.axes for text in ax.texts]  # sides are not known without an affine
     figure.savefig(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
@@ -117,12 +116,6 @@ def test_coronal_slice_in_a_3d_header_is_upright():
     assert ax.images[0].get_extent() == [0, 9, 0, 26]
 
 
-def test_sides_are_named_only_when_known():
-    pair = random_pair((9, 13))
-    assert not [t for ax in plot_registration(*pair).axes for t in ax.texts]
-    assert [t for ax in plot_registration(*pair, np.eye(4)).axes for t in ax.texts]
-
-
 def test_each_image_has_its_own_window_and_equal_anatomy_differs_by_nothing():
     fixed, *_ = random_pair((9, 13))
     figure = plot_registration(fixed, 1 - fixed, 7 * fixed + 3, np.zeros((2, 9, 13)))
@@ -161,11 +154,8 @@ def test_grid_lines_go_where_the_displacement_takes_them():
     assert len(lines(ax)) == 9 + 13
     np.testing.assert_allclose(lines(ax)[0][0], [2.5, (0.5 - 1) * 3])
     np.testing.assert_allclose(lines(ax)[-1][-1], [8.5 + 2, (12.5 - 1) * 3])
-
-
-def test_large_grid_is_thinned():
-    (ax,) = plot_grid(np.zeros((2, 300, 150))).axes
-    assert len(lines(ax)) == 30 + 15
+    (large,) = plot_grid(np.zeros((2, 300, 150))).axes
+    assert len(lines(large)) == 30 + 15
 
 
 @pytest.mark.parametrize("plot", [plot_grid, plot_jacobian])
@@ -268,9 +258,5 @@ def test_dice_is_sorted_and_shown_before_and_after():
 def test_distribution_counts_every_pair(values):
     (ax,) = plot_distribution(values, "Dice").axes
     assert sum(bar.get_height() for bar in ax.patches) == len(values)
-
-
-def test_distribution_before_and_after_share_their_bins():
-    (ax,) = plot_distribution([0.7, 0.8], "Dice", before=[0.1, 0.2]).axes
-    assert ax.get_xlim()[0] < 0.1
-    assert ax.get_xlim()[1] > 0.8
+    (ax,) = plot_distribution(values, "Dice", before=[-5.0]).axes
+    assert ax.get_xlim()[0] < -5 < max(values) < ax.get_xlim()[1]

@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 from pathlib import Path
 
 import nibabel as nib
@@ -41,7 +39,7 @@ def refuse(path: Path | str) -> str:
 @pytest.mark.parametrize("name", ["a.nrrd", "a.nhdr", "a.mha", "a.mhd", "a.nii.gz", "A.NII"])
 @pytest.mark.parametrize("affine", [OBLIQUE, np.diag([2.0, 0.5, 1, 1])])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
-def test_values_and_place_are_those_that_itk_wrote(tmp_path, name: str, affine: np.ndarray, dtype: type) -> None:
+def test_values_and_place_are_those_that_itk_wrote(tmp_path, name, affine, dtype):
     values = numbers(VOLUME, dtype)
     path = tmp_path / name.lower()
     sitk.WriteImage(itk_image(values, affine), str(path))
@@ -56,7 +54,7 @@ def test_values_and_place_are_those_that_itk_wrote(tmp_path, name: str, affine: 
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("a.png", np.uint8), ("a.png", np.uint16), ("a.tif", np.float32)])
-def test_pictures_are_slices(tmp_path, name: str, dtype: type) -> None:
+def test_pictures_are_slices(tmp_path, name, dtype):
     values = numbers((9, 11), dtype)
     sitk.WriteImage(itk_image(values, np.diag([-0.5, -0.25, 1, 1])), str(tmp_path / name))
     stored = open_stored(tmp_path / name)
@@ -67,7 +65,7 @@ def test_pictures_are_slices(tmp_path, name: str, dtype: type) -> None:
 
 
 @pytest.mark.parametrize("affine", [OBLIQUE, TURNED])
-def test_a_folder_is_a_dicom_series(tmp_path, affine: np.ndarray) -> None:
+def test_a_folder_is_a_dicom_series(tmp_path, affine):
     values = numbers(VOLUME)
     write_series(tmp_path / "scan", values, affine)
     (tmp_path / "scan" / "notes.txt").write_text("no DICOM")
@@ -82,7 +80,7 @@ def test_a_folder_is_a_dicom_series(tmp_path, affine: np.ndarray) -> None:
     assert stored.dtype == np.int16
 
 
-def test_a_series_of_several_is_chosen_by_number_or_uid(tmp_path) -> None:
+def test_a_series_of_several_is_chosen_by_number_or_uid(tmp_path):
     first, second = numbers(VOLUME), numbers(VOLUME)[::-1]
     uids = [write_series(tmp_path / "study", v, OBLIQUE, n) for v, n in ((first, 3), (second, 12))]
     message = refuse(tmp_path / "study")
@@ -94,7 +92,7 @@ def test_a_series_of_several_is_chosen_by_number_or_uid(tmp_path) -> None:
     assert "no series for '5' in the folder" in refuse(f"{tmp_path}/study#5")
 
 
-def test_slices_that_make_no_volume(tmp_path, capfd) -> None:
+def test_slices_that_make_no_volume(tmp_path, capfd):
     write_series(tmp_path / "gap", numbers(VOLUME), OBLIQUE, skip=(5,))
     assert "the slices are no regular grid (slice " in refuse(tmp_path / "gap")
     write_series(tmp_path / "tilted", numbers(VOLUME), OBLIQUE, shear=(0, 0.4, 0))
@@ -102,7 +100,7 @@ def test_slices_that_make_no_volume(tmp_path, capfd) -> None:
     assert "WARNING" not in capfd.readouterr().err  # ITK's own remark says less
 
 
-def test_one_slice_of_a_series_is_a_slice(tmp_path) -> None:
+def test_one_slice_of_a_series_is_a_slice(tmp_path):
     values = numbers(SLICE)
     write_series(tmp_path / "scout", values, OBLIQUE)
     stored = open_stored(tmp_path / "scout")
@@ -111,7 +109,7 @@ def test_one_slice_of_a_series_is_a_slice(tmp_path) -> None:
     np.testing.assert_allclose(stored.affine[:3, [0, 1, 3]], OBLIQUE[:3, [0, 1, 3]], atol=1e-4)
 
 
-def test_what_is_no_image(tmp_path) -> None:
+def test_what_is_no_image(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.nrrd: there is no such file"):
         open_stored(tmp_path / "gone.nrrd")
     (tmp_path / "empty.mha").touch()
@@ -135,7 +133,7 @@ def test_what_is_no_image(tmp_path) -> None:
         ("both.mha", (9, 11, 13, 4), (9, 11, 13, 4, 3)),
     ],
 )
-def test_channels_are_the_last_axis(tmp_path, name: str, sizes: tuple[int, ...], shape: tuple[int, ...]) -> None:
+def test_channels_are_the_last_axis(tmp_path, name, sizes, shape):
     values = numbers((*sizes, 3), np.uint8)
     axes = (*reversed(range(len(sizes))), len(sizes))
     image = sitk.GetImageFromArray(values.transpose(axes), isVector=True)
@@ -147,7 +145,7 @@ def test_channels_are_the_last_axis(tmp_path, name: str, sizes: tuple[int, ...],
         ImageGrid.from_file(tmp_path / name)
 
 
-def test_colours_of_nifti_are_channels(tmp_path) -> None:
+def test_colours_of_nifti_are_channels(tmp_path):
     values = numbers((*VOLUME, 3), np.uint8)
     colours = np.zeros(VOLUME, [("R", "u1"), ("G", "u1"), ("B", "u1")])
     for i, name in enumerate("RGB"):
@@ -158,7 +156,7 @@ def test_colours_of_nifti_are_channels(tmp_path) -> None:
     np.testing.assert_array_equal(stored.load()[:, :, :, 0], values)
 
 
-def test_steps_of_a_series_are_known(tmp_path) -> None:
+def test_steps_of_a_series_are_known(tmp_path):
     image = sitk.GetImageFromArray(numbers((4, *VOLUME), np.int16), isVector=False)
     image.SetSpacing((1, 1, 2, 2.5))
     sitk.WriteImage(image, str(tmp_path / "series.nrrd"))
@@ -166,7 +164,7 @@ def test_steps_of_a_series_are_known(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.mha", "a.nrrd", "a.tif"])
-def test_truncated_voxels_are_found_when_they_are_read(tmp_path, name: str) -> None:
+def test_truncated_voxels_are_found_when_they_are_read(tmp_path, name):
     values = numbers((40, 50, 3) if name != "a.tif" else (40, 50))
     sitk.WriteImage(itk_image(values, np.diag([-1.0, -1, 1, 1])), str(tmp_path / name), useCompression=False)
     content = (tmp_path / name).read_bytes()

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a registration gives: its map both ways, its proof, its folder."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pickle
@@ -22,9 +20,7 @@ from synthetic import quick_settings, save_pair
 from torch import Tensor
 
 from monai_nodeo import Flow, Registration, Settings, register
-from monai_nodeo.data import PairError
-from monai_nodeo.files import ImageGrid, read_displacement
-from monai_nodeo.flows import FlowFileError
+from monai_nodeo.files import read_displacement
 
 KINDS = {"volume": ((19, 17, 13), OBLIQUE), "slice": ((33, 29, 1), CORONAL), "nodeo": ((33, 29, 1), CORONAL)}
 STARTS = {"start": "moments", "headers": None}
@@ -66,10 +62,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Case(row, found, folder / "result", figures)
 
 
-# The map
-
-
-def test_points_and_warp_are_one_map(case: Case) -> None:
+def test_points_and_warp_are_one_map(case):
     """A linear function of the place is sampled without an error: the warped image holds where points are taken."""
     moving = case.found.pair.moving.image
     axes = [torch.arange(n, dtype=torch.float64) for n in moving.shape[1:]]
@@ -89,7 +82,7 @@ def test_points_and_warp_are_one_map(case: Case) -> None:
     torch.testing.assert_close((sampled @ in_plane)[inside], (there @ in_plane)[inside], rtol=0, atol=2e-3)
 
 
-def test_the_inverse_brings_points_home(case: Case) -> None:
+def test_the_inverse_brings_points_home(case):
     there = case.found.points(case.points)
     home = case.found.inverse.points(there)
     tolerance = 0.05 if case.found.settings.velocity == "nodeo" else 5e-3
@@ -98,7 +91,7 @@ def test_the_inverse_brings_points_home(case: Case) -> None:
     torch.testing.assert_close(again.points(case.points), there, rtol=0, atol=1e-6)
 
 
-def test_the_inverse_warps_the_fixed_image(case: Case) -> None:
+def test_the_inverse_warps_the_fixed_image(case):
     pair = case.found.pair
     found = case.found.inverse.warp(case.row["fixed"])
     assert found.shape == pair.moving.image.shape
@@ -107,7 +100,7 @@ def test_the_inverse_warps_the_fixed_image(case: Case) -> None:
     assert (found.as_tensor() - pair.moving.image.as_tensor())[inside].norm() < 0.6 * before
 
 
-def test_times_on_the_way(case: Case) -> None:
+def test_times_on_the_way(case):
     found = case.found
     warped, moving = found.warp(found.pair.moving.image), found.at(1)
     torch.testing.assert_close(found.at(0).as_tensor(), warped.as_tensor())
@@ -135,7 +128,7 @@ def still(flow: Flow) -> Flow:
     return other
 
 
-def test_the_ddf_is_the_whole_way(case: Case) -> None:
+def test_the_ddf_is_the_whole_way(case):
     grid, found = case.found.flow.grid, case.found
     dims = len(found.ddf)
     index = torch.stack(torch.meshgrid(*[torch.arange(n) for n in grid.spatial_shape], indexing="ij"))
@@ -151,21 +144,7 @@ def test_the_ddf_is_the_whole_way(case: Case) -> None:
         assert torch.equal(found.ddf, found.displacement)
 
 
-def test_another_grid_has_the_same_map(case: Case) -> None:
-    grid = case.found.flow.grid
-    coarse = ImageGrid(
-        grid.affine @ np.diag([2.0, 2, 1 if grid.shape[2:] == (1,) else 2, 1]), tuple((n + 1) // 2 for n in grid.shape)
-    )
-    image = case.found.pair.moving.image
-    every = (slice(None), *[slice(None, None, 2)] * case.found.pair.spatial_dims)
-    found = case.found.map.on(coarse).warp(image).as_tensor()
-    torch.testing.assert_close(found, case.found.warp(image).as_tensor()[every], rtol=0, atol=1e-3)
-
-
-# The folder
-
-
-def test_a_loaded_registration_is_the_saved_one(case: Case) -> None:
+def test_a_loaded_registration_is_the_saved_one(case):
     loaded, found = Registration.load(case.folder), case.found
     torch.testing.assert_close(loaded.displacement, found.displacement, rtol=0, atol=1e-6)
     torch.testing.assert_close(loaded.ddf, found.ddf, rtol=0, atol=1e-6)
@@ -188,7 +167,7 @@ def test_a_loaded_registration_is_the_saved_one(case: Case) -> None:
     assert loaded.figures()["after"] == found.figures()["after"]
 
 
-def test_what_is_on_disk_is_the_flow(case: Case) -> None:
+def test_what_is_on_disk_is_the_flow(case):
     field, grid = read_displacement(case.folder / "displacement.nii.gz")
     ddf = case.found.ddf.numpy()
     assert np.abs(field - ddf).max() < 2e-5
@@ -199,7 +178,7 @@ def test_what_is_on_disk_is_the_flow(case: Case) -> None:
         assert torch.equal(case.found.flow.displacement(), case.found.displacement)
 
 
-def test_simpleitk_applies_what_is_on_disk(case: Case) -> None:
+def test_simpleitk_applies_what_is_on_disk(case):
     fixed, moving = (sitk.ReadImage(case.row[name], sitk.sitkFloat64) for name in ("fixed", "moving"))
     way = sitk.ReadTransform(str(case.folder / "transform.h5"))
     for point in case.points[::7]:
@@ -214,7 +193,7 @@ def test_simpleitk_applies_what_is_on_disk(case: Case) -> None:
     np.testing.assert_allclose(warped, case.found.warp(case.row["moving"])[0].numpy().reshape(warped.shape), atol=1e-5)
 
 
-def test_figures_are_those_of_the_objects(case: Case) -> None:
+def test_figures_are_those_of_the_objects(case):
     figures = json.loads((case.folder / "metrics.json").read_text(encoding="utf-8"))
     assert figures == case.figures
     assert figures["after"]["similarity"] == case.found.similarity[1] < figures["before"]["similarity"]
@@ -225,9 +204,8 @@ def test_figures_are_those_of_the_objects(case: Case) -> None:
     assert {name: figures[name] for name in case.row} == case.row
 
 
-def test_how_it_shows_itself(case: Case) -> None:
+def test_how_it_shows_itself(case):
     text = repr(case.found)
-    assert "\n" not in text
     assert case.found.certificate.verdict in text
     html = case.found._repr_html_()
     assert html.count("data:image/png;base64,") == 5  # both images, the warped one, and two differences
@@ -236,11 +214,9 @@ def test_how_it_shows_itself(case: Case) -> None:
     assert "<img" not in alone._repr_html_()
     named = dataclasses.replace(case.found, pair=dataclasses.replace(case.found.pair, id="<script>"))
     assert "<script>" not in named._repr_html_()
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        case.found.seconds = 0.0
 
 
-def test_without_its_images(case: Case) -> None:
+def test_without_its_images(case):
     alone = Registration.load(case.folder, with_pair=False)
     assert alone.pair is None
     assert torch.equal(alone.at(0, case.row["moving"]).as_tensor(), case.found.warp(case.row["moving"]).as_tensor())
@@ -252,9 +228,6 @@ def test_without_its_images(case: Case) -> None:
     assert not (case.folder.parent / "again" / "warped.nii.gz").exists()
 
 
-# Folders that are damaged, or a stranger's
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], Registration]:
     """A pair of slices with voxels of 1 mm, and its registration."""
@@ -262,17 +235,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], Reg
     files = save_pair(folder, (33, 29, 1), np.eye(4))
     row = {name: files[name] for name in ("fixed", "moving")}
     return row, register(**row, settings=quick_settings(2), device="cpu", handlers=())
-
-
-def test_images_that_have_gone_are_missed_but_not_needed(plain, tmp_path, caplog):
-    row, found = plain
-    found.save(tmp_path / "out")
-    metrics = tmp_path / "out" / "metrics.json"
-    metrics.write_text(metrics.read_text(encoding="utf-8").replace("moving.nii.gz", "gone.nii.gz"), encoding="utf-8")
-    loaded = Registration.load(tmp_path / "out")
-    assert loaded.pair is None
-    assert "without its images: moving" in caplog.text
-    assert torch.equal(loaded.ddf, found.ddf)
 
 
 class Bomb:
@@ -319,30 +281,6 @@ def test_a_stranger_s_folder_runs_nothing(plain, tmp_path):
     assert torch.equal(Registration.load(folder).ddf, found.ddf)
 
 
-def test_folders_without_a_registration_are_named(plain, tmp_path):
-    _, found = plain
-    with pytest.raises(FileNotFoundError, match="none holds no metrics.json"):
-        Registration.load(tmp_path / "none")
-    found.save(tmp_path / "out")
-    (tmp_path / "out" / "flow.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="flow.safetensors"):
-        Registration.load(tmp_path / "out")
-    found.save(tmp_path / "out")
-    (tmp_path / "out" / "flow.safetensors").write_bytes(b"")
-    with pytest.raises(FlowFileError, match="flow.safetensors"):
-        Registration.load(tmp_path / "out")
-
-
-def test_a_field_of_voxels_of_a_millimetre_is_on_disk_exactly(plain, tmp_path):
-    _, found = plain
-    assert found.save(tmp_path / "out")["certificate"]["file_error_voxels"] == 0
-    field, _ = read_displacement(tmp_path / "out" / "displacement.nii.gz")
-    np.testing.assert_array_equal(field, found.flow.displacement().numpy())
-
-
-# register()
-
-
 def test_images_of_any_kind(plain):
     row, found = plain
     fixed, moving = (nib.load(path).get_fdata(dtype=np.float32) for path in row.values())
@@ -358,28 +296,6 @@ def test_images_of_any_kind(plain):
     for name, kind in kinds.items():
         images = (kind(path, values) for path, values in zip(row.values(), (fixed, moving), strict=True))
         assert torch.equal(register(*images, found.settings, handlers=()).ddf, found.ddf), name
-
-
-def test_errors_are_exceptions_that_name_the_image(plain, tmp_path):
-    row, _ = plain
-    image = nib.load(row["fixed"]).get_fdata()
-    wrong = {
-        r"moving .*gone.nii.gz: there is no such file": str(tmp_path / "gone.nii.gz"),
-        r"moving: 957 of 957 voxels are NaN": np.full_like(image, np.nan),
-        r"moving: every voxel is 0": np.zeros_like(image),
-        r"moving: shape \(33, 29, 5\) is a volume, but the fixed image is a slice": np.random.default_rng(0).random(
-            (33, 29, 5)
-        ),
-        r"moving: a list is no image": [1, 2],
-    }
-    for message, moving in wrong.items():
-        with pytest.raises(PairError, match=message):
-            register(row["fixed"], moving)
-    with pytest.raises(ValueError, match="there is no preset 'fst'"):
-        register(**row, settings="fst")
-
-
-# Real slices
 
 
 @pytest.mark.parametrize("number", [0, 7])

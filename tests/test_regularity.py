@@ -1,12 +1,11 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import math
 
 import pytest
 import torch
 from loss_inputs import folded_field, gradient, linear_field
+from synthetic import determinants
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -14,16 +13,6 @@ from monai_nodeo.geometry.coordinates import phi_to_ddf
 from monai_nodeo.losses import FoldingLoss, LogJacobianLoss, SmoothnessLoss, VelocityMagnitudeLoss
 
 SHAPES = [(11, 9), (9, 7, 5)]
-
-
-def determinants(ddf: Tensor) -> Tensor:
-    """By torch.linalg, cell by cell, (B, *(spatial - 1))."""
-    dims = ddf.ndim - 2
-    cells = (..., *[slice(0, -1)] * dims)
-    columns = [ddf.diff(dim=2 + axis)[(..., *[slice(0, n - 1) for n in ddf.shape[2:]])] for axis in range(dims)]
-    jacobian = torch.stack(columns, -1).movedim(1, -2) + torch.eye(dims, dtype=ddf.dtype)
-    assert jacobian.shape[:-2] == ddf[:, 0][cells].shape
-    return torch.linalg.det(jacobian)
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.5, 2.0])
@@ -111,15 +100,6 @@ def test_velocity_magnitude_is_the_mean_squared_length(shape):
     still = torch.zeros_like(velocity)
     assert VelocityMagnitudeLoss()(still) == 0
     assert torch.equal(gradient(VelocityMagnitudeLoss(), still), still)  # the norm itself has no gradient there
-
-
-@pytest.mark.parametrize("loss", [FoldingLoss(), SmoothnessLoss(), VelocityMagnitudeLoss()])
-@pytest.mark.parametrize("shape", [(31, 37), (17, 19, 21)])
-def test_penalties_in_float32_are_near_float64(shape, loss):
-    ddf = 3 * torch.randn(1, len(shape), *shape, dtype=torch.float64)
-    assert loss(ddf.float()).item() == pytest.approx(loss(ddf).item(), rel=1e-5)
-    expected = gradient(loss, ddf)
-    assert (gradient(loss, ddf.float()) - expected).norm() < 1e-5 * expected.norm()
 
 
 @pytest.mark.parametrize("loss", [FoldingLoss(), VelocityMagnitudeLoss()])

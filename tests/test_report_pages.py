@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pages in a browser of the system, without a network."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil
@@ -100,7 +98,7 @@ def set_opacity(page: playwright.Page, value: int) -> None:
     page.locator("#opacity").fill(str(value))
 
 
-def test_the_report_shows_its_pictures(visit, pair) -> None:
+def test_the_report_shows_its_pictures(visit, pair):
     page = visit(pair)
     loaded = page.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
     assert loaded
@@ -111,7 +109,7 @@ def test_the_report_shows_its_pictures(visit, pair) -> None:
         assert chart.bounding_box()["height"] > 80
 
 
-def test_every_view_draws_something_of_its_own(visit, pair) -> None:
+def test_every_view_draws_something_of_its_own(visit, pair):
     page = visit(pair)
     names = page.locator('input[name="view"]').evaluate_all("(inputs) => inputs.map((input) => input.value)")
     assert len(names) == 8
@@ -125,14 +123,14 @@ def test_every_view_draws_something_of_its_own(visit, pair) -> None:
             assert np.abs(one - other).mean() > 0.5
 
 
-def test_the_slider_goes_from_the_fixed_to_the_warped_image(visit, pair) -> None:
+def test_the_slider_goes_from_the_fixed_to_the_warped_image(visit, pair):
     page = visit(pair)
     low, middle, high = [set_opacity(page, value) or pixels(page) for value in (0, 50, 100)]
     assert np.abs(low - high).mean() > 0.5
     np.testing.assert_allclose(middle, (low + high) / 2, atol=3)
 
 
-def test_flicker_shows_one_image_after_the_other(visit, pair) -> None:
+def test_flicker_shows_one_image_after_the_other(visit, pair):
     page = visit(pair)
     warped, fixed = [set_opacity(page, value) or pixels(page) for value in (100, 0)]
     page.clock.install(time=0)
@@ -148,7 +146,7 @@ def test_flicker_shows_one_image_after_the_other(visit, pair) -> None:
     np.testing.assert_array_equal(pixels(page), fixed)
 
 
-def test_before_and_after_differ_and_the_keys_do_what_the_buttons_do(visit, pair) -> None:
+def test_before_and_after_differ_and_the_keys_do_what_the_buttons_do(visit, pair):
     page = visit(pair)
     view(page, "difference")
     after = pixels(page)
@@ -164,7 +162,7 @@ def test_before_and_after_differ_and_the_keys_do_what_the_buttons_do(visit, pair
     assert page.locator("#flicker").get_attribute("aria-pressed") == "true"
 
 
-def test_the_controls_are_reached_with_the_keyboard_alone(visit, pair) -> None:
+def test_the_controls_are_reached_with_the_keyboard_alone(visit, pair):
     page = visit(pair)
     reached = []
     for _ in range(4):
@@ -176,7 +174,7 @@ def test_the_controls_are_reached_with_the_keyboard_alone(visit, pair) -> None:
     assert page.locator("#opacity-shown").inner_text() != shown
 
 
-def test_the_certificate_is_to_be_seen(visit, pair) -> None:
+def test_the_certificate_is_to_be_seen(visit, pair):
     page = visit(pair, width=390)
     certificate = json.loads((pair.parent / "metrics.json").read_text(encoding="utf-8"))["certificate"]
     assert page.get_by_text(certificate["verdict"]).first.is_visible()
@@ -189,7 +187,7 @@ def test_the_certificate_is_to_be_seen(visit, pair) -> None:
 
 @pytest.mark.parametrize("kind", ["pair", "cohort"])
 @pytest.mark.parametrize("colours", ["light", "dark"])
-def test_on_a_phone_nothing_is_wider_than_the_screen(visit, kind, colours, request) -> None:
+def test_on_a_phone_nothing_is_wider_than_the_screen(visit, kind, colours, request):
     page = visit(request.getfixturevalue(kind), width=390, colours=colours)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -203,7 +201,7 @@ def shown_rows(page: playwright.Page) -> list[list[str]]:
     )
 
 
-def test_the_cohort_sorts_by_any_column_with_the_empty_last(visit, cohort) -> None:
+def test_the_cohort_sorts_by_any_column_with_the_empty_last(visit, cohort):
     page = visit(cohort)
     assert shown_rows(page)[0][0].endswith("there is no such file")  # worst first
     heads = page.locator("#pairs thead button")
@@ -219,7 +217,7 @@ def test_the_cohort_sorts_by_any_column_with_the_empty_last(visit, cohort) -> No
     assert [row[1] for row in shown_rows(page)] == [f"pair{i}" for i in range(ROWS)]
 
 
-def test_the_cohort_is_filtered_by_words_and_grade(visit, cohort) -> None:
+def test_the_cohort_is_filtered_by_words_and_grade(visit, cohort):
     page = visit(cohort)
     page.locator("#find").fill("PAIR12")
     assert len(shown_rows(page)) == 11
@@ -231,7 +229,7 @@ def test_the_cohort_is_filtered_by_words_and_grade(visit, cohort) -> None:
     assert len(shown_rows(page)) == ROWS // 100
 
 
-def test_the_links_lead_to_the_reports(visit, cohort) -> None:
+def test_the_links_lead_to_the_reports(visit, cohort):
     links = visit(cohort).locator("#pairs a").evaluate_all("(links) => links.map((link) => link.href)")
     assert len(links) == ROWS - ROWS // 100
     assert (cohort.parent / "pair1" / "report.html").as_uri() in links

@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import pytest
 import torch
 from synthetic import noise, voxels
@@ -15,7 +13,7 @@ every_resize = pytest.mark.parametrize(("shape", "new"), RESIZED)
 
 
 @every_resize
-def test_resizing_keeps_constants_and_the_identity(shape: tuple[int, ...], new: tuple[int, ...]) -> None:
+def test_resizing_keeps_constants_and_the_identity(shape, new):
     constant = torch.full((1, 2, *shape), 3.25)
     torch.testing.assert_close(resize(constant, new), torch.full((1, 2, *new), 3.25))
     finer = tuple(max(n, m) for n, m in zip(shape, new, strict=True))
@@ -24,7 +22,7 @@ def test_resizing_keeps_constants_and_the_identity(shape: tuple[int, ...], new: 
     assert resize(image, shape) is image
 
 
-def test_going_to_fewer_voxels_is_without_aliases() -> None:
+def test_going_to_fewer_voxels_is_without_aliases():
     checkers = (-1.0) ** voxels((32, 40)).sum(1, keepdim=True).float()
     slow = torch.sin(voxels((32, 40))[:, :1].float() / 8)
     inside = (..., slice(1, -1), slice(1, -1))
@@ -34,7 +32,7 @@ def test_going_to_fewer_voxels_is_without_aliases() -> None:
 
 
 @every_resize
-def test_resizing_up_is_torchs_interpolation(shape: tuple[int, ...], new: tuple[int, ...]) -> None:
+def test_resizing_up_is_torchs_interpolation(shape, new):
     finer = tuple(max(n, m) for n, m in zip(shape, new, strict=True))
     image = torch.rand(2, 3, *shape)
     mode = "bilinear" if len(shape) == 2 else "trilinear"
@@ -42,7 +40,7 @@ def test_resizing_up_is_torchs_interpolation(shape: tuple[int, ...], new: tuple[
 
 
 @every_resize
-def test_a_displacement_keeps_its_length_on_another_grid(shape: tuple[int, ...], new: tuple[int, ...]) -> None:
+def test_a_displacement_keeps_its_length_on_another_grid(shape, new):
     finer = tuple(max(n, m) for n, m in zip(shape, new, strict=True))
     ddf = noise(shape, 2.0).float()
     by_phi = phi_to_ddf(resize(ddf_to_phi(ddf, identity_grid(shape)), finer), identity_grid(finer))

@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np
@@ -18,6 +16,7 @@ LAYERS: dict[str, Callable[..., SeparableSmoothing]] = {
     "average 3": lambda dims, **more: AveragingSmoothing(dims, 3, **more),
     "average 15": lambda dims, **more: AveragingSmoothing(dims, **more),
     "average 31": lambda dims, **more: AveragingSmoothing(dims, 31, **more),
+    "average 5, twice": lambda dims, **more: AveragingSmoothing(dims, 5, **{"passes": 2, **more}),
     "gauss 0.8": lambda dims, **more: GaussianSmoothing(dims, 0.8, **more),
     "gauss 4, window 5": lambda dims, **more: GaussianSmoothing(dims, 4.0, 5, **more),
     "gauss 6": lambda dims, **more: GaussianSmoothing(dims, 6.0, **more),
@@ -27,8 +26,8 @@ every_shape = pytest.mark.parametrize("shape", SHAPES)
 
 
 def by_scipy(layer: SeparableSmoothing, x: np.ndarray) -> np.ndarray:
-    """One pass along the spatial axes of (B, C, *spatial)."""
-    for axis in range(2, x.ndim):
+    """All passes along the spatial axes of (B, C, *spatial)."""
+    for axis in [*range(2, x.ndim)] * layer.passes:
         if isinstance(layer, AveragingSmoothing):
             x = ndimage.uniform_filter1d(x, layer.window, axis=axis, mode="nearest")
         elif isinstance(layer, GaussianSmoothing):
@@ -38,9 +37,7 @@ def by_scipy(layer: SeparableSmoothing, x: np.ndarray) -> np.ndarray:
 
 @every_layer
 @every_shape
-def test_smoothing_is_scipys_with_the_border_repeated(
-    make: Callable[..., SeparableSmoothing], shape: tuple[int, ...]
-) -> None:
+def test_smoothing_is_scipys_with_the_border_repeated(make, shape):
     layer = make(len(shape))
     x = torch.randn(2, 3, *shape, dtype=torch.float64)
     torch.testing.assert_close(layer(x), torch.from_numpy(by_scipy(layer, x.numpy())))
@@ -49,7 +46,7 @@ def test_smoothing_is_scipys_with_the_border_repeated(
 
 @every_layer
 @every_shape
-def test_gradient_is_the_transposed_smoothing(make: Callable[..., SeparableSmoothing], shape: tuple[int, ...]) -> None:
+def test_gradient_is_the_transposed_smoothing(make, shape):
     layer = make(len(shape), passes=2)
     x = torch.randn(1, 2, *shape, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(1, 2, *shape, dtype=torch.float64)
@@ -60,34 +57,27 @@ def test_gradient_is_the_transposed_smoothing(make: Callable[..., SeparableSmoot
 
 @every_layer
 @pytest.mark.parametrize(("dims", "shape"), [(2, (1, 2, 9, 11, 13)), (3, (1, 3, 9, 11)), (2, (2, 9, 11))])
-def test_other_dimensions_are_refused(
-    make: Callable[..., SeparableSmoothing], dims: int, shape: tuple[int, ...]
-) -> None:
+def test_other_dimensions_are_refused(make, dims, shape):
     with pytest.raises(ValueError, match=rf"expected \(B, C\) and {dims} spatial axes, got shape \({shape[0]}, "):
         make(dims)(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("window", [4, 0, -3, 2])
-def test_a_window_without_a_centre_is_refused(window: int) -> None:
-    for make in (lambda: AveragingSmoothing(2, window), lambda: GaussianSmoothing(2, 1.0, window)):
-        with pytest.raises(ValueError, match=rf"positive odd number of voxels, got {window}"):
-            make()
-
-
-@pytest.mark.parametrize("sigma", [0.0, -1.5])
-def test_a_gaussian_needs_a_width(sigma: float) -> None:
-    with pytest.raises(ValueError, match=f"sigma must be positive .*got {sigma}"):
-        GaussianSmoothing(3, sigma)
-
-
-@every_layer
-def test_passes_are_counted_from_zero(make: Callable[..., SeparableSmoothing]) -> None:
-    with pytest.raises(ValueError, match="passes must not be negative, got -1"):
-        make(3, passes=-1)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        *[(lambda n=n: AveragingSmoothing(2, n), f"positive odd number of voxels, got {n}") for n in (4, 0, -3, 2)],
+        *[(lambda n=n: GaussianSmoothing(2, 1.0, n), f"positive odd number of voxels, got {n}") for n in (4, 0)],
+        *[(lambda s=s: GaussianSmoothing(3, s), f"sigma must be positive .*got {s}") for s in (0.0, -1.5)],
+        (lambda: AveragingSmoothing(3, passes=-1), "passes must not be negative, got -1"),
+    ],
+)
+def test_layers_that_cannot_be_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 @pytest.mark.parametrize(("sigma", "window"), [(0.3, 3), (1.0, 7), (2.0, 13), (2.1, 15)])
-def test_gaussian_reaches_three_standard_deviations(sigma: float, window: int) -> None:
+def test_gaussian_reaches_three_standard_deviations(sigma, window):
     layer = GaussianSmoothing(3, sigma)
     assert layer.window == window
     assert len(layer.kernel()) == window
@@ -97,15 +87,13 @@ def test_gaussian_reaches_three_standard_deviations(sigma: float, window: int) -
     ("length", "window"),
     [(0.1, 1), (1, 1), (1.9, 1), (2.5, 3), (3, 3), (4.2, 5), (5, 5), (7.3, 7), (21 / 5, 5), (9 / 3, 3)],
 )
-def test_a_window_is_the_nearest_odd_number(length: float, window: int) -> None:
+def test_a_window_is_the_nearest_odd_number(length, window):
     assert odd_window(length) == window
 
 
 @every_layer
 @pytest.mark.parametrize(("shape", "spacing"), [((9, 13), (2.0, 1.0)), ((9, 11, 13), (1.0, 3.0, 1.5))])
-def test_smoothing_is_as_long_in_mm_along_every_axis(
-    make: Callable[..., SeparableSmoothing], shape: tuple[int, ...], spacing: tuple[float, ...]
-) -> None:
+def test_smoothing_is_as_long_in_mm_along_every_axis(make, shape, spacing):
     layer = make(len(shape))
     matrices = layer.matrices(shape, spacing=spacing)
     for matrix, own, side in zip(matrices, layer.matrices(shape), spacing, strict=True):
@@ -117,7 +105,7 @@ def test_smoothing_is_as_long_in_mm_along_every_axis(
     assert all(torch.equal(a, b) for a, b in zip(matrices, doubled, strict=True))
 
 
-def test_matrix_made_in_inference_mode_serves_a_later_training() -> None:
+def test_matrix_made_in_inference_mode_serves_a_later_training():
     smooth = AveragingSmoothing(2, window=3)
     x = torch.rand(1, 1, 23, 29)
     with torch.inference_mode():

@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -93,8 +91,12 @@ def test_one_iteration_is_one_look_at_the_loss_and_the_steps_lie_between(shape, 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_output_and_history(shape, model):
     fixed, moving = batched_pair(shape)
-    trainer = trainer_of(fixed, moving, model, iterations=4)
-    outputs = []
+    outputs, seen = [], []
+    stats = StatsHandler(
+        iteration_print_logger=lambda engine: seen.append(engine.state.output["loss"].item()),
+        epoch_print_logger=lambda engine: seen.append(engine.state.epoch),
+    )
+    trainer = trainer_of(fixed, moving, model, iterations=4, handlers=(stats,))
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: outputs.append(engine.state.output))
     trainer.run()
     assert list(trainer.state.history) == TERMS
@@ -106,10 +108,7 @@ def test_output_and_history(shape, model):
         assert curve.shape == (4, 1)
         assert torch.equal(curve, torch.stack([output[name] for output in outputs]))
     assert (trainer.state.history["loss"].diff(dim=0) < 0).all()
-    # the figures of an iteration belong to its own displacement
-    terms = trainer.loss_function(warp(moving, outputs[-1]["ddf"]), fixed, outputs[-1]["ddf"], [outputs[-1]["ddf"]])
-    for name in ("similarity", "intensity", "folding"):
-        torch.testing.assert_close(terms[name], outputs[-1][name], rtol=1e-3, atol=1e-7)
+    assert seen == [*trainer.state.history["loss"][:, 0].tolist(), 1]
 
 
 @every_model
@@ -214,12 +213,6 @@ def test_a_regulariser_of_the_trajectory_counts_and_its_gradient_arrives(shape, 
         torch.testing.assert_close(history["half way"][-1, 0], whole / 4, rtol=0.2, atol=0)
 
 
-def test_scaling_and_squaring_takes_no_trajectory():
-    loss = RegistrationLoss(nn.MSELoss(), trajectory_terms={"half way": (1.0, FarAtHalfTime())})
-    with pytest.raises(ValueError, match="two times; take an ODESolver"):
-        trainer_of(*batched_pair(SHAPES[0]), loss_function=loss, solver=ScalingAndSquaring()).run()
-
-
 @every_model
 def test_several_channels(model):
     fixed, moving = batched_pair(SHAPES[0])
@@ -227,18 +220,6 @@ def test_several_channels(model):
     trainer.run()
     assert (trainer.state.history["loss"].diff(dim=0) < 0).all()
     assert trainer.state.output["ddf"].shape == (1, 2, *SHAPES[0])
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_cloud_may_be_coarser_than_the_images(shape):
-    fixed, moving = batched_pair(shape)
-    level = make_levels(shape, (1.0,) * len(shape), point_spacing=2)[0]
-    assert level.image_size == shape != level.cloud_size
-    trainer = trainer_of(fixed, moving, level=level)
-    trainer.run()
-    assert trainer.state.level is level
-    assert trainer.state.output["ddf"].shape == (1, len(shape), *level.cloud_size)
-    assert (trainer.state.history["loss"].diff(dim=0) < 0).all()
 
 
 @pytest.mark.parametrize("unsure", [False, True])
@@ -270,27 +251,12 @@ def test_the_weight_is_the_product_of_the_masks_the_moving_one_where_it_is_taken
     assert not seen[2].requires_grad
 
 
-def test_handlers_of_monai_attach():
-    figures = []
-    stats = StatsHandler(
-        iteration_print_logger=lambda engine: figures.append(engine.state.output["loss"].item()),
-        epoch_print_logger=lambda engine: figures.append(engine.state.epoch),
-    )
-    trainer = trainer_of(*batched_pair(SHAPES[0]), iterations=3, handlers=(stats,))
-    trainer.run()
-    assert figures == [*trainer.state.history["loss"][:, 0].tolist(), 1]
-
-
 @pytest.mark.parametrize(("fixed", "moving"), [((1, 1, 25, 21), (1, 1, 25, 20)), ((1, 1, 25, 21), (1, 1, 25, 21, 9))])
 def test_images_on_different_grids_are_refused(fixed, moving):
     with pytest.raises(ValueError, match="differ in shape; resample the moving image"):
         trainer_of(torch.zeros(fixed), torch.zeros(moving))
-
-
-def test_images_of_another_level_are_refused():
-    coarse, _ = make_levels(SHAPES[0], (1.0, 1.0), (2, 1))
     with pytest.raises(ValueError, match="and the level's .* differ in shape"):
-        trainer_of(*batched_pair(SHAPES[0]), level=coarse)
+        trainer_of(torch.zeros(fixed), torch.zeros(fixed), level=make_levels(SHAPES[0], (1.0, 1.0), (2,))[0])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -348,8 +314,7 @@ def test_early_stop_waits_only_when_it_looks():
 
 
 def test_a_step_of_an_optimiser_that_cannot_be_recorded_is_done_as_it_is():
-    parameter = nn.Parameter(torch.ones(1))
-    step = RecordedStep(iter(range(3)).__next__, torch.optim.SGD([parameter], lr=0.1))
+    step = RecordedStep(iter(range(3)).__next__, torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1))
     assert [step() for _ in range(3)] == [0, 1, 2]
     assert not step.recordable
 

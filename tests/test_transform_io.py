@@ -1,10 +1,7 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import os
 import stat
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -57,7 +54,7 @@ def itk_transform(path: Path, grid: ImageGrid, fixed: sitk.Image) -> sitk.Displa
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_simpleitk_applies_our_field_and_gets_our_image(grid: ImageGrid, tmp_path: Path) -> None:
+def test_simpleitk_applies_our_field_and_writes_it_as_we_do(grid, tmp_path):
     ddf, moving = make_ddf(grid), make_image(grid)
     write_displacement(tmp_path / "displacement.nii.gz", ddf, grid)
     write_image(tmp_path / "moving.nii.gz", moving, grid)
@@ -68,10 +65,17 @@ def test_simpleitk_applies_our_field_and_gets_our_image(grid: ImageGrid, tmp_pat
     unregistered = np.abs(interior(moving - warp(moving, grid, ddf))).max() / np.ptp(moving)
     assert unregistered > 0.1
     assert difference < 1e-5
+    sitk.WriteImage(transform.GetDisplacementField(), tmp_path / "itks.nii.gz")
+    ours, itks = load(tmp_path / "displacement.nii.gz"), load(tmp_path / "itks.nii.gz")
+    assert ours.shape == itks.shape
+    np.testing.assert_allclose(ours.get_fdata(), itks.get_fdata(), rtol=1e-6)
+    back, its_grid = read_displacement(tmp_path / "itks.nii.gz")
+    np.testing.assert_allclose(back, ddf, rtol=0, atol=2e-6)
+    assert its_grid.shape == grid.shape
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_displacement_survives_the_round_trip_with_the_header_of_an_itk_field(grid: ImageGrid, tmp_path: Path) -> None:
+def test_displacement_survives_the_round_trip_with_the_header_of_an_itk_field(grid, tmp_path):
     ddf = make_ddf(grid)
     write_displacement(tmp_path / "displacement.nii", ddf, grid)
     back, its_grid = read_displacement(tmp_path / "displacement.nii")
@@ -88,23 +92,8 @@ def test_displacement_survives_the_round_trip_with_the_header_of_an_itk_field(gr
     assert min(int(header["sform_code"]), int(header["qform_code"])) > 0
 
 
-@pytest.mark.parametrize("grid", GRIDS)
-def test_layout_is_the_one_that_itk_itself_writes(grid: ImageGrid, tmp_path: Path) -> None:
-    write_displacement(tmp_path / "ours.nii.gz", make_ddf(grid), grid)
-    write_image(tmp_path / "fixed.nii.gz", make_image(grid), grid)
-    fixed = sitk.ReadImage(tmp_path / "fixed.nii.gz")
-    field = itk_transform(tmp_path / "ours.nii.gz", grid, fixed).GetDisplacementField()
-    sitk.WriteImage(field, tmp_path / "itks.nii.gz")
-    ours, itks = load(tmp_path / "ours.nii.gz"), load(tmp_path / "itks.nii.gz")
-    assert ours.shape == itks.shape
-    np.testing.assert_array_equal(ours.get_fdata(), itks.get_fdata())
-    back, its_grid = read_displacement(tmp_path / "itks.nii.gz")
-    np.testing.assert_allclose(back, make_ddf(grid), rtol=0, atol=2e-6)
-    assert its_grid.shape == grid.shape
-
-
 @pytest.mark.parametrize("shape", [(9, 11, 13), (9, 11, 1), (9, 11)])
-def test_image_keeps_grid_and_values(shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_image_keeps_grid_and_values(shape, tmp_path):
     source = nib.Nifti1Image(np.zeros(shape, np.int16), IN_PLANE)
     source.set_sform(IN_PLANE, 4)
     source.set_qform(IN_PLANE, 1)
@@ -131,7 +120,7 @@ def test_image_keeps_grid_and_values(shape: tuple[int, ...], tmp_path: Path) -> 
     [(0, 255, np.uint8), (0, 256, np.int16), (-1, 3, np.int16), (0, 14175, np.int16), (0, 40000, np.int32)],
 )
 @pytest.mark.parametrize("given", [np.float32, np.int64, np.int32])
-def test_labels_take_the_smallest_common_type(low: int, high: int, dtype: type, given: type, tmp_path: Path) -> None:
+def test_labels_take_the_smallest_common_type(low, high, dtype, given, tmp_path):
     grid = ImageGrid(OBLIQUE, (9, 11, 1))
     labels: np.ndarray = np.full((9, 11), low).astype(given)
     labels[3, 4] = high
@@ -142,7 +131,7 @@ def test_labels_take_the_smallest_common_type(low: int, high: int, dtype: type, 
 
 
 @pytest.mark.parametrize(("codes", "kept"), [((1, 1), (1, 1)), ((4, 1), (4, 1)), ((2, 0), (2, 2)), ((0, 1), (1, 1))])
-def test_xform_codes_are_kept_and_never_unknown(codes: tuple[int, int], kept: tuple[int, int], tmp_path: Path) -> None:
+def test_xform_codes_are_kept_and_never_unknown(codes, kept, tmp_path):
     image = nib.Nifti1Image(np.zeros((9, 11, 13), np.float32), None)
     image.set_sform(OBLIQUE, codes[0])
     image.set_qform(OBLIQUE, codes[1])
@@ -168,13 +157,13 @@ SHEARED = OBLIQUE @ np.array([[1, 0.1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0,
         (CORONAL, (9, 11), "x-y plane"),
     ],
 )
-def test_grid_that_itk_cannot_hold_is_refused(affine: np.ndarray, shape: tuple[int, ...], message: str) -> None:
+def test_grid_that_itk_cannot_hold_is_refused(affine, shape, message):
     with pytest.raises(ValueError, match=message):
         ImageGrid(affine, shape)
 
 
 @pytest.mark.parametrize(("unit", "factor"), [("micron", 1e-3), ("meter", 1e3), ("mm", 1), ("unknown", 1)])
-def test_grid_is_in_mm_whatever_the_unit_of_the_header(tmp_path: Path, unit: str, factor: float) -> None:
+def test_grid_is_in_mm_whatever_the_unit_of_the_header(tmp_path, unit, factor):
     image = nib.Nifti1Image(np.zeros((9, 11, 13), np.float32), OBLIQUE)
     image.header.set_xyzt_units(unit)
     nib.save(image, tmp_path / "tissue.nii.gz")
@@ -185,15 +174,6 @@ def test_grid_is_in_mm_whatever_the_unit_of_the_header(tmp_path: Path, unit: str
     np.testing.assert_allclose(spacing, np.linalg.norm(grid.affine[:3, :3], axis=0), rtol=1e-5)
 
 
-@pytest.mark.parametrize("reader", [ImageGrid.from_file, read_displacement])
-def test_missing_or_foreign_file_is_named(reader: Callable[[Path], object], tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"absent\.nii\.gz"):
-        reader(tmp_path / "absent.nii.gz")
-    (tmp_path / "text.nii.gz").write_text("not an image")
-    with pytest.raises(ValueError, match=r"text\.nii\.gz"):
-        reader(tmp_path / "text.nii.gz")
-
-
 VOLUME = ImageGrid(OBLIQUE, (9, 11, 13))
 SLICE = ImageGrid(OBLIQUE, (9, 11, 1))
 
@@ -202,13 +182,13 @@ SLICE = ImageGrid(OBLIQUE, (9, 11, 1))
     ("grid", "shape"),
     [(VOLUME, (9, 11, 13)), (VOLUME, (3, 11, 9, 13)), (VOLUME, (1, 3, 9, 11, 13)), (SLICE, (3, 9, 11, 1))],
 )
-def test_displacement_off_the_grid_is_refused(grid: ImageGrid, shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_displacement_off_the_grid_is_refused(grid, shape, tmp_path):
     with pytest.raises(ValueError, match=r"field\.nii\.gz: ddf has shape .* expected"):
         write_displacement(tmp_path / "field.nii.gz", np.zeros(shape), grid)
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_refused(tmp_path):
     for value, message in ((0.5, "fractions"), (2**40, "int32")):
         with pytest.raises(ValueError, match=rf"out\.nii\.gz.*{message}"):
             write_labels(tmp_path / "out.nii.gz", np.full((9, 11), value), SLICE)
@@ -220,7 +200,7 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
         ImageGrid(OBLIQUE, (9, 11, 13), 0, 0)
 
 
-def test_another_format_has_a_grid_but_no_field(tmp_path: Path) -> None:
+def test_another_format_has_a_grid_but_no_field(tmp_path):
     nib.save(nib.MGHImage(np.zeros((9, 11, 13), np.float32), OBLIQUE), tmp_path / "fixed.mgz")
     grid = ImageGrid.from_file(tmp_path / "fixed.mgz")
     assert grid.shape == (9, 11, 13)
@@ -230,7 +210,7 @@ def test_another_format_has_a_grid_but_no_field(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
-def test_values_that_are_no_numbers_are_refused(value: float, tmp_path: Path) -> None:
+def test_values_that_are_no_numbers_are_refused(value, tmp_path):
     values = np.zeros((9, 11))
     values[2, 3] = value
     for write, array in [(write_image, values), (write_labels, values), (write_displacement, np.stack([values] * 2))]:
@@ -250,7 +230,7 @@ def test_values_that_are_no_numbers_are_refused(value: float, tmp_path: Path) ->
         ((9, 11, 13, 1, 3), "none", "intent code is 0, expected 1007"),
     ],
 )
-def test_file_that_is_no_field_is_refused(shape: tuple[int, ...], intent: str, message: str, tmp_path: Path) -> None:
+def test_file_that_is_no_field_is_refused(shape, intent, message, tmp_path):
     image = nib.Nifti1Image(np.zeros(shape, np.float32), OBLIQUE)
     image.header.set_intent(intent)
     nib.save(image, tmp_path / "field.nii.gz")
@@ -258,7 +238,11 @@ def test_file_that_is_no_field_is_refused(shape: tuple[int, ...], intent: str, m
         read_displacement(tmp_path / "field.nii.gz")
 
 
-def test_truncated_field_is_refused(tmp_path: Path) -> None:
+def test_damaged_foreign_and_missing_fields_are_named(tmp_path):
+    (tmp_path / "text.nii.gz").write_text("no image")
+    for name, error in (("text.nii.gz", ValueError), ("absent.nii.gz", FileNotFoundError)):
+        with pytest.raises(error, match=name):
+            read_displacement(tmp_path / name)
     for name in ("field.nii", "field.nii.gz"):
         path = tmp_path / name
         write_displacement(path, make_ddf(VOLUME), VOLUME)
@@ -268,7 +252,7 @@ def test_truncated_field_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("direction", "message"), [(np.array([0, 0, 1.0]), "leaves the slice"), (np.nan, "NaN")])
-def test_field_that_no_2d_ddf_holds_is_refused(direction: np.ndarray, message: str, tmp_path: Path) -> None:
+def test_field_that_no_2d_ddf_holds_is_refused(direction, message, tmp_path):
     field = np.zeros((9, 11, 1, 1, 3), np.float32)
     field[4, 5, 0, 0] = direction
     image = nib.Nifti1Image(field, OBLIQUE)
@@ -280,9 +264,7 @@ def test_field_that_no_2d_ddf_holds_is_refused(direction: np.ndarray, message: s
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("older", [None, "older"])
-def test_failed_write_leaves_the_folder_as_it_was(
-    error: type[BaseException], older: str | None, tmp_path: Path
-) -> None:
+def test_failed_write_leaves_the_folder_as_it_was(error, older, tmp_path):
     target = tmp_path / "result.nii.gz"
     if older:
         target.write_text(older)
@@ -297,7 +279,7 @@ def test_failed_write_leaves_the_folder_as_it_was(
     assert [file.read_text(encoding="utf-8") for file in tmp_path.iterdir()] == ([older] if older else [])
 
 
-def test_file_appears_whole_and_with_the_usual_permissions(tmp_path: Path) -> None:
+def test_file_appears_whole_and_with_the_usual_permissions(tmp_path):
     target = tmp_path / "result.nii.gz"
     target.write_text("older")
     with atomic_path(str(target)) as partial:
@@ -312,12 +294,6 @@ def test_file_appears_whole_and_with_the_usual_permissions(tmp_path: Path) -> No
     assert stat.S_IMODE(os.stat(target).st_mode) == stat.S_IMODE(os.stat(tmp_path / "plain").st_mode)
 
 
-def test_same_data_gives_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("a.nii.gz", "b.nii.gz"):
-        write_displacement(tmp_path / name, make_ddf(VOLUME), VOLUME)
-    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
-
-
 @pytest.mark.parametrize(
     ("dtype", "written"),
     [
@@ -328,7 +304,7 @@ def test_same_data_gives_the_same_bytes(tmp_path: Path) -> None:
         (np.float64, np.float32),
     ],
 )
-def test_images_keep_the_type_of_whole_numbers(tmp_path: Path, dtype: str, written: type) -> None:
+def test_images_keep_the_type_of_whole_numbers(tmp_path, dtype, written):
     values = np.linspace(-3.6, 300.4, 9 * 11 * 13).reshape(9, 11, 13)
     write_image(tmp_path / "a.nii.gz", values, VOLUME, dtype)
     image = load(tmp_path / "a.nii.gz")

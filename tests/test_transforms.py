@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import copy
 import pickle
 from pathlib import Path
@@ -22,8 +20,6 @@ from torch import Tensor
 
 import monai_nodeo
 from monai_nodeo import RegisterPair, RegisterPaird, Registration, WarpWithDDF, WarpWithDDFd
-from monai_nodeo.data import PairError
-from monai_nodeo.losses import LocalNCCLoss, MINDSSCLoss, RegistrationLoss
 from monai_nodeo.registration import transforms
 
 SHAPES = [(25, 21), (13, 17, 11)]
@@ -47,9 +43,6 @@ def sampled(image: np.ndarray, ddf: np.ndarray, order: int, background: float = 
     return np.where(inside, ndimage.map_coordinates(image, positions, order=order, mode="nearest"), background)
 
 
-# WarpWithDDF
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_warp_is_linear_interpolation_with_the_minimum_outside(shape):
     image = torch.cat([smooth_image(shape, seed) - seed for seed in (3, 10)])  # each channel has its own minimum
@@ -71,6 +64,7 @@ def test_warp_of_labels_is_nearest_and_keeps_their_type(shape, dtype):
     assert clear.float().mean() > 0.9
     assert {0, 2, 3, 4} <= set(warped.unique().tolist()) <= {0, 1, 2, 3, 4}
     assert torch.equal(warped[0][clear], torch.from_numpy(expected)[clear])
+    torch.testing.assert_close(WarpWithDDF()(labels, ddf).float(), WarpWithDDF()(labels.float(), ddf))
 
 
 def test_warp_of_a_mask_is_a_mask():
@@ -78,14 +72,6 @@ def test_warp_of_a_mask_is_a_mask():
     warped = WarpWithDDF("nearest")(mask, torch.zeros(2, *SHAPES[0]))
     assert warped.dtype == torch.bool
     assert torch.equal(warped, mask)
-
-
-def test_warp_of_whole_numbers_is_linear_in_float32():
-    ddf = smooth_ddf(SHAPES[0])
-    labels = label_map(SHAPES[0], torch.int16)
-    warped = WarpWithDDF()(labels, ddf)
-    assert warped.dtype == torch.float32
-    torch.testing.assert_close(warped, WarpWithDDF()(labels.float(), ddf))
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
@@ -125,9 +111,6 @@ def test_warp_leaves_its_input_alone():
     assert torch.equal(image.affine, MOVING_AFFINE)
 
 
-# WarpWithDDFd
-
-
 def row(shape: tuple[int, ...]) -> dict[str, Tensor]:
     return {
         "fixed": MetaTensor(smooth_image(shape), affine=FIXED_AFFINE),
@@ -162,12 +145,6 @@ def test_dictionary_warp_of_absent_keys():
     found = WarpWithDDFd(["label", "moving"], **options, allow_missing_keys=True)(data)
     assert list(found) == [*data, "warped"]
     assert torch.equal(found["warped"], WarpWithDDF()(data["moving"], data["ddf"]))
-
-
-@pytest.mark.parametrize("option", ["mode", "output_keys"])
-def test_dictionary_warp_refuses_lists_of_another_length(option):
-    with pytest.raises(ValueError, match="length"):
-        WarpWithDDFd(["moving", "label"], **{option: ["bilinear"]})
 
 
 # RegisterPair and RegisterPaird
@@ -298,11 +275,10 @@ def test_absent_keys():
     assert list(found) == ["fixed", "moving", "registration"]
     with pytest.raises(KeyError, match="label"):
         register_d(2, keys)({"fixed": fixed, "moving": moving})
-    for key in ("fixed", "moving"):
-        with pytest.raises(KeyError, match=key):
-            register_d(2, keys, allow_missing_keys=True)(
-                {k: v for k, v in (("fixed", fixed), ("moving", moving)) if k != key}
-            )
+    with pytest.raises(KeyError, match="fixed"):
+        register_d(2, keys, allow_missing_keys=True)({"moving": moving})
+    with pytest.raises(KeyError, match="moving"):
+        register_d(2, keys, allow_missing_keys=True)({"fixed": fixed})
 
 
 def test_masks_are_found_by_their_keys():
@@ -314,9 +290,6 @@ def test_masks_are_found_by_their_keys():
     expected = RegisterPair(quick_settings(2), handlers=())(fixed, moving, mask)
     assert torch.equal(found, expected.ddf)
     assert not torch.equal(found, quickly(fixed, moving).ddf)
-
-
-# Back to the moving grid
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -351,9 +324,6 @@ def test_inverse_brings_labels_back_to_the_moving_grid(shape, start):
     assert torch.equal(post["drawn"].as_tensor(), back["label"].as_tensor().float())
     for result in (back["label"], post["drawn"]):
         assert torch.equal(result.affine, moving_affine)
-
-
-# Loaders: each item gets its own displacement
 
 
 @pytest.fixture(scope="module")
@@ -402,13 +372,6 @@ def test_copies_do_the_same(rows, copied):
     assert isinstance(other, Registration)
     assert torch.equal(other.flow.displacement(), expected.displacement)
     assert torch.equal(other.warp(moving), expected.warp(moving))
-    for loss in (LocalNCCLoss(2, 9), MINDSSCLoss(2), RegistrationLoss(LocalNCCLoss(2, 9))):
-        twin = copied(loss)
-        similarities = [getattr(x, "similarity", x)(fixed[None], moving[None]) for x in (twin, loss)]
-        assert torch.equal(*similarities)
-
-
-# Files: the name of the moving image, in the space of the fixed one
 
 
 AXES = {
@@ -442,15 +405,7 @@ def test_saved_files_have_the_name_of_the_moving_image_and_the_space_of_the_fixe
         stored = sitk.GetArrayFromImage(sitk.ReadImage(str(file))).T
         np.testing.assert_allclose(stored, found[key][0].numpy(), atol=1e-6)
 
-    # the registration's own file of the whole way, applied by SimpleITK to the moving file
-    found["registration"].save(tmp_path / "result")
-    fixed, moving = (sitk.ReadImage(row[key], sitk.sitkFloat32) for key in ("fixed", "moving"))
-    if dims == 3:
-        way = sitk.ReadTransform(str(tmp_path / "result" / "transform.h5"))
-        theirs = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, way, sitk.sitkLinear, 0.0)).T
-        inside = (slice(3, -3),) * 3
-        np.testing.assert_allclose(theirs[inside], found["moving"][0].numpy()[inside], atol=1e-3)
-    # and the warp of what LoadImaged gives is the same, by the ddf, with a key of its own, or by the registration
+    # the warp of what LoadImaged gives is the same, by the ddf, with a key of its own, or by the registration
     by_ddf = WarpWithDDFd("moving", output_keys="warped")({**load(row), "ddf": found["ddf"]})
     options = {"output_postfix": "warped", "separate_folder": False, "print_log": False, "squeeze_end_dims": False}
     SaveImaged("warped", output_dir=tmp_path / "out", **options)(by_ddf)
@@ -472,22 +427,6 @@ def test_slices_are_the_same_whatever_axes_they_come_with(tmp_path, axes):
     assert squeezed["moving"].shape == (1, 25, 21)
     assert torch.equal(stored["ddf"].as_tensor(), squeezed["ddf"].as_tensor())
     assert torch.equal(stored["moving"].as_tensor()[..., 0], squeezed["moving"].as_tensor())
-
-
-# Errors
-
-
-def test_images_that_do_not_fit_are_refused():
-    fixed, moving, _ = deformed_pair(SHAPES[0])
-    register = RegisterPair(handlers=())
-    with pytest.raises(PairError, match="or MetaTensors"):
-        register(fixed, moving[:, 1:])
-    with pytest.raises(PairError, match="moving: shape .* is a slice, but the fixed image is a volume"):
-        register(deformed_pair(SHAPES[1])[0], moving)
-    with pytest.raises(PairError, match="take Settings.preset"):
-        register_d(3)({"fixed": fixed, "moving": moving})
-    with pytest.raises(PairError, match="channels first and no batch axis"):
-        register(fixed[None, None], moving[None, None])
 
 
 @pytest.mark.parametrize("name", ["RegisterPaird", "WarpWithDDFd"])

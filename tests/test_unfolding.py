@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -48,7 +46,7 @@ def folds(ddf: Tensor) -> int:
 @every_grid
 @pytest.mark.parametrize("keyframes", [1, 2])
 @pytest.mark.parametrize("backward", [False, True])
-def test_a_flow_that_folds_between_voxels_is_mended(grid, nodes, keyframes, backward) -> None:
+def test_a_flow_that_folds_between_voxels_is_mended(grid, nodes, keyframes, backward):
     images = rough(nodes, keyframes, 7.0)
     flow = flow_of(grid, images).inverse if backward else flow_of(grid, images)
     before = flow.velocity.get_parameter("images").clone()
@@ -71,7 +69,7 @@ def test_a_flow_that_folds_between_voxels_is_mended(grid, nodes, keyframes, back
 
 @every_grid
 @pytest.mark.parametrize("keyframes", [1, 2])
-def test_a_flow_without_folds_comes_back_unchanged(grid, nodes, keyframes) -> None:
+def test_a_flow_without_folds_comes_back_unchanged(grid, nodes, keyframes):
     flow = flow_of(grid, rough(nodes, keyframes, 1.0))
     same, ddf = unfolded(flow)
     assert torch.equal(ddf, flow.displacement())
@@ -79,7 +77,7 @@ def test_a_flow_without_folds_comes_back_unchanged(grid, nodes, keyframes) -> No
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_only_the_surroundings_of_a_fold_are_touched(dims) -> None:
+def test_only_the_surroundings_of_a_fold_are_touched(dims):
     shape = (41, 37, 39)[:dims]
     images = smooth_ddf(shape, largest=1.0)[None]
     middle = tuple(n // 2 for n in shape)
@@ -95,14 +93,14 @@ def test_only_the_surroundings_of_a_fold_are_touched(dims) -> None:
     assert not changed.any()
 
 
-def test_places_that_repeat_change_nothing(monkeypatch) -> None:
+def test_places_that_repeat_change_nothing(monkeypatch):
     grid, nodes = GRIDS["plane"]
     once = unfolded(flow_of(grid, rough(nodes, 1, 7.0)))[1]
     monkeypatch.setattr(folding, "_MANY", 4)  # as where folds are many
     assert torch.equal(unfolded(flow_of(grid, rough(nodes, 1, 7.0)))[1], once)
 
 
-def test_other_velocities_and_grids_without_extent_stay() -> None:
+def test_other_velocities_and_grids_without_extent_stay():
     grid, nodes = GRIDS["slice"]
     plain = flow_of(grid, rough(nodes, 1, 7.0))
     cloud = Flow(NODEONet(2, nodes, channels=2, num_convolutions=1), ODESolver(), plain.domain, grid)

@@ -1,7 +1,5 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-from __future__ import annotations
-
 import io
 import math
 from typing import Any
@@ -51,9 +49,7 @@ def by_hand(net: NODEONet, phi: Tensor) -> Tensor:
 
 @every_shape
 @pytest.mark.parametrize(("kernel", "downsample"), [(0, 4), (1, 1), (2, 2), (3, 3)])
-def test_output_is_lattice_then_interpolation_then_smoothing(
-    shape: tuple[int, ...], kernel: int, downsample: int
-) -> None:
+def test_output_is_lattice_then_interpolation_then_smoothing(shape, kernel, downsample):
     net = small_net(shape, smoothing=smoothings(len(shape))[kernel], downsample=downsample, scale=1.0)
     phi = identity_grid(shape) + 0.1 * torch.randn(2, len(shape), *shape)
     assert net.lattice_size == tuple(math.ceil(n / downsample) for n in shape)
@@ -61,28 +57,14 @@ def test_output_is_lattice_then_interpolation_then_smoothing(
     torch.testing.assert_close(net(phi), by_hand(net, phi), rtol=1e-4, atol=1e-6)
 
 
-# Options
-
-
 @pytest.mark.parametrize(("shape", "downsample"), [((7, 32), 4), ((32, 32, 1), 4), ((15, 40, 40), 8)])
-def test_too_small_an_image_is_refused_with_what_to_do(shape: tuple[int, ...], downsample: int) -> None:
+def test_too_small_an_image_is_refused_with_what_to_do(shape, downsample):
     message = (
         rf"image_size \({shape[0]}, .*downsample={downsample}.*at least {2 * downsample} voxels; .*lower downsample"
     )
     with pytest.raises(ValueError, match=message):
         small_net(shape, downsample=downsample)
 
-
-@pytest.mark.parametrize(("dims", "shape"), [(3, (32, 32)), (2, (32, 32, 32))])
-def test_image_size_of_another_dimension_is_refused(dims: int, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=f"spatial_dims={dims} entries"):
-        NODEONet(dims, shape, **SMALL)
-
-
-# Copies
-
-
-# Eulerian velocity
 
 PARAMETRISATIONS: dict[str, Any] = {
     "lattice": Lattice,
@@ -112,7 +94,7 @@ def set_nodes(model: EulerianVelocity, nodes: Tensor) -> None:
 @every_parametrisation
 @every_eulerian_shape
 @pytest.mark.parametrize("keyframes", [1, 3])
-def test_every_parametrisation_starts_at_rest_and_takes_any_shape(make, shape, keyframes) -> None:
+def test_every_parametrisation_starts_at_rest_and_takes_any_shape(make, shape, keyframes):
     small = make((8,) * len(shape), keyframes=keyframes)
     images: Parametrisation = small.fresh(shape)
     assert images().shape == (keyframes, len(shape), *shape)
@@ -123,7 +105,7 @@ def test_every_parametrisation_starts_at_rest_and_takes_any_shape(make, shape, k
 
 
 @every_eulerian_shape
-def test_a_velocity_belongs_to_places(shape) -> None:
+def test_a_velocity_belongs_to_places(shape):
     model = eulerian(shape)
     cloud = (identity_grid(shape) * 0.7).repeat(2, *[1] * (1 + len(shape)))
     order = torch.randperm(shape[-1])
@@ -136,7 +118,7 @@ def test_a_velocity_belongs_to_places(shape) -> None:
 
 
 @every_eulerian_shape
-def test_keyframes_are_interpolated_in_time(shape) -> None:
+def test_keyframes_are_interpolated_in_time(shape):
     model = eulerian(shape, keyframes=3)
     phi = identity_grid(shape) * 0.8
 
@@ -155,7 +137,7 @@ def test_keyframes_are_interpolated_in_time(shape) -> None:
     ("shape", "finer", "spacing"), [((9, 13), (17, 25), (1.0, 1.0)), ((7, 9, 12), (12, 15, 12), (1.0, 1.0, 2.0))]
 )
 @pytest.mark.parametrize("keyframes", [1, 2])
-def test_a_finer_model_goes_on_with_the_velocity(make, shape, finer, spacing, keyframes) -> None:
+def test_a_finer_model_goes_on_with_the_velocity(make, shape, finer, spacing, keyframes):
     model = eulerian(shape, make, keyframes)
     fine = model.finer(finer, spacing)
     assert fine.image_size == finer
@@ -174,7 +156,7 @@ def test_a_finer_model_goes_on_with_the_velocity(make, shape, finer, spacing, ke
 
 
 @pytest.mark.parametrize(("shape", "finer"), [((9, 13), (20, 31)), ((7, 9, 12), (12, 15, 25))])
-def test_a_linear_velocity_is_kept_exactly(shape, finer) -> None:
+def test_a_linear_velocity_is_kept_exactly(shape, finer):
     dims = len(shape)
     model = EulerianVelocity(dims, shape, smoothing=AveragingSmoothing(dims, passes=0))
     matrix = 0.3 * torch.randn(dims, dims)
@@ -189,7 +171,7 @@ def test_a_linear_velocity_is_kept_exactly(shape, finer) -> None:
 
 
 @every_eulerian_shape
-def test_a_step_is_as_long_in_mm_along_every_axis(shape) -> None:
+def test_a_step_is_as_long_in_mm_along_every_axis(shape):
     dims = len(shape)
     spacing = (1.0, 2.5, 4.0)[:dims]
     model = EulerianVelocity(dims, shape, smoothing=AveragingSmoothing(dims, passes=0), spacing=spacing)
@@ -200,25 +182,24 @@ def test_a_step_is_as_long_in_mm_along_every_axis(shape) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 9), (7, 1, 9)])
-def test_an_axis_of_one_point_does_not_move(shape) -> None:
+def test_an_axis_of_one_point_does_not_move(shape):
     velocity = eulerian(shape)(identity_grid(shape))
     assert velocity.isfinite().all()
     assert not velocity[:, shape.index(1)].any()
 
 
-def test_eulerian_models_of_another_dimension_are_refused() -> None:
-    with pytest.raises(ValueError, match="spatial_dims=3 entries"):
-        EulerianVelocity(3, (8, 9))
+def test_image_sizes_of_another_dimension_are_refused():
+    for model in (EulerianVelocity, NODEONet):
+        for dims, size in ((3, (32, 32)), (2, (32, 32, 32))):
+            with pytest.raises(ValueError, match=f"spatial_dims={dims} entries"):
+                model(dims, size)
     with pytest.raises(ValueError, match="keyframes must be at least 1, got 0"):
         Lattice((8, 9), keyframes=0)
 
 
-# Velocities at nodes
-
-
 @every_eulerian_shape
 @pytest.mark.parametrize("keyframes", [1, 3])
-def test_what_is_kept_of_a_model_is_its_velocity(shape, keyframes) -> None:
+def test_what_is_kept_of_a_model_is_its_velocity(shape, keyframes):
     model = eulerian(shape, keyframes=keyframes).finer(tuple(n + 2 for n in shape))
     model.parametrisation.nodes.data.normal_()
     kept, phi = model.kept(), 1.2 * torch.rand(2, len(shape), *shape)
@@ -234,7 +215,7 @@ def test_what_is_kept_of_a_model_is_its_velocity(shape, keyframes) -> None:
 
 
 @every_eulerian_shape
-def test_a_velocity_at_nodes_is_theirs_and_linear_in_space_and_time(shape) -> None:
+def test_a_velocity_at_nodes_is_theirs_and_linear_in_space_and_time(shape):
     images = torch.randn(3, len(shape), *shape)
     field = VelocityField.of(images)
     for time, expected in ((0.0, images[0]), (0.5, images[1]), (0.85, 0.3 * images[1] + 0.7 * images[2])):
@@ -245,8 +226,6 @@ def test_a_velocity_at_nodes_is_theirs_and_linear_in_space_and_time(shape) -> No
         assert torch.equal(a, torch.stack([b, -b]))
     assert NodeVelocity([images]).stationary
 
-
-# Every model
 
 MODELS: dict[str, Any] = {
     **{
@@ -265,7 +244,7 @@ every_cloud = pytest.mark.parametrize("shape", CLOUDS)
 
 @every_model
 @every_cloud
-def test_a_state_dict_holds_all_of_a_model(make, shape) -> None:
+def test_a_state_dict_holds_all_of_a_model_and_it_moves_to_another_type_whole(make, shape):
     """Once the velocity of the coarser levels was not in it, and a loaded model stood still."""
     model, phi, time = make(shape), identity_grid(shape), torch.tensor(0.4)
     file = io.BytesIO()
@@ -275,21 +254,14 @@ def test_a_state_dict_holds_all_of_a_model(make, shape) -> None:
     other.load_state_dict(torch.load(file, weights_only=True))
     assert model(phi, time).any()
     assert torch.equal(other(phi, time), model(phi, time))
-
-
-@every_model
-@every_cloud
-def test_a_model_moves_to_another_type_whole(make, shape) -> None:
-    model, time = make(shape), torch.tensor(0.4)
-    expected = model(identity_grid(shape), time)
-    velocity = model.double()(identity_grid(shape, dtype=torch.float64), time)
+    velocity = other.double()(phi.double(), time)
     assert velocity.dtype == torch.float64
-    torch.testing.assert_close(velocity.float(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(velocity.float(), model(phi, time), rtol=1e-4, atol=1e-5)
 
 
 @every_model
 @every_cloud
-def test_a_batch_of_models_is_each_of_them_alone(make, shape) -> None:
+def test_a_batch_of_models_is_each_of_them_alone(make, shape):
     models = [make(shape) for _ in range(3)]
     phi, time = identity_grid(shape) + 0.2 * torch.randn(3, len(shape), *shape), torch.tensor(0.4)
     batch = VelocityBatch(models)

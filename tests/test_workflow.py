@@ -2,12 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The workflow that takes its inputs literally, and the handler that saves the pairs of an evaluator."""
 
-from __future__ import annotations
-
-import csv
 import json
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from finished import names, table
 from ignite.engine import Engine, Events
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator
@@ -33,12 +30,6 @@ AFFINE = np.diag([1.5, 2.0, 1.0, 1.0])
 SHORT = {"initial_transform": None, "shrink_factors": [1], "iterations": [2], "dense_iterations": 0}
 QUICK = {"device": "cpu", "report": False, **{f"settings#{name}": value for name, value in SHORT.items()}}
 EVIL = ['$__import__("os").system("touch pwned")', "%a@b", "@fixed", "a#1"]
-
-
-@pytest.fixture(autouse=True)
-def _import_path_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A workflow adds the bundle's folder when it runs."""
-    monkeypatch.setattr(sys, "path", sys.path.copy())
 
 
 @pytest.fixture
@@ -61,19 +52,7 @@ def quick(output_dir: Path, **override: Any) -> NodeoWorkflow:
     return made
 
 
-def table(directory: Path) -> list[dict[str, str]]:
-    with (directory / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def names(directory: Path) -> set[str]:
-    return {path.name for path in directory.iterdir()}
-
-
-# Inputs
-
-
-def test_inputs_may_be_set_as_attributes(row, tmp_path) -> None:
+def test_inputs_may_be_set_as_attributes(row, tmp_path):
     workflow = quick(tmp_path / "nowhere")
     assert workflow.check_properties() == []
     with pytest.raises(ValueError, match=r"^no fixed and no moving image was given; give both, or a datalist\.$"):
@@ -87,7 +66,7 @@ def test_inputs_may_be_set_as_attributes(row, tmp_path) -> None:
 
 @pytest.mark.parametrize("later", [False, True], ids=["given", "set"])
 @pytest.mark.parametrize("evil", EVIL)
-def test_a_path_is_a_path(evil: str, later: bool, row, tmp_path, monkeypatch) -> None:
+def test_a_path_is_a_path(evil, later, row, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     paths = {key: f"{evil}{key}.nii.gz" for key in ("fixed", "moving")}
     for key, name in paths.items():
@@ -106,7 +85,7 @@ def test_a_path_is_a_path(evil: str, later: bool, row, tmp_path, monkeypatch) ->
 
 
 @pytest.mark.parametrize("evil", EVIL)
-def test_nothing_in_a_list_is_evaluated(evil: str, row, tmp_path, monkeypatch) -> None:
+def test_nothing_in_a_list_is_evaluated(evil, row, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     entry = {"fixed": row["fixed"], "moving": f"{evil}.nii.gz"}
     (tmp_path / "pairs.json").write_text(json.dumps([entry, {**entry, "id": evil}]))
@@ -122,7 +101,7 @@ def test_nothing_in_a_list_is_evaluated(evil: str, row, tmp_path, monkeypatch) -
 
 @pytest.mark.parametrize("typed", ["a#1.nii.gz", "7", "None", "1e3", "[a,b]", "plain.nii.gz"])
 @pytest.mark.parametrize("style", ["--moving_label {}", "--moving_label={}", "--moving-label {}"])
-def test_a_path_is_what_was_typed_for_monai(typed: str, style: str, monkeypatch) -> None:
+def test_a_path_is_what_was_typed_for_monai(typed, style, monkeypatch):
     """MONAI's command line takes words for Python."""
     from fire.parser import DefaultParseValue
 
@@ -136,7 +115,7 @@ def test_a_path_is_what_was_typed_for_monai(typed: str, style: str, monkeypatch)
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("given", ["pair", "list", "number"])
-def test_it_is_for_slices_if_the_images_are(spatial_dims: int, given: str, tmp_path) -> None:
+def test_it_is_for_slices_if_the_images_are(spatial_dims, given, tmp_path):
     row = save_pair(tmp_path, SHAPES[spatial_dims], AFFINE)
     (tmp_path / "pairs.json").write_text(json.dumps([7, {"fixed": "gone.nii.gz", "moving": "b"}, images(row)]))
     inputs = {
@@ -150,7 +129,7 @@ def test_it_is_for_slices_if_the_images_are(spatial_dims: int, given: str, tmp_p
     assert workflow.bundle_root == str(bundle_dir())
 
 
-def test_what_cannot_be_is_told_when_it_is_made(tmp_path) -> None:
+def test_what_cannot_be_is_told_when_it_is_made(tmp_path):
     (tmp_path / "pairs.json").write_text(json.dumps([{"fixed": "gone.nii.gz", "moving": "b"}]))
     with pytest.raises(DataListError, match=r"no fixed image of the list can be read: .*gone\.nii\.gz"):
         NodeoWorkflow(datalist=tmp_path / "pairs.json", logging_file=False)
@@ -158,9 +137,6 @@ def test_what_cannot_be_is_told_when_it_is_made(tmp_path) -> None:
         NodeoWorkflow(preset="slow", logging_file=False)
     with pytest.raises(ValueError, match="give them or config_file"):
         NodeoWorkflow(INFERENCE, preset="fast", logging_file=False)
-
-
-# Ids
 
 
 @pytest.mark.parametrize(
@@ -177,14 +153,14 @@ def test_what_cannot_be_is_told_when_it_is_made(tmp_path) -> None:
     ],
 )
 @pytest.mark.parametrize("config_file", [None, INFERENCE])
-def test_an_unknown_id_is_refused_with_the_nearest_one(typo: str, nearest: str | None, config_file: str | None) -> None:
+def test_an_unknown_id_is_refused_with_the_nearest_one(typo, nearest, config_file):
     with pytest.raises(ValueError, match=r"^unknown config id") as info:
         NodeoWorkflow(config_file, logging_file=False, **{typo: 5})
     hint = f"(did you mean {nearest!r}?)" if nearest else repr(typo)
     assert f"{hint}; there are " in str(info.value)
 
 
-def test_arguments_of_components_are_known() -> None:
+def test_arguments_of_components_are_known():
     """Also those that the config leaves at their defaults."""
     workflow = quick(Path("out"), **{"evaluator#amp": True, "inferer#handlers": [], "settings#seed": 3})
     assert workflow.evaluator.amp
@@ -192,7 +168,7 @@ def test_arguments_of_components_are_known() -> None:
     assert workflow.inferer.settings.seed == 3
 
 
-def test_words_of_json_are_what_they_say() -> None:
+def test_words_of_json_are_what_they_say():
     """A command line gives texts."""
     changes = {"settings#unfold": "false", "settings#best_window": "null", "settings#amsgrad": "true"}
     settings = quick(Path("out"), **changes).inferer.settings
@@ -204,9 +180,6 @@ def test_words_of_json_are_what_they_say() -> None:
     assert "report is 'no', expected True or False" in repr(info.value.__cause__)
 
 
-# Errors, threads
-
-
 @pytest.mark.parametrize(
     ("change", "kind", "words"),
     [
@@ -216,31 +189,11 @@ def test_words_of_json_are_what_they_say() -> None:
         ({"output_dir": f"{INFERENCE}/out"}, OSError, "cannot be written to"),
     ],
 )
-def test_an_error_is_the_exception_that_it_is(change, kind, words, row, tmp_path) -> None:
+def test_an_error_is_the_exception_that_it_is(change, kind, words, row, tmp_path):
     workflow = quick(**{"output_dir": tmp_path / "out", "fixed": row["fixed"], "moving": row["moving"], **change})
     with pytest.raises(kind, match=words) as info:
         workflow.run()
     assert type(info.value) is not RuntimeError
-
-
-def test_it_runs_in_a_thread(row, tmp_path) -> None:
-    raised: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            quick(tmp_path / "out", fixed=row["fixed"], moving=row["moving"]).run()
-            quick(tmp_path / "bad", fixed=row["fixed"], moving="gone.nii.gz").run()
-        except Exception as error:  # as a program would look at it
-            raised.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert [line["status"] for line in table(tmp_path / "out")] == ["done"]
-    assert [type(error) for error in raised] == [PairsFailedError]
-
-
-# The handler
 
 
 def make_evaluator(
@@ -262,7 +215,7 @@ def make_evaluator(
     return evaluator, dataset
 
 
-def test_the_table_is_complete_after_every_pair(tmp_path, row) -> None:
+def test_the_table_is_complete_after_every_pair(tmp_path, row):
     bad = {"fixed": "nowhere.nii.gz", "moving": row["moving"]}
     rows = [images(row, "a"), {**bad, "id": "bad"}, images(row, "b"), {**bad, "id": "last"}]
     evaluator, dataset = make_evaluator(tmp_path, *rows)
@@ -280,7 +233,7 @@ def test_the_table_is_complete_after_every_pair(tmp_path, row) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_a_pair_that_diverges_is_a_failure_and_the_others_go_on(batch_size, tmp_path, row, monkeypatch) -> None:
+def test_a_pair_that_diverges_is_a_failure_and_the_others_go_on(batch_size, tmp_path, row, monkeypatch):
     workflow = quick(tmp_path / "out", datalist=write_list(tmp_path, row, "a", "wild", "b"), batch_size=batch_size)
     found = workflow.inferer.register
 
@@ -299,7 +252,7 @@ def test_a_pair_that_diverges_is_a_failure_and_the_others_go_on(batch_size, tmp_
     ]
 
 
-def test_a_pair_that_was_not_saved_to_the_end_has_no_figures(tmp_path, row, monkeypatch) -> None:
+def test_a_pair_that_was_not_saved_to_the_end_has_no_figures(tmp_path, row, monkeypatch):
     make_evaluator(tmp_path, images(row))[0].run()
     assert "metrics.json" in names(tmp_path / "pair")
 
@@ -314,7 +267,7 @@ def test_a_pair_that_was_not_saved_to_the_end_has_no_figures(tmp_path, row, monk
         Registration.load(tmp_path / "pair")
 
 
-def test_a_second_run_leaves_nothing_of_the_first(tmp_path, row) -> None:
+def test_a_second_run_leaves_nothing_of_the_first(tmp_path, row):
     evaluator, dataset = make_evaluator(tmp_path, {**row, "id": "a"}, images(row, "b"))
     evaluator.run()
     assert "warped_label.nii.gz" in names(tmp_path / "a")
@@ -324,7 +277,7 @@ def test_a_second_run_leaves_nothing_of_the_first(tmp_path, row) -> None:
     assert "warped_label.nii.gz" not in names(tmp_path / "a")
 
 
-def test_a_report_that_cannot_be_made_does_not_end_the_run(tmp_path, row, monkeypatch, caplog) -> None:
+def test_a_report_that_cannot_be_made_does_not_end_the_run(tmp_path, row, monkeypatch, caplog):
     def fail(*_: Any) -> None:
         raise ValueError("no picture")
 

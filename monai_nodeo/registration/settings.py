@@ -169,7 +169,7 @@ class Settings:
             for field in dataclasses.fields(self)
         }
 
-    def replace(self, **changes: Any) -> Settings:
+    def replace(self, /, **changes: Any) -> Settings:
         """The same with some changes.
 
         Raises:

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every command owes its user, whatever the input is: the right answer, or an error of one line."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from hypothesis import HealthCheck, settings
 
 from monai_nodeo.cli import main
 
+IDENTITY = "#Insight Transform File V1.0\n#Transform 0\nTransform: TranslationTransform_double_{0}_{0}\n"
 SCALE = int(os.environ.get("FUZZ_SCALE", "1"))  # times as many cases as in the test suite, and others every time
 
 

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables, data lists, settings, configs and command lines of every kind."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -18,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
-from judge import cases, check_folder, check_refusal, run
+from judge import IDENTITY, cases, check_folder, check_refusal, run
 
 from monai_nodeo.cli import COMMANDS
 from monai_nodeo.cli.options import settings_of
@@ -29,9 +27,6 @@ from monai_nodeo.expressions import check_safe_files
 from monai_nodeo.registration.settings import Settings
 
 CODE = '$__import__("pathlib").Path("pwned").touch()'
-IDENTITY = (
-    "#Insight Transform File V1.0\nTransform: TranslationTransform_double_3_3\nParameters: 0 0 0\nFixedParameters: \n"
-)
 words = st.one_of(
     st.sampled_from([CODE, "%x", "@fixed", "a#1", "", " ", ".", "..", "/", "-", "--", "nan", "[a,1]", "é", "\t"]),
     st.sampled_from(
@@ -57,7 +52,7 @@ def _files(tmp_path_factory):
     image = np.random.default_rng(0).uniform(0, 100, (9, 10, 11)).astype(np.float32)
     for name, voxels in (("i.nii.gz", image), ("small.nii", image[:3]), ("constant.nii.gz", 0 * image)):
         nib.save(nib.Nifti1Image(voxels, np.eye(4)), folder / name)
-    (folder / "t.tfm").write_text(IDENTITY)
+    (folder / "t.tfm").write_text(IDENTITY.format(3) + "Parameters: 0 0 0\nFixedParameters: \n")
     (folder / "points.csv").write_text("x,y,z\n-1,-2,3\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -68,7 +63,7 @@ def _files(tmp_path_factory):
 
 @given(st.lists(st.lists(cells, min_size=3, max_size=4), max_size=3), st.sampled_from(["x,y,z", "x,y,z,t", "x,y", "a"]))
 @cases(100)
-def test_tables_of_points(rows: list[list[str]], header: str) -> None:
+def test_tables_of_points(rows, header):
     """The identity gives the same points, to the digits that are written."""
     text = io.StringIO()
     csv.writer(text).writerows([header.split(","), *rows])
@@ -93,7 +88,7 @@ def test_tables_of_points(rows: list[list[str]], header: str) -> None:
 
 @given(st.one_of(values, st.lists(st.dictionaries(keys, words, max_size=4), max_size=3)), st.booleans())
 @cases(200)
-def test_data_lists(content: Any, as_table: bool) -> None:
+def test_data_lists(content, as_table):
     """A row is read, or says why not, in one line."""
     with TemporaryDirectory() as name:
         file = Path(name) / ("list.csv" if as_table else "list.json")
@@ -140,7 +135,7 @@ def check_pair(row: dict[str, Any]) -> None:
 
 @given(st.sampled_from([*sorted(Settings.preset().to_dict()), "name", "self", CODE]), values)
 @cases(150)
-def test_settings(name: str, value: Any) -> None:
+def test_settings(name, value):
     """A setting holds, or the error names it."""
     settings = told(lambda: settings_of(3, "fast", ((name, value),), seed=1), ValueError, [repr(name), name])
     if settings is not None:
@@ -151,7 +146,7 @@ def test_settings(name: str, value: Any) -> None:
 
 @given(values)
 @cases(100)
-def test_safe_configs(config: Any) -> None:
+def test_safe_configs(config):
     """A config is safe if nothing in it could be more than a value."""
     with TemporaryDirectory() as name:
         file = Path(name) / "c.json"
@@ -178,7 +173,7 @@ OPTIONS += ["--json", "--quiet", "--inverse", "--t0", "--batch", "--help", "--no
 
 @given(st.data())
 @cases(150)
-def test_command_lines(data: st.DataObject) -> None:
+def test_command_lines(data):
     """Never a traceback, never a file that is not asked for; the moving image has nothing to register."""
     command = data.draw(st.sampled_from([*COMMANDS, "nonsense"]))
     with TemporaryDirectory() as name:
