@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -57,7 +56,7 @@ class Start:
 class _Side:
     """A view in mm, and the box around its foreground.
 
-    Attributes:
+    Args:
         view: at most twice as fine as what is compared.
         axes: (D, D), orthonormal.
         centre: of the box, (D,).
@@ -70,12 +69,6 @@ class _Side:
     centre: Tensor
     extent: Tensor
     mass: Tensor
-
-    @property
-    def spacing(self) -> float:
-        """Mean side of a voxel of the view, mm."""
-        dims = len(self.axes)
-        return float(torch.linalg.det(self.view.grid.affine[:, :dims]).abs() ** (1 / dims))
 
 
 def find_start(pair: Pair, initial_transform: str | PathLike[str] | None) -> Start:
@@ -112,8 +105,7 @@ def find_start(pair: Pair, initial_transform: str | PathLike[str] | None) -> Sta
     shift = ((fixed.centre - moving.centre) / length).float()
     headers = Poses(torch.eye(dims)[None], shift[None])
     kinds = ("headers", "translation", "rigid", "affine") if initial_transform == "auto" else (str(initial_transform),)
-    points = _resolutions(dims, length / min(fixed.spacing, moving.spacing))
-    views = [_pyramid(side, length, points) for side in (fixed, moving)]
+    views = [_pyramid(side, length) for side in (fixed, moving)]
     found = best_pose([Level(*both) for both in zip(*views, strict=True)], headers, kinds)
     if not found.evidence["headers"]:
         logger.warning("%s: their headers put them nowhere near one another; a start is searched for.", _names(pair))
@@ -187,19 +179,13 @@ def _side(key: str, scan: Scan, frame: Tensor) -> _Side:
     return _Side(view, u @ v, centre, (last - first) * torch.linalg.vector_norm(steps, dim=0), mass)
 
 
-def _resolutions(dims: int, voxels: float) -> list[float]:
-    """Points along an axis, coarse to fine: more than there are voxels would show nothing more."""
-    coarsest = _POINTS[dims][0]
-    return [min(points, max(coarsest, voxels)) for points in _POINTS[dims]]
-
-
-def _pyramid(side: _Side, length: float, resolutions: Sequence[float]) -> list[View]:
+def _pyramid(side: _Side, length: float) -> list[View]:
     """Views of the box, coarse to fine, in units of ``length`` around its centre."""
     affine = side.view.grid.affine.clone()
     affine[:, -1] -= side.centre
     view = View(Grid(affine / length, side.view.grid.shape), side.view.values, side.view.weight)
     views = []
-    for points in reversed(resolutions):
+    for points in reversed(_POINTS[len(affine)]):
         view = view.on(Grid.around(side.axes / points, side.extent / length * points))
         views.append(view)
     return views[::-1]
