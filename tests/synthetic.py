@@ -55,7 +55,7 @@ def deformed_pair(shape: Sequence[int], seed: int = 0, largest: float = 2.0) -> 
 
 
 def quick_settings(spatial_dims: int, **changes: Any) -> Settings:
-    """The default ones with two short levels, from the headers on; nothing is chosen by the images."""
+    """The default ones with two short levels of small steps, from the headers on; nothing is chosen by the images."""
     return Settings.preset(
         spatial_dims=spatial_dims,
         **{
@@ -63,6 +63,7 @@ def quick_settings(spatial_dims: int, **changes: Any) -> Settings:
             "self_tuning": False,
             "shrink_factors": (2, 1),
             "iterations": (3, 2),
+            "learning_rate": 0.4,
             "dense_iterations": 0,
             **changes,
         },

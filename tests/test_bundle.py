@@ -229,6 +229,7 @@ def test_figures_are_json_and_complete(result):
         *("id", "fixed", "moving", "before", "after", "folding_percent", "folded_cells", "sd_log_jacobian"),
         *("displacement_mm_mean", "certificate", "iterations", "interrupted_level", "seconds_optimisation"),
         *("seconds_total", "peak_memory_mb", "device", "versions", "settings", "start", "accepted", "choice"),
+        *("evidence", "wrong_probability"),
     }
     assert (values["fixed"], values["moving"]) == (result.fixed, result.moving)
     assert values["iterations"] == sum(VISIBLE["settings#iterations"])
@@ -250,7 +251,7 @@ def test_the_settings_in_the_figures_are_those_that_ran(runs):
 
 def test_the_history_has_every_term_of_every_iteration(result):
     terms, settings = history(result.folder), figures(result.folder)["settings"]
-    levels, weighted = settings["iterations"], ("intensity", "folding", "smoothness")
+    levels, weighted = settings["iterations"], ("intensity", "log_jacobian", "smoothness")
     assert {"iteration", "level", "loss", "similarity", *weighted} <= set(terms)
     np.testing.assert_array_equal(terms["iteration"], np.arange(sum(levels)) + 1)
     np.testing.assert_array_equal(terms["level"], np.repeat([0, 1], levels))

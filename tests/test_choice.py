@@ -21,7 +21,7 @@ SHAPES = {2: (48, 44), 3: (24, 22, 20)}
 
 
 def settings(dims: int, **changes) -> Settings:
-    quick = {"initial_transform": None, "shrink_factors": [2, 1], "iterations": [12, 4], "dense_iterations": 0}
+    quick = {"initial_transform": None, "shrink_factors": [2, 1], "iterations": [24, 4], "dense_iterations": 0}
     return Settings.preset(spatial_dims=dims, **quick | changes)
 
 

@@ -30,7 +30,7 @@ from monai_nodeo.registration.inferer import pair_of_tensors
 
 SHAPES = [(25, 21), (13, 17, 11)]
 ONE: dict[str, Any] = {"iterations": (5,), "shrink_factors": (1,)}
-TERMS = ["level", "loss", "similarity", "intensity", "folding", "smoothness"]
+TERMS = ["level", "loss", "similarity", "intensity", "log_jacobian", "smoothness"]
 
 
 def noisy(dims: int) -> EulerianVelocity:

@@ -22,7 +22,7 @@ from monai_nodeo.registration._cuda_graphs import RecordedStep
 from monai_nodeo.registration.components import make_loss
 
 SHAPES = [(25, 21), (13, 17, 11)]
-TERMS = ["loss", "similarity", "intensity", "folding", "smoothness"]
+TERMS = ["loss", "similarity", "intensity", "log_jacobian", "smoothness"]
 
 
 def two_keyframes(dims: int, image_size: Any) -> EulerianVelocity:
