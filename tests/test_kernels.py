@@ -80,7 +80,7 @@ def assert_alike(results: list[tuple[Tensor, Tensor]]) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("side", [1, 5, 21])
 def test_window_sums(monkeypatch, package, random, shape, side):
-    kernels = import_module(f"{package}.windows")
+    kernels = import_module(f"{package}.local_correlation")
     x = random(2, 3, *shape)
     sides = [side, *[3] * (len(shape) - 1)]
     found = kernels.window_sum(x, sides)
@@ -195,14 +195,18 @@ def test_results_do_not_depend_on_the_threads():
 
 
 def test_kernels_are_used_where_they_can_be():
-    assert kernels_for(torch.rand(8), "windows") is import_module("monai_nodeo.geometry._numba.windows")
-    assert kernels_for(torch.rand(8).half(), "windows") is None
-    assert kernels_for(torch.rand(8, device="meta"), "windows") is None
+    assert kernels_for(torch.rand(8), "local_correlation") is import_module(
+        "monai_nodeo.geometry._numba.local_correlation"
+    )
+    assert kernels_for(torch.rand(8).half(), "local_correlation") is None
+    assert kernels_for(torch.rand(8, device="meta"), "local_correlation") is None
 
 
 @pytest.mark.gpu
 def test_the_kernels_are_used_on_the_device():
-    assert kernels_for(torch.rand(8).cuda(), "windows") is import_module("monai_nodeo.geometry._triton.windows")
+    assert kernels_for(torch.rand(8).cuda(), "local_correlation") is import_module(
+        "monai_nodeo.geometry._triton.local_correlation"
+    )
 
 
 def test_nothing_is_read_from_memory_that_was_not_written(monkeypatch):

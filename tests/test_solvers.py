@@ -13,7 +13,7 @@ from torchdiffeq import odeint
 
 from monai_nodeo.flows import NodeVelocity, ODESolver, RungeKutta, ScalingAndSquaring, Solver
 from monai_nodeo.flows import runge_kutta as runge_kutta_module
-from monai_nodeo.flows.solver import METHODS
+from monai_nodeo.flows.torchdiffeq_solver import METHODS
 from monai_nodeo.geometry import sampling
 from monai_nodeo.geometry.coordinates import identity_grid, voxels_per_unit
 

@@ -121,7 +121,7 @@ def _register(
 
     from monai_nodeo.data.load import load_pair
     from monai_nodeo.registration import OnInterrupt, PairInferer, ProgressBar, TensorBoardCurves
-    from monai_nodeo.registration._host_memory import keep_freed_memory
+    from monai_nodeo.registration._malloc import keep_freed_memory
     from monai_nodeo.registration.table import row_of, summary_of, write_table
 
     interrupt = OnInterrupt(on_interrupt)

@@ -1,5 +1,3 @@
-from .align import Start as Start
-from .align import find_start as find_start
 from .dataset import FailedRow as FailedRow
 from .dataset import PairDataset as PairDataset
 from .image import as_image as as_image
@@ -21,3 +19,5 @@ from .match import match as match
 from .pair import Pair as Pair
 from .pair import PairError as PairError
 from .pair import Scan as Scan
+from .start import Start as Start
+from .start import find_start as find_start

@@ -8,12 +8,12 @@ from .parametrisations import Decoder as Decoder
 from .parametrisations import Lattice as Lattice
 from .parametrisations import Parametrisation as Parametrisation
 from .runge_kutta import RungeKutta as RungeKutta
-from .solver import ODESolver as ODESolver
+from .solver import Solver as Solver
+from .solver import Velocity as Velocity
 from .squaring import ScalingAndSquaring as ScalingAndSquaring
+from .torchdiffeq_solver import ODESolver as ODESolver
 from .velocity import CloudModel as CloudModel
 from .velocity import NodeVelocity as NodeVelocity
-from .velocity import Solver as Solver
-from .velocity import Velocity as Velocity
 from .velocity import VelocityBatch as VelocityBatch
 from .velocity import VelocityField as VelocityField
 from .velocity import VelocityModel as VelocityModel

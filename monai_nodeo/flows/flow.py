@@ -24,8 +24,9 @@ import monai_nodeo.flows.eulerian  # the models of this package make themselves 
 import monai_nodeo.flows.nodeo  # noqa: F401
 from monai_nodeo.files import ImageGrid, atomic_path
 from monai_nodeo.flows.runge_kutta import RungeKutta
-from monai_nodeo.flows.solver import ODESolver
-from monai_nodeo.flows.velocity import Solver, VelocityModel
+from monai_nodeo.flows.solver import Solver
+from monai_nodeo.flows.torchdiffeq_solver import ODESolver
+from monai_nodeo.flows.velocity import VelocityModel
 
 __all__ = ["Flow", "FlowFileError"]
 

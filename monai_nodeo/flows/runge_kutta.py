@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_nodeo.flows.solver import check_times, steps_between
-from monai_nodeo.flows.velocity import NodeVelocity, Velocity
+from monai_nodeo.flows.solver import Velocity, check_times, steps_between
+from monai_nodeo.flows.velocity import NodeVelocity
 from monai_nodeo.geometry._kernels import kernels_for
 from monai_nodeo.geometry.coordinates import voxels_per_unit
 

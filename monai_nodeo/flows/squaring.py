@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from monai_nodeo.flows.solver import check_times
-from monai_nodeo.flows.velocity import NodeVelocity, Velocity
+from monai_nodeo.flows.solver import Velocity, check_times
+from monai_nodeo.flows.velocity import NodeVelocity
 from monai_nodeo.geometry.sampling import sample_at_itself
 
 __all__ = ["ScalingAndSquaring"]

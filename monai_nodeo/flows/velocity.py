@@ -1,44 +1,26 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What every velocity model offers, and velocities that are images at the nodes of a grid."""
+"""What every velocity model offers, and velocities that are images at the nodes of a grid.
+
+The models are files beside this one; their names in the settings: `registration.components`.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from monai_nodeo.flows.fixed_point import find_sources
+from monai_nodeo.flows.solver import Solver, Velocity
 from monai_nodeo.geometry.coordinates import identity_grid
 from monai_nodeo.geometry.resizing import resize
 from monai_nodeo.geometry.sampling import sample
 
-__all__ = ["CloudModel", "NodeVelocity", "Solver", "Velocity", "VelocityBatch", "VelocityField", "VelocityModel"]
-
-
-class Velocity(Protocol):
-    """What a solver integrates."""
-
-    def __call__(self, phi: Tensor, t: Tensor | None = None) -> Tensor:
-        """Velocity d phi / dt, (B, D, *spatial), at positions phi in [-1, 1] and time t, a scalar tensor."""
-
-
-class Solver(Protocol):
-    """How a velocity is integrated."""
-
-    def __call__(
-        self, velocity: Velocity, phi0: Tensor, times: Sequence[float] = (0.0, 1.0)
-    ) -> Sequence[Tensor] | Tensor:
-        """Positions at each of the times, (B, D, *spatial) each, or stacked; at the first one they are ``phi0``.
-
-        Args:
-            velocity: (phi, t) -> d phi / dt.
-            phi0: positions in [-1, 1], (B, D, *spatial).
-            times: at least two, all in one direction, forwards or backwards.
-        """
+__all__ = ["CloudModel", "NodeVelocity", "VelocityBatch", "VelocityField", "VelocityModel"]
 
 
 class VelocityModel(nn.Module, ABC):

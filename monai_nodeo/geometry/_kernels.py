@@ -28,7 +28,8 @@ def kernels_for(x: Tensor, part: str) -> ModuleType | None:
 
     Args:
         x: what they are to work on.
-        part: "windows", "regularity", "sampling", "separable" or "intensity".
+        part: "flow", "intensity", "local_correlation", "regularity", "sampling", "self_sampling"
+            or "separable".
 
     Returns:
         the module; None when its compiler is absent or cannot build anything, or for a type that it does not take.

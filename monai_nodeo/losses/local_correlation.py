@@ -49,10 +49,10 @@ def _squared_correlation(p: _LocalStatistics, t: _LocalStatistics, windows: Wind
 
 
 class _SquaredCorrelationSum(torch.autograd.Function):
-    """Weighted sum of :py:func:`_squared_correlation` over each image, (B,), by the kernels in ``windows.py``.
+    """Weighted sum of :py:func:`_squared_correlation` over each image, (B,).
 
-    They are in `geometry._numba` and `geometry._triton`. The gradient is made on the way: three box filters each way
-    instead of autograd's ten.
+    Their kernels are `geometry._numba.local_correlation` and `geometry._triton.local_correlation`. The gradient is made
+    on the way: three box filters each way instead of autograd's ten.
     """
 
     @staticmethod
@@ -69,7 +69,7 @@ class _SquaredCorrelationSum(torch.autograd.Function):
 
 
 def _squared_correlation_sum(input: Tensor, t: _LocalStatistics, windows: Windows, eps: float) -> Tensor:
-    kernels = kernels_for(input, "windows")
+    kernels = kernels_for(input, "local_correlation")
     if kernels:
         return _SquaredCorrelationSum.apply(input, t, windows, eps, kernels)
     squared = _squared_correlation(_LocalStatistics.of(input, windows, eps), t, windows)

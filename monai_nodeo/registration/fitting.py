@@ -18,7 +18,7 @@ from monai_nodeo.flows import CloudModel, RungeKutta, Solver, Velocity, Velocity
 from monai_nodeo.geometry.coordinates import identity_grid
 from monai_nodeo.geometry.resizing import resize
 from monai_nodeo.losses import RegistrationLoss
-from monai_nodeo.registration._host_memory import give_back_kept_memory
+from monai_nodeo.registration._malloc import give_back_kept_memory
 from monai_nodeo.registration.levels import Level, PairBatch, make_levels
 from monai_nodeo.registration.settings import Settings
 from monai_nodeo.registration.trainer import PairTrainer

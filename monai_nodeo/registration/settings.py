@@ -39,6 +39,8 @@ class SettingsError(ValueError):
 class Settings:
     """What a registration depends on, besides its images. :py:meth:`preset` has values for all of it.
 
+    The default values are in ``bundle/configs/inference.json``, those that differ for slices in ``inference_2d.json``.
+
     Attributes:
         spatial_dims: 2 for slices, 3 for volumes.
         initial_transform: affine start: "auto" for what the images say, "moments", "rigid", "affine", the path of a

@@ -1,6 +1,9 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Linear maps between two coarse images: how well they explain the pair, and the search for better ones."""
+"""Linear maps between two coarse images: how well they explain the pair, and the search for better ones.
+
+Used by `data.start`.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What works on sliding windows: each kernel goes through memory once, along one axis.
+"""The local correlation and its gradient, and sums in windows: each kernel goes through memory once, along one axis.
 
 A kernel adds up the window of each voxel from the cache, and does on the way what comes before or after the sum.
 Programs of the first axis of the grid share the voxels of an image, those of the second are the images.

@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What works on sliding windows: running sums in double precision, in three passes through an image.
+"""The local correlation and its gradient, and sums in windows: running sums in double precision, in three passes.
 
 Images have three axes here; a slice is a volume whose first axis has one voxel.
 """
