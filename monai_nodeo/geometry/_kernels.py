@@ -49,7 +49,7 @@ def _usable(library: str, package: str, device: str) -> bool:
     if find_spec(library) is None:
         return False
     try:
-        import_module(f"{package}.windows").window_sum(torch.ones(8, device=device), [3])
+        import_module(f"{package}.local_correlation").window_sum(torch.ones(8, device=device), [3])
     except Exception as error:  # Triton needs a compiler of C, for instance; whatever it is, the plain operations do
         logger.info("without the kernels of %s, which is slower: %s", library, error)
         return False
