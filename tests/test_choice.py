@@ -73,8 +73,22 @@ def test_where_nothing_leads_back_the_field_is_smoother(monkeypatch):
     smooth = register(fixed, moving)
     assert smooth.choice is not None
     assert smooth.choice["strengths"] == [1.0, 3.0, 10.0]
-    assert smooth.settings.smoothness_weight == 10 * free.settings.smoothness_weight
+    assert smooth.settings.smoothness_weight > 3 * free.settings.smoothness_weight
     assert smooth.ddf.diff(dim=1).square().mean() < 0.8 * free.ddf.diff(dim=1).square().mean()
+
+
+def test_the_strength_that_just_suffices_is_taken(monkeypatch):
+    fixed, moving, _ = deformed_pair(SHAPES[2])
+    register = RegisterPair(settings(2), handlers=())
+    free = register(fixed, moving)
+    (found,) = free.choice["disagreement_voxels"]
+    weights = []
+    for allowed in (0.98, 0.7):
+        monkeypatch.setattr("monai_nodeo.registration.choice._CONSISTENT", allowed * found)
+        chosen = register(fixed, moving)
+        assert chosen.choice["strengths"] == [1.0, 3.0]
+        weights.append(chosen.settings.smoothness_weight / free.settings.smoothness_weight)
+    assert 1 < weights[0] < 1.2 < weights[1] < 3
 
 
 def test_what_is_set_is_not_chosen():

@@ -43,7 +43,8 @@ class Choice:
         settings: to register it with.
         agreement: of the signs of the local correlations, in [-1, 1]: 1 for one contrast, -1 for an inverted one, near
             0 where each place has a relation of its own, or none.
-        strengths: factors on the smoothness weight that were tried, weak to strong; the last one is taken.
+        strengths: factors on the smoothness weight that were tried, weak to strong; the first or last one is taken, or
+            one between the last two.
         disagreement: of the coarse registrations there and back with each of them, in voxels of 4 smallest sides: the
             median distance in the foreground between a point and where it comes back to.
     """
@@ -77,7 +78,7 @@ def choose(
     The similarity is that of the settings where one image is locally a rising function of the other, and of the preset
     ``mind_ssc`` where it is not. Then the pair is registered both ways on a coarse grid, with more smoothness as long
     as the way back contradicts the way there by more than the strength allows: what the images do not say is left to
-    the regulariser.
+    the regulariser. The strength that just suffices is taken, by interpolation.
 
     Args:
         pair: a batch of one.
@@ -88,14 +89,13 @@ def choose(
     _, agreement = information(pair.at(coarse_level(pair, spacing)))
     if agreement < _ONE_CONTRAST and pair.fixed.shape[1] == 1:
         settings = settings.replace(**_differences(settings.spatial_dims))
-    weight = settings.smoothness_weight
     found: list[float] = []
     for strength in _STRENGTHS:
-        tried = settings if strength == 1 else settings.replace(smoothness_weight=strength * weight)
+        tried = _with_strength(settings, strength)
         found.append(_disagreement(pair, spacing, tried, components(tried)))
         if found[-1] <= _CONSISTENT * strength:
             break
-    return Choice(tried, agreement, _STRENGTHS[: len(found)], tuple(found))
+    return Choice(_with_strength(settings, _sufficient(found)), agreement, _STRENGTHS[: len(found)], tuple(found))
 
 
 def coarse_level(pair: PairBatch, spacing: tuple[float, ...]) -> Level:
@@ -130,6 +130,23 @@ def information(pair: PairBatch) -> tuple[float, float]:
     total = nats.sum()
     agreement = (nats * fm.sign()).sum() / total.clamp_min(1e-9)
     return float(total / (weight.sum() * f.shape[1])), float(agreement)
+
+
+def _with_strength(settings: Settings, strength: float) -> Settings:
+    return settings if strength == 1 else settings.replace(smoothness_weight=strength * settings.smoothness_weight)
+
+
+def _sufficient(disagreement: list[float]) -> float:
+    """The least strength that allows what is found with it, between the last two on logarithmic scales."""
+    excess = [
+        math.log(max(found, 1e-6) / (_CONSISTENT * strength))
+        for found, strength in zip(disagreement, _STRENGTHS, strict=False)
+    ]
+    last = _STRENGTHS[len(excess) - 1]
+    if len(excess) == 1 or excess[-1] >= 0:
+        return last
+    weaker = _STRENGTHS[len(excess) - 2]
+    return weaker * (last / weaker) ** (excess[-2] / (excess[-2] - excess[-1]))
 
 
 def _differences(spatial_dims: int) -> dict[str, Any]:
