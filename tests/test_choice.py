@@ -128,3 +128,17 @@ def test_a_deformation_that_cannot_be_defended_is_not_given(strict, tmp_path, mo
     loaded = Registration.load(tmp_path / "out")
     assert not loaded.accepted
     assert not loaded.ddf.any()
+
+
+def test_what_is_doubtful_is_told_at_once_and_the_report_says_what_was_chosen(tmp_path):
+    for name, seed in (("f", 0), ("m", 5)):
+        image = smooth_image(SHAPES[2], seed=seed).numpy().squeeze()
+        nib.save(nib.Nifti1Image(image, torch.eye(4).numpy()), tmp_path / f"{name}.nii.gz")
+    f, m, out = (tmp_path / name for name in ("f.nii.gz", "m.nii.gz", "out"))
+    words = ["register", "-f", f, "-m", m, "-o", out, "--init", "none", "--set", "iterations=[20,4]", "--quiet"]
+    done = CliRunner().invoke(main, [str(word) for word in words])
+    assert done.exit_code == 0
+    figures = json.loads((out / "metrics.json").read_text())
+    assert f"with a probability of {figures['wrong_probability']:.0%}; look at the images." in done.stderr
+    assert figures["choice"]["smoothness_weight"] == figures["settings"]["smoothness_weight"]
+    assert f"a smoothness weight of {figures['choice']['smoothness_weight']:.2g} (" in (out / "report.html").read_text()

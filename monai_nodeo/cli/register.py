@@ -120,6 +120,7 @@ def _register(
     from functools import partial
 
     from monai_nodeo.data.load import load_pair
+    from monai_nodeo.metrics.confidence import ALIGNED
     from monai_nodeo.registration import OnInterrupt, PairInferer, ProgressBar, TensorBoardCurves
     from monai_nodeo.registration._malloc import keep_freed_memory
     from monai_nodeo.registration.table import row_of, summary_of, write_table
@@ -139,6 +140,12 @@ def _register(
         )
         sys.exit(_INTERRUPTED)
     write_table(folder, [row_of(figures)])
+    if figures["wrong_probability"] > ALIGNED:
+        click.echo(
+            f"warning: perhaps not aligned: points are wrong by more than 5 mm or 3 voxels with a probability of "
+            f"{figures['wrong_probability']:.0%}; look at the images.",
+            err=True,
+        )
     if not quiet:
         click.echo(f"{figures['id']}: {summary_of(figures)}")
         click.echo(registration.certificate.verdict)

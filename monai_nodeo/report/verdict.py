@@ -120,7 +120,7 @@ def _alignment(evidence: Evidence) -> Finding:
         return Finding("alignment", Grade.GOOD, text)
     if probability < NOT_ALIGNED:
         return Finding("alignment", Grade.CHECK, f"{text} That is more than images that fit have.")
-    advice = "Where images lie apart an affine start helps, where their contrasts differ the preset multimodal."
+    advice = "A start from a file, or another similarity or smoothness than the chosen ones, may help."
     return Finding("alignment", Grade.BAD, f"{text} These do not fit. {advice}")
 
 
@@ -135,11 +135,10 @@ def _choice(figures: Mapping[str, Any]) -> Iterator[Finding]:
     choice = figures.get("choice")
     if choice is None:
         return
-    strength, disagreement = choice["strengths"][-1], choice["disagreement_voxels"][-1]
     text = (
         f"The images chose the similarity {choice['similarity']} (agreement of their contrasts: "
-        f"{choice['agreement']:.2f}) and {strength:g} times the usual smoothness (coarse registrations there and back "
-        f"disagree by {disagreement:.1f} voxels)."
+        f"{choice['agreement']:.2f}) and a smoothness weight of {choice['smoothness_weight']:.2g} (with the usual one "
+        f"coarse registrations there and back disagree by {choice['disagreement_voxels'][0]:.1f} voxels)."
     )
     if figures.get("accepted", True):
         yield Finding("deformation", Grade.GOOD, text)
