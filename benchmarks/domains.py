@@ -151,7 +151,7 @@ def main() -> None:
     folders = [path for path in Path(given.data).iterdir() if path.is_dir() and part(path, "fixed")]
     folders = [path for path in folders if path.name.startswith(tuple(given.only.split(",")))]
     folders.sort(key=lambda path: (sitk.ReadImage(str(part(path, "fixed"))).GetNumberOfPixels(), path.name))
-    rows = json.loads(given.json.read_text()) if given.json.exists() else []
+    rows = json.loads(given.json.read_text(encoding="utf-8")) if given.json.exists() else []
     for folder in folders:
         for method in methods:
             row = {"pair": folder.name, "kind": folder.name.split("_")[0]}

@@ -534,7 +534,7 @@ def line(name: str, rows: Rows, score: np.ndarray, which: np.ndarray, limit: flo
 
 def fit(folder: Path, stored: Path) -> None:
     """Fit to one half, set the thresholds there, test on the other one."""
-    known = json.loads(stored.read_text()) if stored.exists() else {"columns": [], "rows": []}
+    known = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {"columns": [], "rows": []}
     found = {row[0]: dict(zip(known["columns"], row, strict=True)) for row in known["rows"]}
     for path in sorted(folder.glob("?????.npz")):
         if int(path.stem) not in found and (row := look(path)) is not None:
