@@ -18,6 +18,7 @@ from monai_nodeo.metrics import (
     SDLogJacobianMetric,
     folded_cell_count,
     folding_fraction,
+    learn2reg_sd_log_jacobian,
     mean_displacement,
     sd_log_jacobian,
 )
@@ -63,6 +64,20 @@ def test_sd_log_jacobian_is_that_of_the_determinants(shape):
     ddf = noise(shape, 0.4, batch=3)
     expected = determinants(ddf).clamp(min=1e-9).log().flatten(1).std(1, correction=0)
     torch.testing.assert_close(sd_log_jacobian(ddf), expected, rtol=1e-9, atol=0)
+
+
+@every_shape
+def test_learn2regs_spread_is_numpys(shape):
+    ddf = noise(shape, 3.0, batch=2)
+    axes = tuple(range(1, len(shape) + 1))
+    inside = (..., *[slice(2, -2)] * len(shape))
+    for field, found in zip(ddf.numpy(), learn2reg_sd_log_jacobian(ddf), strict=True):
+        jacobian = np.stack(np.gradient(field, axis=axes), -1)
+        determinant = np.linalg.det(np.moveaxis(jacobian, 0, -2) + np.eye(len(shape)))[inside]
+        assert (determinant < -3).any()
+        assert found.item() == pytest.approx(np.log((determinant + 3).clip(1e-9)).std(), rel=1e-9)
+    with pytest.raises(ValueError, match="fewer than five voxels"):
+        learn2reg_sd_log_jacobian(ddf[:, :, :4])
 
 
 @every_shape

@@ -29,6 +29,9 @@ from .fields import (
     folding_fraction as folding_fraction,
 )
 from .fields import (
+    learn2reg_sd_log_jacobian as learn2reg_sd_log_jacobian,
+)
+from .fields import (
     mean_displacement as mean_displacement,
 )
 from .fields import (

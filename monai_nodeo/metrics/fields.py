@@ -9,10 +9,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from monai_nodeo.geometry._slabs import slabs
 from monai_nodeo.geometry.folding import folded_cells
-from monai_nodeo.geometry.jacobian import jacobian_determinant
+from monai_nodeo.geometry.jacobian import check_ddf, determinant, jacobian_determinant
 
-__all__ = ["folded_cell_count", "folding_fraction", "mean_displacement", "sd_log_jacobian"]
+__all__ = [
+    "folded_cell_count",
+    "folding_fraction",
+    "learn2reg_sd_log_jacobian",
+    "mean_displacement",
+    "sd_log_jacobian",
+]
 
 # Learn2Reg's floor for the determinant of a fold, whose logarithm does not exist.
 _SMALLEST_DETERMINANT = 1e-9
@@ -53,6 +60,46 @@ def sd_log_jacobian(ddf: Tensor) -> Tensor:
         (B,).
     """
     return jacobian_determinant(ddf).clamp(min=_SMALLEST_DETERMINANT).log().flatten(1).std(1, correction=0)
+
+
+def learn2reg_sd_log_jacobian(ddf: Tensor) -> Tensor:
+    """``LogJacDetStd`` of the Learn2Reg challenges, which is smaller than :py:func:`sd_log_jacobian`.
+
+    The standard deviation of ``log(det + 3)``, by central differences, without two voxels along each border.
+
+    Args:
+        ddf: displacement in voxels, (B, D, *spatial), tensor axis order.
+
+    Returns:
+        (B,).
+
+    Raises:
+        ValueError: when an axis has fewer than five voxels.
+    """
+    check_ddf(ddf)
+    if min(ddf.shape[2:]) < 5:
+        raise ValueError(f"ddf {tuple(ddf.shape)} has fewer than five voxels along an axis: nothing is left inside.")
+    dims = ddf.ndim - 2
+    parts = []
+    for start, stop in slabs(ddf[:, :, 4:]):
+        part = ddf[:, :, start : stop + 4]
+        gradient = [[_central(part[:, c], axis) + (c == axis) for axis in range(dims)] for c in range(dims)]
+        parts.append(determinant(gradient).add(3).clamp(min=_SMALLEST_DETERMINANT).log().flatten(1))
+    return torch.cat(parts, 1).std(1, correction=0)
+
+
+def _central(component: Tensor, axis: int) -> Tensor:
+    """Derivative of (B, *spatial) along a spatial axis, without two voxels along each border."""
+    ahead, behind = (
+        component[
+            (
+                slice(None),
+                *[slice(2 + by, by - 2 or None) if a == axis else slice(2, -2) for a in range(component.ndim - 1)],
+            )
+        ]
+        for by in (1, -1)
+    )
+    return (ahead - behind) / 2
 
 
 def mean_displacement(ddf: Tensor, spacing: float | Sequence[float] = 1.0) -> Tensor:

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from monai_nodeo.data.pair import Pair
 from monai_nodeo.data.placement import on_grid_of, voxel_sides
-from monai_nodeo.metrics.fields import folded_cell_count, folding_fraction, mean_displacement, sd_log_jacobian
+from monai_nodeo.metrics.fields import (
+    folded_cell_count,
+    folding_fraction,
+    learn2reg_sd_log_jacobian,
+    mean_displacement,
+    sd_log_jacobian,
+)
 from monai_nodeo.metrics.labels import label_metrics, landmark_metrics
 
 __all__ = ["device_name", "field_figures", "overlap_figures", "peak_memory_mb"]
@@ -54,6 +60,7 @@ def field_figures(ddf: Tensor, spacing: tuple[float, ...]) -> dict[str, Any]:
         "folding_percent": 100 * folding_fraction(field).item(),
         "folded_cells": int(folded_cell_count(field)),
         "sd_log_jacobian": sd_log_jacobian(field).item(),
+        "learn2reg_sd_log_jacobian": learn2reg_sd_log_jacobian(field).item() if min(field.shape[2:]) > 4 else None,
         "displacement_mm_mean": mean_displacement(field, spacing).item(),
     }
 

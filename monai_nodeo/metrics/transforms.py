@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from monai_nodeo.files import Affine, Displacement, Transform
 from monai_nodeo.geometry.jacobian import jacobian_determinant
 from monai_nodeo.metrics.certificate import Certificate, certify_field
-from monai_nodeo.metrics.fields import folding_fraction, sd_log_jacobian
+from monai_nodeo.metrics.fields import folding_fraction, learn2reg_sd_log_jacobian, sd_log_jacobian
 
 __all__ = ["affine_figures", "certificates", "displacement_figures", "transform_figures"]
 
@@ -68,6 +68,7 @@ def displacement_figures(displacement: Displacement) -> dict[str, Any]:
         "folding_percent": 100 * folding_fraction(ddf).item(),
         "folding_voxels": int((jacobian_determinant(ddf) <= 0).sum()),
         "sd_log_jacobian": sd_log_jacobian(ddf).item(),
+        "learn2reg_sd_log_jacobian": learn2reg_sd_log_jacobian(ddf).item() if min(ddf.shape[2:]) > 4 else None,
     }
 
 
