@@ -229,7 +229,7 @@ def test_figures_are_json_and_complete(result):
         *("id", "fixed", "moving", "before", "after", "folding_percent", "folded_cells", "sd_log_jacobian"),
         *("displacement_mm_mean", "certificate", "iterations", "interrupted_level", "seconds_optimisation"),
         *("seconds_total", "peak_memory_mb", "device", "versions", "settings", "start", "accepted", "choice"),
-        *("evidence", "wrong_probability"),
+        *("evidence", "wrong_probability", "learn2reg_sd_log_jacobian"),
     }
     assert (values["fixed"], values["moving"]) == (result.fixed, result.moving)
     assert values["iterations"] == sum(VISIBLE["settings#iterations"])
