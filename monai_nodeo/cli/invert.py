@@ -36,7 +36,7 @@ def command(transform: str, output: str, reference: str | None, as_json: bool) -
     else:
         import torch
 
-        from monai_nodeo.flows.inversion import invert_transform
+        from monai_nodeo.flows.field_inversion import invert_transform
         from monai_nodeo.metrics.certificate import certify_field
 
         inverse, inversions = invert_transform(read_transform(transform))

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the RAS millimetres of NIfTI to the LPS millimetres of ITK, and back.
 
-The vectors of a displacement field go both ways in `files.grid`, by the grid that they lie on.
+The vectors of a displacement field go both ways in `files.grid`, by the grid that they lie on. Points: `files.points`;
+affine maps: `files.transform`.
 """
 
 from __future__ import annotations

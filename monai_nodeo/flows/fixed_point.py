@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The points that a displacement takes to given ones, by a fixed point."""
+"""The points that a displacement takes to given ones, by a fixed point: for the fields of `flows.field_inversion`."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from monai_nodeo.flows.inversion import Inversion, invert
+from monai_nodeo.flows.field_inversion import Inversion, invert
 from monai_nodeo.geometry.folding import folded_cells, folds_by_difference
 from monai_nodeo.geometry.jacobian import jacobian_determinant
 

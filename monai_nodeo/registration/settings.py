@@ -1,6 +1,9 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of a registration: plain values that JSON holds. Needs neither torch nor MONAI."""
+"""The settings of a registration: plain values that JSON holds. Needs neither torch nor MONAI.
+
+Here are their names and types; the default values are in ``bundle/configs/inference.json``.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from monai_nodeo.data.pose.evidence import Level
 from monai_nodeo.data.pose.optimisation import climb
 from monai_nodeo.data.pose.poses import Poses, joined
-from monai_nodeo.data.pose.search import rotations, search
+from monai_nodeo.data.pose.rotations import rotations, search
 from monai_nodeo.data.pose.views import sampled
 
 __all__ = ["Found", "best_pose"]

@@ -9,7 +9,7 @@ from synthetic import smooth_ddf
 from torch import Tensor
 
 from monai_nodeo.files import Affine, Displacement, Transform
-from monai_nodeo.flows.inversion import Inversion, invert, invert_transform
+from monai_nodeo.flows.field_inversion import Inversion, invert, invert_transform
 from monai_nodeo.geometry.jacobian import jacobian_determinant
 from monai_nodeo.geometry.sampling import compose
 
