@@ -58,16 +58,27 @@ def command(
 
     The flow of a registration goes from time 0, the fixed image, to time 1, the moving image, and with --inverse back.
     """
-    from monai_nodeo.files import ImageGrid, Transform, check_folder, check_image_target, read_points, write_points
+    from monai_nodeo.files import (
+        ImageGrid,
+        Transform,
+        check_image_target,
+        check_points_target,
+        holds_points,
+        read_points,
+        write_points,
+    )
     from monai_nodeo.files.resampling import apply_to_image, apply_to_points, read_chain
 
     by_flow = Path(transforms[0]).is_dir()
     if not by_flow and (inverse or (t0, t1) != (0, 1)):
         raise click.UsageError("--inverse, --t0 and --t1 need the folder of a registration as the first transform.")
-    points = image.lower().endswith(".csv")
+    points = holds_points(image)
     if not points and reference is None:
         raise click.UsageError("an image needs a reference whose grid the result gets; give it with -r.")
-    (check_folder if points else check_image_target)(output)
+    if points:
+        check_points_target(output, image)
+    else:
+        check_image_target(output)
     others = transforms[1:] if by_flow else transforms
     chain = read_chain([file_of(name) for name in others]) if others else None
     if not by_flow:
