@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""``monai-nodeo apply``: transforms applied to images, label maps, series and points."""
+"""``monai-nodeo apply``: transforms applied to images, label maps, series, points, streamlines and meshes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["command"]
 
 
 @click.command()
-@click.option("-i", "--image", required=True, help="What is moved: an image, a series, a label map, or points (.csv).")
+@click.option("-i", "--image", required=True, help="What is moved: an image, a series, a label map, or points.")
 @click.option("-r", "--reference", help="Image whose grid the result gets. Not for points.")
 @click.option(
     "-t",
@@ -35,7 +35,7 @@ __all__ = ["command"]
     show_default=True,
     help="label: the label with the largest linear weight.",
 )
-@click.option("-o", "--output", required=True, help="File of the result: .nii.gz, or .csv for points.")
+@click.option("-o", "--output", required=True, help="File of the result: .nii.gz; points keep their format.")
 @click.option("--outside", type=float, help="Value where the image is not known; by default its minimum, 0 for labels.")
 def command(
     image: str,
@@ -53,8 +53,10 @@ def command(
     With several, the last one is applied to the image first. The result has the reference's grid and the image's type
     of values.
 
-    Points are a table with x, y, z in LPS mm, and go the opposite way: a transform that brings the moving image on to
-    the fixed grid takes points of the fixed image to the moving one. For the other direction give the inverse.
+    Points are a table with x, y, z in LPS mm (.csv), markups of Slicer (.fcsv, .mrk.json), points of elastix (.pts,
+    .txt), streamlines (.trk, .tck), surfaces (.gii) and meshes (.vtk, .vtp, .ply, .stl). They go the opposite way: a
+    transform that brings the moving image on to the fixed grid takes points of the fixed image to the moving one. For
+    the other direction give the inverse.
 
     The flow of a registration goes from time 0, the fixed image, to time 1, the moving image, and with --inverse back.
     """

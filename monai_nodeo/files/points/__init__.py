@@ -1,6 +1,20 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Files of points, by their names. What else is in a file stays as it is."""
+"""Files of points, by their names. What else is in a file stays as it is.
+
+==================  ========================================================  ===========================
+ending              holds                                                     coordinates
+==================  ========================================================  ===========================
+``.csv``            a table with x, y, z, as ANTs has it                      LPS mm
+``.fcsv``           fiducials of Slicer                                       LPS or RAS mm, as they say
+``.mrk.json``       markups of Slicer                                         LPS or RAS mm, as they say
+``.pts``, ``.txt``  points of elastix                                         LPS mm
+``.trk``, ``.tck``  streamlines of TrackVis and MRtrix, by nibabel            RAS mm, by their headers
+``.gii``            surfaces, by nibabel                                      RAS mm
+``.vtk``, ``.vtp``  meshes of VTK                                             LPS mm, or SPACE=RAS
+``.ply``, ``.stl``  meshes                                                    LPS mm, or SPACE=RAS
+==================  ========================================================  ===========================
+"""
 
 from __future__ import annotations
 
@@ -12,16 +26,36 @@ import numpy as np
 from monai_nodeo.files.atomic import atomic_path, check_folder
 from monai_nodeo.files.grid import PathLike
 from monai_nodeo.files.points.base import Points
+from monai_nodeo.files.points.elastix import read_elastix
+from monai_nodeo.files.points.meshes import read_ply, read_stl
+from monai_nodeo.files.points.neuro import read_gifti, read_streamlines
+from monai_nodeo.files.points.slicer import read_fcsv, read_markups
 from monai_nodeo.files.points.tables import read_csv
+from monai_nodeo.files.points.vtk import is_vtk_image, read_vtk
+from monai_nodeo.files.points.vtp import read_vtp
 
 __all__ = ["Points", "check_points_target", "holds_points", "read_points", "write_points"]
 
-_READERS: dict[str, Callable[[PathLike], Points]] = {".csv": read_csv}
+_READERS: dict[str, Callable[[PathLike], Points]] = {
+    ".csv": read_csv,
+    ".fcsv": read_fcsv,
+    ".mrk.json": read_markups,
+    ".pts": read_elastix,
+    ".txt": read_elastix,
+    ".trk": read_streamlines,
+    ".tck": read_streamlines,
+    ".gii": read_gifti,
+    ".vtk": read_vtk,
+    ".vtp": read_vtp,
+    ".ply": read_ply,
+    ".stl": read_stl,
+}
 
 
 def holds_points(path: PathLike) -> bool:
-    """Whether a file is one of points, by its name."""
-    return _ending(path) is not None
+    """Whether a file is one of points, by its name; a ``.vtk`` may be an image too, and says so."""
+    ending = _ending(path)
+    return ending is not None and not (ending == ".vtk" and Path(path).is_file() and is_vtk_image(path))
 
 
 def read_points(path: PathLike) -> Points:
@@ -37,7 +71,8 @@ def read_points(path: PathLike) -> Points:
     ending = _ending(path)
     if ending is None:
         raise ValueError(f"{path}: points are files that end with {', '.join(_READERS)}; give one of these.")
-    points = _READERS[ending](path)
+    with np.errstate(all="ignore"):  # of numbers that are not finite, which are told below
+        points = _READERS[ending](path)
     if not len(points.ras):
         raise ValueError(f"{path}: there is no point in it.")
     finite = np.isfinite(points.ras).all(1)

@@ -4,15 +4,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from monai_nodeo.files.grid import PathLike
+from monai_nodeo.files.lps import RAS_TO_LPS
 
-__all__ = ["Points", "place", "printed", "read_text", "write_text"]
+__all__ = ["TO_RAS", "Points", "damaged", "numbers", "printed", "read_text", "space_of", "write_text"]
+
+TO_RAS = {"LPS": RAS_TO_LPS, "RAS": np.eye(3)}  # and back
+_SPACE = re.compile(r"SPACE=(LPS|RAS)\b")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +38,19 @@ class Points:
         return replace(self, ras=ras)
 
 
-def place(path: PathLike, number: int, fields: Sequence[str], expected: str) -> list[float]:
+@contextmanager
+def damaged(path: PathLike, kind: str) -> Iterator[None]:
+    """What a library raises at a bad file, as a ValueError of one line; libraries raise too many kinds to list."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: not a file of {kind}, or a damaged one ({reason[:200]}).") from error
+
+
+def numbers(path: PathLike, number: int, fields: Sequence[str]) -> list[float]:
     """The coordinates of point ``number`` of a text file.
 
     Raises:
@@ -41,7 +59,7 @@ def place(path: PathLike, number: int, fields: Sequence[str], expected: str) -> 
     try:
         return [float(field) for field in fields]
     except ValueError as error:
-        raise ValueError(f"{path}: point {number} is {','.join(fields)!r}, expected {expected}.") from error
+        raise ValueError(f"{path}: point {number} is {' '.join(fields)[:80]!r}, expected numbers.") from error
 
 
 def printed(value: float) -> str:
@@ -50,10 +68,16 @@ def printed(value: float) -> str:
 
 
 def read_text(path: PathLike) -> str:
-    """A text file with its line ends; bytes that are no UTF-8 stay as they are when it is written again."""
+    """A text file with its line ends; bytes that are no UTF-8 come back when it is written again."""
     return Path(path).read_bytes().decode("utf-8", "surrogateescape")
 
 
 def write_text(path: Path, text: str) -> None:
     """The inverse of `read_text`."""
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+
+def space_of(header: str) -> np.ndarray:
+    """From the space of a mesh to RAS and back, (3, 3): as Slicer writes it, ``SPACE=RAS``; else LPS, ITK's."""
+    said = _SPACE.search(header)
+    return TO_RAS[said[1] if said else "LPS"]
