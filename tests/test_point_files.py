@@ -172,7 +172,7 @@ def read_stl_text(path: Path) -> tuple[np.ndarray, Any]:
     return points @ LPS, [line.split()[0] for line in lines]
 
 
-VTK_START = len(VTK.format("BINARY"))
+VTK_START = VTK.format("BINARY").encode()
 FORMATS: dict[str, tuple[Callable[[Path], None], Read]] = {
     "p.csv": (
         write_text("x,y,z,t\n" + rows(VERTICES @ LPS, "", ",", ",a\n")),
@@ -189,8 +189,8 @@ FORMATS: dict[str, tuple[Callable[[Path], None], Read]] = {
     "p.ply": (write_ply, read_binary(len(PLY.format("binary_big_endian 1.0")), 25, 1, np.eye(3))),
     "ascii.ply": (write_text(TABLES["ascii.ply"]), lambda p: read_rows(p, 11, slice(1, 4), None, np.eye(3))),
     "p.vtk": (
-        lambda p: p.write_bytes(VTK.format("BINARY").encode() + (VERTICES @ LPS).astype(">f8").tobytes() + b"P\1") and None,
-        read_binary(VTK_START, 24, 0, LPS),
+        lambda p: p.write_bytes(VTK_START + (VERTICES @ LPS).astype(">f8").tobytes() + b"P\1") and None,
+        read_binary(len(VTK_START), 24, 0, LPS),
     ),
     "p.vtp": (write_text(TABLES["vtp"]), lambda p: read_rows(p, 1, slice(3), None, LPS)),
 }  # fmt: skip
