@@ -192,6 +192,7 @@ FORMATS: dict[str, tuple[Callable[[Path], None], Read]] = {
         lambda p: p.write_bytes(VTK_START + (VERTICES @ LPS).astype(">f8").tobytes() + b"P\1") and None,
         read_binary(len(VTK_START), 24, 0, LPS),
     ),
+    "ascii.vtk": (write_text(TABLES["ascii.vtk"]), lambda p: read_rows(p, 5, slice(3), None, LPS)),
     "p.vtp": (write_text(TABLES["vtp"]), lambda p: read_rows(p, 1, slice(3), None, LPS)),
 }  # fmt: skip
 

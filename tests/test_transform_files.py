@@ -18,6 +18,7 @@ from monai_nodeo.files import (
     write_points,
     write_transform,
 )
+from monai_nodeo.files.resampling import apply_to_image, read_chain
 
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS
 
@@ -70,6 +71,28 @@ def test_x5_goes_to_nitransforms_and_back(kind, tmp_path):
     to_filename(tmp_path / "two.x5", [theirs.to_x5()] * 2)
     with pytest.raises(ValueError, match=r"two\.x5: 2 x 1 transforms"):
         read_transform(tmp_path / "two.x5")
+
+
+def test_greedy_warps_with_our_field_and_we_with_its(tmp_path, monkeypatch):
+    greedy = pytest.importorskip(
+        "picsl_greedy", reason="greedy is not installed; pip install picsl_greedy for this test"
+    )
+    monkeypatch.chdir(tmp_path)
+    image = nib.Nifti1Image(make_image(VOLUME).astype(np.float32), VOLUME.affine)
+    nib.save(image, "image.nii.gz")
+    write_transform("ours.nii.gz", registration(VOLUME))
+    run = greedy.Greedy3D().execute
+    run("-rf image.nii.gz -rm image.nii.gz by_ours.nii.gz -r ours.nii.gz")
+    run("-i image.nii.gz by_ours.nii.gz -m SSD -n 40x40 -o theirs.nii.gz")
+    run("-rf image.nii.gz -rm by_ours.nii.gz by_theirs.nii.gz -r theirs.nii.gz")
+    for name, moving in (("ours", "image"), ("theirs", "by_ours")):
+        apply_to_image(f"{moving}.nii.gz", "image.nii.gz", read_chain([f"{name}.nii.gz"]), "w.nii.gz", "linear", 0)
+        expected, found, before = (
+            interior(nib.Nifti1Image.from_filename(file).get_fdata())
+            for file in (f"by_{name}.nii.gz", "w.nii.gz", f"{moving}.nii.gz")
+        )
+        assert np.abs(expected - before).max() > 50
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
 
 
 def test_learn2reg_holds_voxels_along_the_arrays_axes(tmp_path):
