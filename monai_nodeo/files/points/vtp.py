@@ -48,6 +48,10 @@ class _Array:
     end: int = 0  # where its end tag begins
     inside: int = 0  # where the first element in it begins, or 0
 
+    def __post_init__(self) -> None:
+        self.format = self.said["format"]
+        self.offset = int(self.said["offset"]) if self.format == "appended" else 0
+
 
 class _Bytes:
     """Arrays as bytes: blocks, their sizes, base64."""
@@ -115,9 +119,9 @@ def read_vtp(path: PathLike) -> Points:
         appended = mark.end() if mark else len(content)
 
         def values(array: _Array) -> bytes:
-            form = array.said["format"]
+            form = array.format
             if form == "appended":
-                return coder.decode(content[appended + int(array.said["offset"]) :], raw)[0]
+                return coder.decode(content[appended + array.offset :], raw)[0]
             text = content[array.content : array.inside or array.end]
             if form == "binary":
                 return coder.decode(b"".join(text.split()), raw=False)[0]
@@ -189,26 +193,23 @@ def _rewritten(
     """The file with other values in some of its arrays; the arrays behind them in the appended data move up or down."""
     blocks: list[tuple[int, int, bytes]] = []  # offset, length before, what is there now
     for array in arrays:
-        if array.start in changed and array.said["format"] == "appended":
-            offset = int(array.said["offset"])
-            _, length = coder.decode(content[appended + offset :], raw)
-            blocks.append((offset, length, coder.encode(changed[array.start].tobytes(), raw)))
+        if array.start in changed and array.format == "appended":
+            _, length = coder.decode(content[appended + array.offset :], raw)
+            blocks.append((array.offset, length, coder.encode(changed[array.start].tobytes(), raw)))
     parts, done = [], 0
     for array in arrays:
-        form = array.said["format"]
         tag = content[array.start : array.content]
-        if form == "appended":
-            offset = int(array.said["offset"])
-            new = offset + sum(len(now) - length for at, length, now in blocks if at < offset)
+        if array.format == "appended":
+            new = array.offset + sum(len(now) - length for at, length, now in blocks if at < array.offset)
             tag = re.sub(rb'(\boffset\s*=\s*["\'])\d+', rb"\g<1>%d" % new, tag)
         body = content[array.content : array.end]
         if array.start in changed:
-            # the ranges and what else is said of the numbers is of those before
+            # the ranges in the tag, and the keys below it, are of the points as they were
             tag = re.sub(rb"\s+Range(?:Min|Max)\s*=\s*(\"[^\"]*\"|'[^']*')", b"", tag)
             numbers = changed[array.start]
-            if form == "ascii":
+            if array.format == "ascii":
                 body = "".join(["\n", *(" ".join(map(printed, point)) + "\n" for point in numbers)]).encode()
-            elif form == "binary":
+            elif array.format == "binary":
                 body = coder.encode(numbers.tobytes(), raw=False)
             else:
                 body = b""
