@@ -77,6 +77,9 @@ def test_page(page, tmp_path):
     middle = grid.affine @ [8, 9, 7, 1] * [-1, -1, 1, 1]
     for side in ("fixed", "moving"):
         (tmp_path / f"{side}_points.csv").write_text("x,y,z\n" + ",".join(map(str, middle[:3])))
+    ras = (middle[:3] * [-1, -1, 1])[None].astype(np.float32)
+    nib.streamlines.save(nib.streamlines.Tractogram([ras], affine_to_rasmm=np.eye(4)), tmp_path / "moving_tracts.tck")
+    nib.GiftiImage(darrays=[nib.gifti.GiftiDataArray(ras, "NIFTI_INTENT_POINTSET")]).to_filename("moving_surface.gii")
     write_affine(tmp_path / "t2_to_t1_0GenericAffine.mat", np.eye(4))
     (tmp_path / "pairs.json").write_text(json.dumps([{"fixed": "fixed.nii.gz", "moving": "moving.nii.gz"}]))
 

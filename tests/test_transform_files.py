@@ -18,6 +18,7 @@ from monai_nodeo.files import (
     write_points,
     write_transform,
 )
+from monai_nodeo.files.resampling import apply_to_image, read_chain
 
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS
 
@@ -27,10 +28,10 @@ def some_voxels(grid: ImageGrid, count: int = 40) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", GRIDS)
-@pytest.mark.parametrize("name", ["transform.h5", "displacement.nii.gz", "disp_0001_0002.nii.gz"])
+@pytest.mark.parametrize("name", ["transform.h5", "displacement.nii.gz", "disp_0001_0002.nii.gz", "transform.x5"])
 def test_every_format_takes_points_to_the_moving_image(kind, name, tmp_path):
     grid = GRIDS[kind]
-    if name.startswith("disp_") and kind == "plane":
+    if name.startswith(("disp_", "transform.x5")) and kind == "plane":
         with pytest.raises(ValueError, match="of volumes"):
             write_transform(tmp_path / name, registration(grid))
         return
@@ -49,6 +50,49 @@ def test_nitransforms_reads_our_composite(tmp_path):
     index = some_voxels(VOLUME)
     there = TransformChain.from_filename(tmp_path / "transform.h5", fmt="itk").map(world(VOLUME, index))
     np.testing.assert_allclose(there, moved(VOLUME, make_ddf(VOLUME), make_start(VOLUME), index), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["affine", "field"])
+def test_x5_goes_to_nitransforms_and_back(kind, tmp_path):
+    from nitransforms.io.x5 import to_filename
+    from nitransforms.linear import Affine as TheirAffine
+    from nitransforms.nonlinear import DenseFieldTransform
+
+    ours = Transform((Affine(make_start(VOLUME)),)) if kind == "affine" else registration(VOLUME)
+    write_transform(tmp_path / "ours.x5", ours)
+    reader = TheirAffine if kind == "affine" else DenseFieldTransform
+    theirs = reader.from_filename(tmp_path / "ours.x5", fmt="X5")
+    theirs.reference = nib.Nifti1Image(np.zeros(VOLUME.shape, np.uint8), VOLUME.affine)
+    points = world(VOLUME, some_voxels(VOLUME))
+    np.testing.assert_allclose(theirs.map(points), ours.map_points(points), rtol=0, atol=1e-4)
+    to_filename(tmp_path / "theirs.x5", [theirs.to_x5()])
+    back = read_transform(tmp_path / "theirs.x5").map_points(points)
+    np.testing.assert_allclose(back, ours.map_points(points), rtol=0, atol=1e-4)
+    to_filename(tmp_path / "two.x5", [theirs.to_x5()] * 2)
+    with pytest.raises(ValueError, match=r"two\.x5: 2 x 1 transforms"):
+        read_transform(tmp_path / "two.x5")
+
+
+def test_greedy_warps_with_our_field_and_we_with_its(tmp_path, monkeypatch):
+    greedy = pytest.importorskip(
+        "picsl_greedy", reason="greedy is not installed; pip install picsl_greedy for this test"
+    )
+    monkeypatch.chdir(tmp_path)
+    image = nib.Nifti1Image(make_image(VOLUME).astype(np.float32), VOLUME.affine)
+    nib.save(image, "image.nii.gz")
+    write_transform("ours.nii.gz", registration(VOLUME))
+    run = greedy.Greedy3D().execute
+    run("-rf image.nii.gz -rm image.nii.gz by_ours.nii.gz -r ours.nii.gz")
+    run("-i image.nii.gz by_ours.nii.gz -m SSD -n 40x40 -o theirs.nii.gz")
+    run("-rf image.nii.gz -rm by_ours.nii.gz by_theirs.nii.gz -r theirs.nii.gz")
+    for name, moving in (("ours", "image"), ("theirs", "by_ours")):
+        apply_to_image(f"{moving}.nii.gz", "image.nii.gz", read_chain([f"{name}.nii.gz"]), "w.nii.gz", "linear", 0)
+        expected, found, before = (
+            interior(nib.Nifti1Image.from_filename(file).get_fdata())
+            for file in (f"by_{name}.nii.gz", "w.nii.gz", f"{moving}.nii.gz")
+        )
+        assert np.abs(expected - before).max() > 50
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
 
 
 def test_learn2reg_holds_voxels_along_the_arrays_axes(tmp_path):
@@ -117,6 +161,9 @@ def test_bad_transforms_are_refused_by_name(tmp_path):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=rf"{name}: no transform of ITK"):
             read_transform(tmp_path / name)
+    (tmp_path / "bad.x5").write_text("none")
+    with pytest.raises(ValueError, match=r"bad\.x5: no transform in the format X5"):
+        read_transform(tmp_path / "bad.x5")
     (tmp_path / "x.pdf").touch()
     with pytest.raises(ValueError, match=r"x\.pdf: transforms are files that end with \.h5"):
         read_transform(tmp_path / "x.pdf")

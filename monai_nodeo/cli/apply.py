@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""``monai-nodeo apply``: transforms applied to images, label maps, series and points."""
+"""``monai-nodeo apply``: transforms applied to images, label maps, series, points, streamlines and meshes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["command"]
 
 
 @click.command()
-@click.option("-i", "--image", required=True, help="What is moved: an image, a series, a label map, or points (.csv).")
+@click.option("-i", "--image", required=True, help="What is moved: an image, a series, a label map, or points.")
 @click.option("-r", "--reference", help="Image whose grid the result gets. Not for points.")
 @click.option(
     "-t",
@@ -35,7 +35,7 @@ __all__ = ["command"]
     show_default=True,
     help="label: the label with the largest linear weight.",
 )
-@click.option("-o", "--output", required=True, help="File of the result: .nii.gz, or .csv for points.")
+@click.option("-o", "--output", required=True, help="File of the result: .nii.gz; points keep their format.")
 @click.option("--outside", type=float, help="Value where the image is not known; by default its minimum, 0 for labels.")
 def command(
     image: str,
@@ -53,21 +53,34 @@ def command(
     With several, the last one is applied to the image first. The result has the reference's grid and the image's type
     of values.
 
-    Points are a table with x, y, z in LPS mm, and go the opposite way: a transform that brings the moving image on to
-    the fixed grid takes points of the fixed image to the moving one. For the other direction give the inverse.
+    Points are a table with x, y, z in LPS mm (.csv), markups of Slicer (.fcsv, .mrk.json), points of elastix (.pts,
+    .txt), streamlines (.trk, .tck), surfaces (.gii) and meshes (.vtk, .vtp, .ply, .stl). They go the opposite way: a
+    transform that brings the moving image on to the fixed grid takes points of the fixed image to the moving one. For
+    the other direction give the inverse.
 
     The flow of a registration goes from time 0, the fixed image, to time 1, the moving image, and with --inverse back.
     """
-    from monai_nodeo.files import ImageGrid, Transform, check_folder, check_image_target, read_points, write_points
+    from monai_nodeo.files import (
+        ImageGrid,
+        Transform,
+        check_image_target,
+        check_points_target,
+        holds_points,
+        read_points,
+        write_points,
+    )
     from monai_nodeo.files.resampling import apply_to_image, apply_to_points, read_chain
 
     by_flow = Path(transforms[0]).is_dir()
     if not by_flow and (inverse or (t0, t1) != (0, 1)):
         raise click.UsageError("--inverse, --t0 and --t1 need the folder of a registration as the first transform.")
-    points = image.lower().endswith(".csv")
+    points = holds_points(image)
     if not points and reference is None:
         raise click.UsageError("an image needs a reference whose grid the result gets; give it with -r.")
-    (check_folder if points else check_image_target)(output)
+    if points:
+        check_points_target(output, image)
+    else:
+        check_image_target(output)
     others = transforms[1:] if by_flow else transforms
     chain = read_chain([file_of(name) for name in others]) if others else None
     if not by_flow:

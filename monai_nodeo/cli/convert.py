@@ -23,6 +23,7 @@ def command(source: str, target: str, reference: str | None) -> None:
     *.nii.gz               ITK displacement field, all steps as one
     disp_FFFF_MMMM.nii.gz  Learn2Reg: the same in voxels of the fixed grid
     *.tfm, *.txt, *.mat    ITK affine
+    *.x5                   X5 of BIDS: an affine, or all steps as one field
     """  # noqa: D301
     from monai_nodeo.files import ImageGrid, check_transform_target, read_transform, write_transform
 

@@ -29,7 +29,7 @@ class _Times(click.ParamType):
 @click.command()
 @click.argument("registration", metavar="OUT", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--times", type=_Times(), default="0,0.25,0.5,0.75,1", show_default=True, help="From 0 to 1.")
-@click.option("--points", help="CSV of points of the fixed image, LPS mm, that are taken along.")
+@click.option("--points", help="Points of the fixed image that are taken along; a file as for apply.")
 @click.option("--animate", metavar="FILE", help="Film of the middle plane: .gif, or a folder for PNG files.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the results; by default OUT/flow.")
 def command(
@@ -60,9 +60,9 @@ def command(
         if moving.label is not None:
             label = found.at(time, moving.label, mode="nearest")
             write_labels(folder / f"{name}_label.nii.gz", label[0].as_tensor(), grid)
-        if table is not None:
+        if points and table is not None:
             there = found.flow(torch.from_numpy(table.ras), 0.0, time)
-            write_points(folder / f"{name}_points.csv", table.moved_to(there.numpy()))
+            write_points(folder / f"{name}_{Path(points).name}", table.moved_to(there.numpy()))
         click.echo(folder / f"{name}.nii.gz")
     if animate:
         from monai_nodeo.report.film import write_film

@@ -36,7 +36,7 @@ from monai_nodeo.files.nifti import (
     write_image,
     write_labels,
 )
-from monai_nodeo.files.points import Points, read_points, write_points
+from monai_nodeo.files.points import Points, check_points_target, holds_points, read_points, write_points
 from monai_nodeo.files.transform import Affine, Displacement, Transform
 
 __all__ = [
@@ -51,8 +51,10 @@ __all__ = [
     "check_folder",
     "check_image_target",
     "check_output_dir",
+    "check_points_target",
     "check_room",
     "check_transform_target",
+    "holds_points",
     "itk_geometry",
     "no_empty_folder",
     "open_stored",

@@ -25,7 +25,7 @@ from monai_nodeo.files.lps import RAS_TO_LPS
 from monai_nodeo.files.nifti import read_values
 from monai_nodeo.files.transform import Displacement
 
-__all__ = ["read_foreign"]
+__all__ = ["displacement_from_ras", "read_foreign"]
 
 _FSL = range(2006, 2019)
 _AFNI_EXTENSION = 4
@@ -63,6 +63,22 @@ def read_foreign(path: PathLike, image: SpatialImage) -> Displacement | None:
     return None
 
 
+def displacement_from_ras(path: PathLike, ras: np.ndarray, grid: ImageGrid, places: bool) -> Displacement:
+    """A field in RAS mm as one in voxels.
+
+    Args:
+        path: the file, for messages.
+        ras: (*grid.shape, 3), the places of the voxels in the moving image, or the way there.
+        grid: where it lies.
+        places: which of the two.
+
+    Raises:
+        ValueError: when it holds NaN or leaves a slice.
+    """
+    lps = ((ras - _world(grid) if places else ras) @ RAS_TO_LPS).reshape(*grid.spatial_shape, 3)
+    return Displacement(grid, displacement_from_lps(path, lps, grid))
+
+
 def _refused(path: PathLike, tool: str, found: str, advice: str) -> ValueError:
     return ValueError(f"{path}: a transform of {tool} ({found}), which is not read; {advice}.")
 
@@ -73,11 +89,7 @@ def _read(path: PathLike, image: SpatialImage, places: bool) -> Displacement:
     if len(shape) != 5 or shape[3:] != (1, 3):
         raise ValueError(f"{path}: a field of shape {shape}, expected (X, Y, Z, 1, 3).")
     grid = grid_of(path, image, shape[:3])
-    ras = read_values(path, image)[:, :, :, 0]
-    if places:
-        ras -= _world(grid)
-    lps = (ras @ RAS_TO_LPS).reshape(*grid.spatial_shape, 3)
-    return Displacement(grid, displacement_from_lps(path, lps, grid))
+    return displacement_from_ras(path, read_values(path, image)[:, :, :, 0], grid, places)
 
 
 def _world(grid: ImageGrid) -> np.ndarray:

@@ -9,6 +9,7 @@ file                                   holds
 ``*.tfm``, ``*.txt``, ``*.mat``        ITK affine, in text or binary form
 ``*.nii.gz``, ``*.nii``                ITK displacement field: all steps as one field
 ``disp_FFFF_MMMM.nii.gz``              Learn2Reg: the same in voxels of the fixed grid, (X, Y, Z, 3)
+``*.x5``                               X5 of BIDS: an affine, or all steps as one field
 =====================================  =================================================================
 
 Reading, the kinds of NIfTI are told apart by their headers, and those of other tools are read or refused, see
@@ -33,12 +34,14 @@ from monai_nodeo.files.itk_transforms import read_itk_transform, write_itk_compo
 from monai_nodeo.files.nifti import read_displacement, read_values, save_nifti, write_displacement
 from monai_nodeo.files.places import warn
 from monai_nodeo.files.transform import Affine, Displacement, Transform
+from monai_nodeo.files.x5 import read_x5, write_x5
 
 __all__ = ["check_transform_target", "read_affine", "read_transform", "write_affine", "write_transform"]
 
 _COMPOSITE = (".h5", ".hdf5")
 _AFFINE = (".tfm", ".txt", ".mat")
 _NIFTI = (".nii", ".nii.gz")
+_X5 = (".x5",)
 _FIELD = (".mha", ".mhd", ".nrrd", ".nhdr")
 _LEARN2REG = re.compile(r"disp_\w+_\w+\.nii(\.gz)?")
 
@@ -60,9 +63,11 @@ def read_transform(path: PathLike) -> Transform:
         return _read_itk(path)
     if name.endswith(_NIFTI):
         return Transform((_read_nifti(path),))
+    if name.endswith(_X5):
+        return Transform((read_x5(path),))
     if name.endswith(_FIELD):
         return Transform((_read_field(path),))
-    raise _unknown(path, (*_COMPOSITE, *_AFFINE, *_NIFTI, *_FIELD))
+    raise _unknown(path, (*_COMPOSITE, *_AFFINE, *_NIFTI, *_X5, *_FIELD))
 
 
 def write_transform(path: PathLike, transform: Transform, grid: ImageGrid | None = None) -> None:
@@ -82,10 +87,15 @@ def write_transform(path: PathLike, transform: Transform, grid: ImageGrid | None
         write_itk_composite(path, transform)
     elif name.endswith(_AFFINE):
         write_affine(path, _single_matrix(path, transform), transform.world_dims)
+    elif name.endswith(_X5) and all(isinstance(step, Affine) for step in transform.steps):
+        write_x5(path, Affine(_single_matrix(path, transform), transform.world_dims))
     else:
         on = _field_grid(path, transform) if grid is None else grid
         ddf = transform.displacement_on(str(path), on)
-        (_write_learn2reg if _LEARN2REG.fullmatch(name) else write_displacement)(path, ddf, on)
+        if name.endswith(_X5):
+            write_x5(path, Displacement(on, ddf))
+        else:
+            (_write_learn2reg if _LEARN2REG.fullmatch(name) else write_displacement)(path, ddf, on)
 
 
 def check_transform_target(path: PathLike) -> None:
@@ -95,7 +105,7 @@ def check_transform_target(path: PathLike) -> None:
         FileNotFoundError: when its folder does not exist.
         ValueError: when there is no format of that name; lists the endings.
     """
-    writable = (*_COMPOSITE, *_AFFINE, *_NIFTI)
+    writable = (*_COMPOSITE, *_AFFINE, *_NIFTI, *_X5)
     if not Path(path).name.lower().endswith(writable):
         raise _unknown(path, writable)
     check_folder(path)

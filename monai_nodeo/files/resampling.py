@@ -173,13 +173,13 @@ def check_place(transform: Transform, grid: ImageGrid, stored: StoredImage) -> N
 
 
 def apply_to_points(points: str, transform: Transform, output: str) -> None:
-    """Take points of the fixed image, a CSV table in LPS mm, to the moving image.
+    """Take points of the fixed image, a file of `files.points`, to the moving image.
 
     The opposite way of an image's: the transform that brings the moving image on to the fixed grid takes points of the
     fixed image to the moving one. Points of the moving image need the inverse.
 
     Raises:
-        ValueError: when the table is bad, or every point lies outside the field.
+        ValueError: when the file is bad, or every point lies outside the field.
     """
     table = read_points(points)
     write_points(output, table.moved_to(_on_fields(transform, table.ras, points, enough=1)))
