@@ -9,13 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from monai_nodeo.geometry.differences import SMALLEST_DETERMINANT
 from monai_nodeo.geometry.folding import folded_cells
 from monai_nodeo.geometry.jacobian import jacobian_determinant
 
 __all__ = ["folded_cell_count", "folding_fraction", "mean_displacement", "sd_log_jacobian"]
-
-# Learn2Reg's floor for the determinant of a fold, whose logarithm does not exist.
-_SMALLEST_DETERMINANT = 1e-9
 
 
 def folding_fraction(ddf: Tensor) -> Tensor:
@@ -52,7 +50,7 @@ def sd_log_jacobian(ddf: Tensor) -> Tensor:
     Returns:
         (B,).
     """
-    return jacobian_determinant(ddf).clamp(min=_SMALLEST_DETERMINANT).log().flatten(1).std(1, correction=0)
+    return jacobian_determinant(ddf).clamp(min=SMALLEST_DETERMINANT).log().flatten(1).std(1, correction=0)
 
 
 def mean_displacement(ddf: Tensor, spacing: float | Sequence[float] = 1.0) -> Tensor:
