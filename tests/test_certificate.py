@@ -12,9 +12,8 @@ from torch import Tensor
 
 from monai_nodeo.files import Displacement, Transform
 from monai_nodeo.flows import Flow, ODESolver, RungeKutta, Solver, VelocityField, invert
-from monai_nodeo.metrics import Certificate, Residual, certify_field, certify_flow
+from monai_nodeo.metrics import Certificate, Residual, certify_field, certify_flow, certify_transform
 from monai_nodeo.metrics import certificate as certificate_module
-from monai_nodeo.metrics.transforms import certificates
 
 SHAPES = [(9, 13), (9, 11, 13)]
 every_shape = pytest.mark.parametrize("shape", SHAPES)
@@ -91,7 +90,7 @@ def test_a_field_of_another_tool_is_judged_by_its_fixed_point(kind):
     assert found.inverse.mm_mean == pytest.approx(in_mm.mean().item())
     assert found.inverse.mm_max == pytest.approx(in_mm.max().item())
     assert certify_field(ddf, ways, inversion) == found
-    (by_transform,) = certificates(Transform((Displacement(grid, ddf.numpy()),)))
+    (by_transform,) = certify_transform(Transform((Displacement(grid, ddf.numpy()),)))
     assert by_transform.inverse.mm_max == pytest.approx(found.inverse.mm_max, rel=1e-4)
     assert by_transform.verdict == found.verdict
 

@@ -98,12 +98,19 @@ def test_help_needs_no_library():
         assert said.startswith("Usage: ")
 
 
-def test_commands_over_files_do_without_what_is_slow_to_import(folder):
-    files = ["-i", "moving.nii.gz", "-r", "moving.nii.gz", "-t", "transform.h5", "-o", "out.nii.gz"]
-    calls = {"torch": [["apply", *files], ["convert", "transform.h5", "field.nii.gz"]]}
-    calls["monai"] = [["info", "transform.h5"], ["invert", "-t", "transform.h5", "-o", "inverse.h5"]]
-    for module, words in calls.items():
-        assert [status for status, *_ in without(module, calls=words, cwd=folder)] == [0, 0]
+def test_commands_do_without_what_is_slow_to_import(folder, monkeypatch):
+    """A result is whole before the report is imported, and its flow is used without MONAI."""
+    image = folder / "moving.nii.gz"
+    monkeypatch.setitem(sys.modules, "monai_nodeo.report", None)
+    done = call("register", "-f", image, "-m", image, "-o", folder / "out", *FEW)
+    assert "import of monai_nodeo.report halted" in str(done.exception)
+    assert (folder / "out" / "metrics.json").is_file()
+    assert table(folder / "out")
+    files = ["-i", "moving.nii.gz", "-r", "moving.nii.gz", "-o", "moved.nii.gz", "-t"]
+    over_files = [["apply", *files, "transform.h5"], ["convert", "transform.h5", "f.nii.gz"], ["info", "transform.h5"]]
+    over_flows = [["apply", *files, "out"], *(["invert", "-o", "inverse.h5", "-t", t] for t in ("out", "transform.h5"))]
+    for modules, calls in (("torch",), over_files), (("monai", "torchdiffeq"), over_flows):
+        assert [status for status, *_ in without(*modules, calls=calls, cwd=folder)] == [0, 0, 0]
 
 
 def test_register_tells_a_mistyped_file_at_once(folder):

@@ -60,10 +60,10 @@ def command(transforms: tuple[str, ...], output: str | None, as_json: bool, **fi
 def _certificates(name: str) -> list[Certificate]:
     """Of the flow of a registration, or of each field in a file."""
     from monai_nodeo.files.resampling import read_chain
-    from monai_nodeo.metrics.transforms import certificates
+    from monai_nodeo.metrics.certificate import certify_transform
 
     if not Path(name).is_dir():
-        return certificates(read_chain([name]))
+        return certify_transform(read_chain([name]))
     from monai_nodeo.registration.applied import certificate_of_folder
 
     return [certificate_of_folder(name)]

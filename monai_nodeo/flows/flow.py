@@ -20,18 +20,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-import monai_nodeo.flows.eulerian  # the models of this package make themselves known
-import monai_nodeo.flows.nodeo  # noqa: F401
+import monai_nodeo.flows.eulerian  # noqa: F401  # the models of this package make themselves known
 from monai_nodeo.files import ImageGrid, atomic_path
 from monai_nodeo.flows.runge_kutta import RungeKutta
 from monai_nodeo.flows.solver import Solver
-from monai_nodeo.flows.torchdiffeq_solver import ODESolver
 from monai_nodeo.flows.velocity import VelocityModel
 
 __all__ = ["Flow", "FlowFileError"]
 
 _FORMAT = "monai_nodeo.flow.1"
-_SOLVERS: dict[str, Any] = {"RungeKutta": RungeKutta, "ODESolver": ODESolver}
 _AT_A_TIME = 2**21  # voxels, whose positions are held
 # numbers that may be made while a model is built: so many for each of it in the file, or as many as small models need
 _NUMBERS_MADE = 64
@@ -255,6 +252,8 @@ class Flow(nn.Module):
         if not isinstance(header, dict) or header.get("format") != _FORMAT:
             raise FlowFileError(f"{path}: no flow of this package; expected the format {_FORMAT!r}.")
         try:
+            if header["velocity"]["name"] not in VelocityModel.known:  # perhaps the network, which takes MONAI
+                import monai_nodeo.flows.nodeo  # noqa: F401
             with _AtMost(max(_FEW_NUMBERS, _NUMBERS_MADE * sum(x.numel() for x in state.values()))):
                 velocity = _made(path, "velocity model", VelocityModel.known, header["velocity"])
             velocity.to(next(iter(state.values())).dtype).load_state_dict(state)
@@ -293,6 +292,15 @@ def _check(*times: float) -> None:
 
 def _in_a_line(error: Exception) -> str:
     return textwrap.shorten(str(error), 200)
+
+
+def _ode_solver(**options: Any) -> Solver:
+    from monai_nodeo.flows.torchdiffeq_solver import ODESolver
+
+    return ODESolver(**options)
+
+
+_SOLVERS: dict[str, Any] = {"RungeKutta": RungeKutta, "ODESolver": _ode_solver}
 
 
 def _made(path: Any, what: str, known: dict[str, Any], described: dict[str, Any]) -> Any:

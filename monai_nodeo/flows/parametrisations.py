@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from monai.networks.layers.factories import Act
 from torch import Tensor, nn
 
 from monai_nodeo.geometry.coordinates import identity_grid
@@ -119,9 +118,9 @@ class Coordinates(Parametrisation):
         nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(
             nn.Linear(dims + 2 * frequencies, channels),
-            Act[Act.RELU](),
+            nn.ReLU(),
             nn.Linear(channels, channels),
-            Act[Act.RELU](),
+            nn.ReLU(),
             last,
         )
 

@@ -4,30 +4,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from monai_nodeo.geometry._slabs import slabs
+from monai_nodeo.geometry.differences import determinants
 
-__all__ = ["check_ddf", "determinant", "jacobian_determinant", "lower_corner"]
-
-
-def lower_corner(spatial_dims: int, ahead: int | None = None) -> tuple[Any, ...]:
-    """Index of the lower corner of every cell of a grid (..., *spatial), or of its neighbour along axis ``ahead``."""
-    return (..., *[slice(1, None) if axis == ahead else slice(0, -1) for axis in range(spatial_dims)])
-
-
-def determinant(g: list[list[Tensor]]) -> Tensor:
-    """Determinant of a D x D matrix of tensors, D = 2 or 3."""
-    if len(g) == 2:
-        return g[0][0] * g[1][1] - g[0][1] * g[1][0]
-    return (
-        g[0][0] * (g[1][1] * g[2][2] - g[1][2] * g[2][1])
-        - g[0][1] * (g[1][0] * g[2][2] - g[1][2] * g[2][0])
-        + g[0][2] * (g[1][0] * g[2][1] - g[1][1] * g[2][0])
-    )
+__all__ = ["check_ddf", "jacobian_determinant"]
 
 
 def check_ddf(ddf: Tensor) -> None:
@@ -56,11 +39,5 @@ def jacobian_determinant(ddf: Tensor) -> Tensor:
         ValueError: when the channels do not match the spatial axes, or an axis has fewer than two voxels.
     """
     check_ddf(ddf)
-    dims = ddf.ndim - 2
-    parts = []
-    for start, stop in slabs(ddf[:, :, 1:]):
-        part = ddf[:, :, start : stop + 1]
-        base = part[lower_corner(dims)]
-        columns = [(part[lower_corner(dims, axis)] - base).unbind(1) for axis in range(dims)]
-        parts.append(determinant([[columns[a][i] + (a == i) for a in range(dims)] for i in range(dims)]))
+    parts = [determinants(ddf[:, :, start : stop + 1]) for start, stop in slabs(ddf[:, :, 1:])]
     return torch.cat(parts, dim=1)

@@ -10,6 +10,9 @@ from .certificate import (
 from .certificate import (
     certify_flow as certify_flow,
 )
+from .certificate import (
+    certify_transform as certify_transform,
+)
 from .field_metrics import (
     FoldedCellCountMetric as FoldedCellCountMetric,
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from monai_nodeo.files import Displacement, Transform
 from monai_nodeo.flows.field_inversion import Inversion, invert
 from monai_nodeo.geometry.folding import folded_cells, folds_by_difference
 from monai_nodeo.geometry.jacobian import jacobian_determinant
@@ -19,7 +20,7 @@ from monai_nodeo.geometry.jacobian import jacobian_determinant
 if TYPE_CHECKING:  # figures of other tools' fields need neither a model nor MONAI
     from monai_nodeo.flows.flow import Flow
 
-__all__ = ["Certificate", "Residual", "certify_field", "certify_flow"]
+__all__ = ["Certificate", "Residual", "certify_field", "certify_flow", "certify_transform"]
 
 _VOXELS = 100_000  # most, on a regular lattice, whose way is integrated again
 _SMALL, _LARGE = 0.25, 4.0
@@ -155,6 +156,18 @@ def certify_field(ddf: Tensor, to_mm: Tensor, inversion: Inversion | None = None
     inversion = inversion or invert(ddf)
     residual = Residual.of(inversion.left[:, inversion.inside], to_mm)
     return Certificate(**_volumes(ddf), inverse=residual)
+
+
+def certify_transform(transform: Transform) -> list[Certificate]:
+    """The certificate of each displacement, in the order in which points go through them."""
+    return [
+        certify_field(
+            torch.tensor(step.ddf, dtype=torch.float32),
+            torch.tensor(step.grid.affine[:3, : step.grid.spatial_dims], dtype=torch.float32),
+        )
+        for step in transform.steps
+        if isinstance(step, Displacement)
+    ]
 
 
 def _lattice(ddf: Tensor) -> Tensor:

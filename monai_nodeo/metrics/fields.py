@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from monai_nodeo.geometry._slabs import slabs
+from monai_nodeo.geometry.differences import SMALLEST_DETERMINANT, central_determinants
 from monai_nodeo.geometry.folding import folded_cells
-from monai_nodeo.geometry.jacobian import check_ddf, determinant, jacobian_determinant
+from monai_nodeo.geometry.jacobian import check_ddf, jacobian_determinant
 
 __all__ = [
     "folded_cell_count",
@@ -20,9 +21,6 @@ __all__ = [
     "mean_displacement",
     "sd_log_jacobian",
 ]
-
-# Learn2Reg's floor for the determinant of a fold, whose logarithm does not exist.
-_SMALLEST_DETERMINANT = 1e-9
 
 
 def folding_fraction(ddf: Tensor) -> Tensor:
@@ -59,7 +57,7 @@ def sd_log_jacobian(ddf: Tensor) -> Tensor:
     Returns:
         (B,).
     """
-    return jacobian_determinant(ddf).clamp(min=_SMALLEST_DETERMINANT).log().flatten(1).std(1, correction=0)
+    return jacobian_determinant(ddf).clamp(min=SMALLEST_DETERMINANT).log().flatten(1).std(1, correction=0)
 
 
 def learn2reg_sd_log_jacobian(ddf: Tensor) -> Tensor:
@@ -79,27 +77,11 @@ def learn2reg_sd_log_jacobian(ddf: Tensor) -> Tensor:
     check_ddf(ddf)
     if min(ddf.shape[2:]) < 5:
         raise ValueError(f"ddf {tuple(ddf.shape)} has fewer than five voxels along an axis: nothing is left inside.")
-    dims = ddf.ndim - 2
-    parts = []
-    for start, stop in slabs(ddf[:, :, 4:]):
-        part = ddf[:, :, start : stop + 4]
-        gradient = [[_central(part[:, c], axis) + (c == axis) for axis in range(dims)] for c in range(dims)]
-        parts.append(determinant(gradient).add(3).clamp(min=_SMALLEST_DETERMINANT).log().flatten(1))
+    parts = [
+        (central_determinants(ddf[:, :, start : stop + 4]) + 3).clamp(min=SMALLEST_DETERMINANT).log().flatten(1)
+        for start, stop in slabs(ddf[:, :, 4:])
+    ]
     return torch.cat(parts, 1).std(1, correction=0)
-
-
-def _central(component: Tensor, axis: int) -> Tensor:
-    """Derivative of (B, *spatial) along a spatial axis, without two voxels along each border."""
-    ahead, behind = (
-        component[
-            (
-                slice(None),
-                *[slice(2 + by, by - 2 or None) if a == axis else slice(2, -2) for a in range(component.ndim - 1)],
-            )
-        ]
-        for by in (1, -1)
-    )
-    return (ahead - behind) / 2
 
 
 def mean_displacement(ddf: Tensor, spacing: float | Sequence[float] = 1.0) -> Tensor:

@@ -1,11 +1,9 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of a registered pair, in memory, and of the machine that registered it; as plain dicts for JSON."""
+"""Figures of a registered pair, in memory, as plain dicts for JSON."""
 
 from __future__ import annotations
 
-import platform
-import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +21,7 @@ from monai_nodeo.metrics.fields import (
 )
 from monai_nodeo.metrics.labels import label_metrics, landmark_metrics
 
-__all__ = ["device_name", "field_figures", "overlap_figures", "peak_memory_mb"]
+__all__ = ["field_figures", "overlap_figures"]
 
 
 def overlap_figures(
@@ -63,16 +61,3 @@ def field_figures(ddf: Tensor, spacing: tuple[float, ...]) -> dict[str, Any]:
         "learn2reg_sd_log_jacobian": learn2reg_sd_log_jacobian(field).item() if min(field.shape[2:]) > 4 else None,
         "displacement_mm_mean": mean_displacement(field, spacing).item(),
     }
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Most memory so far: allocated on a CUDA device for this pair, else resident of the whole process."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
-    unit = 1 if platform.system() == "Darwin" else 1024  # bytes there, kibibytes elsewhere
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
-
-
-def device_name(device: torch.device) -> str:
-    """Name of a CUDA device, or the number of threads of the CPU."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"

@@ -5,16 +5,17 @@
 from __future__ import annotations
 
 from os import PathLike
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from monai_nodeo.files import ImageGrid, Points, Transform
+from monai_nodeo.flows import Flow
 from monai_nodeo.metrics.certificate import Certificate
-from monai_nodeo.registration.folder import read_figures
+from monai_nodeo.registration.folder import FLOW, read_figures, start_of
 from monai_nodeo.registration.pair_map import PairMap
-from monai_nodeo.registration.result import Registration
 
 __all__ = ["certificate_of_folder", "moved_points", "transform_of_folder"]
 
@@ -38,8 +39,7 @@ def transform_of_folder(
     Raises:
         ValueError: for the inverse, without a grid, when the moving image is not there any more.
     """
-    registration = Registration.load(path, with_pair=False)
-    way = registration.map
+    way = _map_of_folder(path)
     if inverse:
         way = way.inverse(grid or _moving_grid(path, read_figures(Path(path))))
     elif grid is not None:
@@ -51,7 +51,7 @@ def moved_points(
     path: str | PathLike[str], points: Points, inverse: bool = False, t0: float = 0.0, t1: float = 1.0
 ) -> Points:
     """A table of points, taken along by the flow of a registration; for the arguments see `transform_of_folder`."""
-    way: PairMap = Registration.load(path, with_pair=False).map
+    way = _map_of_folder(path)
     if inverse:
         way = way.inverse(way.grid)
     return points.moved_to(way.points(torch.from_numpy(points.ras), t0, t1).numpy())
@@ -60,6 +60,16 @@ def moved_points(
 def certificate_of_folder(path: str | PathLike[str]) -> Certificate:
     """The proof of the flow of a registration, which holds for both ways."""
     return Certificate.from_dict(read_figures(Path(path))["certificate"])
+
+
+def _map_of_folder(path: str | PathLike[str]) -> PairMap:
+    folder = Path(expanduser(path))
+    figures = read_figures(folder)
+    try:
+        start = start_of(figures)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: damaged figures ({type(error).__name__}: {error}).") from error
+    return PairMap.of(Flow.load(folder / FLOW), start)
 
 
 def _moving_grid(path: str | PathLike[str], figures: dict[str, Any]) -> ImageGrid:

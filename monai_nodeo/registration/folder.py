@@ -42,9 +42,9 @@ from monai_nodeo.files import (
 )
 from monai_nodeo.flows import Flow
 from monai_nodeo.geometry.jacobian import jacobian_determinant
-from monai_nodeo.metrics.pairs import device_name, peak_memory_mb
+from monai_nodeo.metrics.machine import device_name, peak_memory_mb
 
-__all__ = ["FIGURES", "FLOW", "HISTORY", "Contents", "read_figures", "read_folder", "write_folder"]
+__all__ = ["FIGURES", "FLOW", "HISTORY", "Contents", "read_figures", "read_folder", "start_of", "write_folder"]
 
 FIGURES, FLOW, HISTORY, FIELD = "metrics.json", "flow.safetensors", "history.csv", "displacement.nii.gz"
 _PACKAGES = ("monai-nodeo", "monai", "torch", "torchdiffeq", "pytorch-ignite", "nibabel", "numpy")
@@ -146,6 +146,16 @@ def read_figures(folder: Path) -> dict[str, Any]:
     except ValueError as error:  # neither text nor JSON
         raise ValueError(f"{path} is damaged ({error}); register the pair again.") from error
     return figures
+
+
+def start_of(figures: Mapping[str, Any]) -> Tensor | None:
+    """The affine start in the figures, (4, 4) RAS mm, float64; None: there was none.
+
+    Raises:
+        TypeError, RuntimeError, ValueError: when it is no such matrix.
+    """
+    start = figures.get("initial_affine")
+    return None if start is None else torch.tensor(start, dtype=torch.float64).view(4, 4)
 
 
 def _file_error(path: Path, ddf: np.ndarray) -> float:

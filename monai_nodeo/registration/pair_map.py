@@ -6,16 +6,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from torch import Tensor
 
-from monai_nodeo.data.image import Image, as_image
-from monai_nodeo.data.placement import on_grid_of, voxel_map
 from monai_nodeo.files import ImageGrid, Transform
 from monai_nodeo.flows import Flow
+
+if TYPE_CHECKING:  # points and transforms do without MONAI, which takes seconds to import
+    from monai.data import MetaTensor
+
+    from monai_nodeo.data.image import Image
 
 __all__ = ["PairMap"]
 
@@ -84,6 +87,8 @@ class PairMap:
     def _with_affines(self, way: Tensor) -> Tensor:
         if torch.equal(self.before @ self.after, torch.eye(4, dtype=torch.float64)):
             return way
+        from monai_nodeo.data.placement import voxel_map
+
         mapped = voxel_map(self._reference, self._reference, self.after @ self.before).to(way)
         axes = [torch.arange(n, dtype=way.dtype, device=way.device) for n in way.shape[1:]]
         voxels = torch.stack(torch.meshgrid(*axes, indexing="ij"))
@@ -101,6 +106,11 @@ class PairMap:
         Returns:
             (C, *spatial), float32, or for ``"nearest"`` the type of the values if the image is a tensor.
         """
+        from monai.data import MetaTensor
+
+        from monai_nodeo.data.image import as_image
+        from monai_nodeo.data.placement import on_grid_of
+
         given = image if isinstance(image, MetaTensor) else as_image(image, key, self.grid.spatial_dims)
         warped = on_grid_of(self._reference, given, self.after @ self.before, self.flow_displacement, mode)
         return warped.to(given.dtype) if mode == "nearest" else warped
@@ -113,6 +123,8 @@ class PairMap:
 
     @property
     def _reference(self) -> MetaTensor:
+        from monai.data import MetaTensor
+
         nothing = torch.zeros(1).expand(1, *self.grid.spatial_shape)
         return MetaTensor(nothing, affine=torch.from_numpy(self.grid.affine.copy()))
 

@@ -12,7 +12,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 from torch import Tensor
@@ -28,7 +27,7 @@ from monai_nodeo.metrics.certificate import Certificate
 from monai_nodeo.metrics.confidence import wrong_probability
 from monai_nodeo.metrics.evidence import Evidence, gather
 from monai_nodeo.metrics.pairs import field_figures, overlap_figures
-from monai_nodeo.registration.folder import Contents, read_folder, write_folder
+from monai_nodeo.registration.folder import Contents, read_folder, start_of, write_folder
 from monai_nodeo.registration.pair_map import PairMap
 from monai_nodeo.registration.settings import Settings
 from monai_nodeo.registration.side_by_side import images_side_by_side
@@ -237,11 +236,10 @@ class Registration:
             ValueError: when a file is damaged.
         """
         flow, history, figures = read_folder(path)
-        start = figures.get("initial_affine")
         try:
             return cls(
                 flow=flow,
-                start=None if start is None else torch.tensor(start, dtype=torch.float64).view(4, 4),
+                start=start_of(figures),
                 displacement=flow.displacement(),
                 history=history,
                 settings=Settings.from_dict(figures["settings"]),

@@ -1,0 +1,16 @@
+from .coordinates import ddf_to_phi as ddf_to_phi
+from .coordinates import identity_grid as identity_grid
+from .coordinates import phi_to_ddf as phi_to_ddf
+from .coordinates import rescale_points as rescale_points
+from .folding import folded_cells as folded_cells
+from .jacobian import jacobian_determinant as jacobian_determinant
+from .resizing import resize as resize
+from .resizing import resize_ddf as resize_ddf
+from .sampling import compose as compose
+from .sampling import sample as sample
+from .sampling import sample_points as sample_points
+from .sampling import warp as warp
+from .separable import apply_along_axes as apply_along_axes
+from .smoothing import AveragingSmoothing as AveragingSmoothing
+from .smoothing import GaussianSmoothing as GaussianSmoothing
+from .smoothing import SeparableSmoothing as SeparableSmoothing
