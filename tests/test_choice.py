@@ -141,4 +141,6 @@ def test_what_is_doubtful_is_told_at_once_and_the_report_says_what_was_chosen(tm
     figures = json.loads((out / "metrics.json").read_text())
     assert f"with a probability of {figures['wrong_probability']:.0%}; look at the images." in done.stderr
     assert figures["choice"]["smoothness_weight"] == figures["settings"]["smoothness_weight"]
-    assert f"a smoothness weight of {figures['choice']['smoothness_weight']:.2g} (" in (out / "report.html").read_text(encoding="utf-8")
+    assert f"a smoothness weight of {figures['choice']['smoothness_weight']:.2g} (" in (out / "report.html").read_text(
+        encoding="utf-8"
+    )
