@@ -5,8 +5,8 @@
     python benchmarks/atlases.py DATA [--images 20] [--preset fast]
 
 DATA holds ``oasis2d``, slices with 24 labels. The first ten subjects are the atlases, the next twenty the images; the
-weights of the fusion were chosen on ten later subjects with ten later atlases. Mean Dice, also of voxels in bins of their
-confidence how many are right, kept in ``atlases.json`` beside this file. Processor seconds are of one image with all
+weights of the fusion were chosen on ten later subjects with ten later atlases. Mean Dice, and how many voxels of each
+confidence are right, kept in ``atlases.json`` beside this file. Processor seconds are of one image with all
 atlases, in one thread if OMP_NUM_THREADS and NUMBA_NUM_THREADS are 1.
 """
 
@@ -127,6 +127,7 @@ def write(rows: Sequence[dict]) -> None:
 
 
 def main() -> None:
+    """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--images", type=int, default=20)
