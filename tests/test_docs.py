@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A command that starts at the root; those of the bundle's page are in test_bundle.py and test_one_result.py.
 BUNDLE = "python -m monai.bundle run --config_file bundle/configs/inference.json"
 # Pages with a set-up of their own below.
-APART = {"docs/first_registration.md", "docs/cohort.md"}
+APART = {"docs/first_registration.md", "docs/cohort.md", "docs/atlases.md"}
 TEXTS = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "bundle" / "docs" / "README.md"])
@@ -139,3 +139,29 @@ def test_page_of_cohorts(tmp_path):
     folders = [path.parent for path in tmp_path.glob("*/metrics.csv")]
     found = {folder.name: [row["status"] for row in table(folder).values()] for folder in folders}
     assert found == {"results": ["done"] * 2, "learn2reg": ["done"] * 2, "to_atlas": ["done"]}
+
+
+def test_page_of_atlases(tmp_path):
+    """The example's slice, labelled by others that were made of it."""
+    for number in range(4):
+        pair = example_pair(2, spacing=5.0, seed=number)
+        grid = ImageGrid(pair.affine, (*pair.moving.shape, 1))
+        for folder, names in (("atlases", ("image", "label")), ("heads", ("t1", "seg"))):
+            place = tmp_path / folder / f"head{number}" if number else tmp_path
+            place.mkdir(parents=True, exist_ok=True)
+            write_image(place / f"{names[0]}.nii.gz", pair.moving, grid)
+            write_labels(place / f"{names[1]}.nii.gz", pair.moving_label, grid)
+    listed = [{side: f"atlases/head{n}/{side}.nii.gz" for side in ("image", "label")} for n in range(1, 4)]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": listed}), encoding="utf-8")
+
+    for words in commands("docs/atlases.md"):
+        run([*words, "--label", "label.nii.gz"])
+    exec("\n".join(blocks("docs/atlases.md", "python")), {})
+
+    found = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("*/metrics.json")}
+    assert {name: sum(atlas["chosen"] for atlas in figures["atlases"]) for name, figures in found.items()} == {
+        "labelled": 3,
+        "labelled_by_heads": 3,
+        "labelled_by_two": 2,
+    }
+    assert min(figures["dice_mean"] for figures in found.values()) > 0.6

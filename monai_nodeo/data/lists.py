@@ -23,10 +23,12 @@ from monai_nodeo.data.keys import IMAGE_KEYS, PATH_KEYS
 from monai_nodeo.data.list_formats import EXAMPLE, DataListError, json_type, read_entries
 
 __all__ = [
+    "ATLAS_NAMES",
     "ERROR",
     "DataListError",
     "RowError",
     "absolute",
+    "atlases_to_one",
     "load_datalist",
     "pairs_to_one",
     "requested_pairs",
@@ -37,6 +39,10 @@ __all__ = [
 PathLike = str | os.PathLike[str]
 
 _KEYS = (*PATH_KEYS, "id")
+ATLAS_NAMES = ("image.nii.gz", "label.nii.gz")
+_ATLAS_KEYS = ("moving", "moving_label")
+_OF_ATLAS = {"image": "moving", "label": "moving_label", "mask": "moving_mask"}
+_OF_FIXED = ("fixed", "fixed_label", "fixed_mask", "fixed_landmarks", "moving_landmarks")
 ERROR = "error"  # where a bad row holds its RowError
 # An id names a folder: one path component that means the same on every file system.
 _ID = re.compile(r"\w(?:[\w.+=@ -]{0,118}\w)?")
@@ -111,6 +117,52 @@ def pairs_to_one(fixed: PathLike, moving: str) -> list[dict[str, Any]]:
     if not found:
         raise DataListError(f"{moving}: no file fits; check the pattern (it starts at {Path.cwd()}), and quote it.")
     return _make_rows([{"fixed": os.fspath(fixed), "moving": path} for path in found], Path())
+
+
+def atlases_to_one(
+    fixed: PathLike, atlases: PathLike, names: Sequence[str] = ATLAS_NAMES, key: str | None = None
+) -> list[dict[str, Any]]:
+    """The data list of atlases, images with a label map, to one image; where that is among them, it is left out.
+
+    Args:
+        fixed: the image that gets labels.
+        atlases: a folder that holds a folder for each atlas; or a list, see `list_formats`, of ``{"image", "label"}``
+            or of pairs, whose moving images are the atlases.
+        names: of the image and the label map in the folder of an atlas.
+        key: the list within a JSON object, such as "training".
+
+    Returns:
+        As `load_datalist`.
+
+    Raises:
+        DataListError: when there is no such folder or list, or no atlas in it.
+    """
+    place, base = Path(expanduser(atlases)), Path()
+    entries: list[Any]
+    if place.is_dir():
+        folders = sorted(folder for folder in place.iterdir() if folder.is_dir() and folder.name[0] != ".")
+        entries = [
+            dict(zip(("id", *_ATLAS_KEYS), (f.name, *(str(f / n) for n in names)), strict=True)) for f in folders
+        ]
+    else:
+        base, entries = place.parent, [_as_moving(entry) for entry in read_entries(place, key)]
+    image = os.path.abspath(expanduser(fixed))
+    rows = _make_rows([{**entry, "fixed": image} if isinstance(entry, dict) else entry for entry in entries], base)
+    rows = [row for row in rows if ERROR in row or os.path.abspath(row["moving"]) != image]
+    if not rows:
+        raise DataListError(f"{place}: there is no atlas; expected folders with {' and '.join(names)}, or a list.")
+    for row in rows:
+        if ERROR not in row and "moving_label" not in row:
+            row[ERROR] = RowError('there is no "label"; expected {"image": "a.nii.gz", "label": "a_seg.nii.gz"}.')
+    return rows
+
+
+def _as_moving(entry: Any) -> Any:
+    """An entry of atlases with the keys of pairs, without what it says of another fixed image."""
+    if not isinstance(entry, dict):
+        return entry
+    renamed = {_OF_ATLAS.get(key, key): value for key, value in entry.items()}
+    return {key: value for key, value in renamed.items() if key not in _OF_FIXED}
 
 
 def absolute(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

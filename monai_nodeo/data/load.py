@@ -21,13 +21,13 @@ from monai.data import MetaTensor
 from monai.utils import ImageMetaKey, MetaKeys
 from torch import Tensor
 
-from monai_nodeo.data.image import as_image
+from monai_nodeo.data.image import Image, as_image
 from monai_nodeo.data.keys import IMAGE_KEYS, LABEL_KEYS, LANDMARK_KEYS, MASK_KEYS, PATH_KEYS
 from monai_nodeo.data.pair import Pair, PairError, Scan, source_name, stored_grid
 from monai_nodeo.data.placement import SAME_GRID_VOXELS, to_voxels, voxel_sides, world_corners
 from monai_nodeo.files import read_points
 
-__all__ = ["load_pair"]
+__all__ = ["load_label", "load_pair"]
 
 _WHOSE_GRID = {"moving": "fixed"} | {
     key: image for keys in (LABEL_KEYS, MASK_KEYS) for key, image in zip(keys, IMAGE_KEYS, strict=True)
@@ -88,6 +88,28 @@ def load_pair(row: Mapping[str, Any], spatial_dims: int | None = None, min_size:
     return Pair(scans[0], scans[1], str(row.get("id") or ""), sources)
 
 
+def load_label(value: Image, key: str, image: MetaTensor) -> Tensor:
+    """Read and check the label map of an image.
+
+    Args:
+        value: see `as_image`.
+        key: what errors call it, one of `data.keys.LABEL_KEYS`.
+        image: (C, *spatial), on whose grid it has to be; a plain array or tensor is taken to be.
+
+    Returns:
+        (1, *spatial), whole numbers, float32.
+
+    Raises:
+        PairError: when it is no label map, or not on that grid.
+    """
+    label = as_image(value, key, image.ndim - 1)
+    if _is_plain(value):
+        label = _on_grid_of(image, "its image", label, key)
+    _check_channels({key: label})
+    _check_grid_of_image(key, label, image)
+    return _whole_numbers(key, label)
+
+
 def _is_plain(value: Any) -> bool:
     """Whether an image has no place of its own."""
     return isinstance(value, np.ndarray | Tensor) and not isinstance(value, MetaTensor)
@@ -129,8 +151,8 @@ def _check_channels(images: Mapping[str, MetaTensor]) -> None:
     for key in (*LABEL_KEYS, *MASK_KEYS):
         if key in images and len(images[key]) != 1:
             raise PairError(f"{source_name(key, images[key])}: {len(images[key])} channels, expected one.")
-    counts = [len(images[key]) for key in IMAGE_KEYS]
-    if counts[0] != counts[1]:
+    counts = [len(images[key]) for key in IMAGE_KEYS if key in images]
+    if len(set(counts)) > 1:
         names = [source_name(key, images[key]) for key in IMAGE_KEYS]
         raise PairError(
             f"{names[1]} has {counts[1]} channels and {names[0]} has {counts[0]}; give the same ones in the same order."
