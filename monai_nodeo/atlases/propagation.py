@@ -36,7 +36,7 @@ _PROBABILITIES = "probabilities"
 
 logger = logging.getLogger(__name__)
 
-_Loaded = tuple[Pair, Tensor]
+_Loaded = tuple[Pair, MetaTensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class _Atlas:
 
     id: str
     map: PairMap
-    label: Tensor
+    label: MetaTensor
     warped: Tensor
     similarity: float
 
@@ -206,7 +206,7 @@ def _vote(fusion: str, fixed: Tensor, atlases: Sequence[_Atlas], spacing: Sequen
     def share(value: int) -> Iterator[Tensor]:
         """As far as the linear interpolation of each map holds the label."""
         for atlas in atlases:
-            mask = MetaTensor((atlas.label == value).as_tensor().float(), affine=atlas.label.affine)
+            mask = MetaTensor((atlas.label.as_tensor() == value).float(), affine=atlas.label.affine)
             yield atlas.map.warp(mask)[0].as_tensor().cpu()
 
     return values, weighted_vote(share, weights)

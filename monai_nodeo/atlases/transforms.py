@@ -100,4 +100,4 @@ PropagateLabelsD = PropagateLabelsDict = PropagateLabelsd
 def _on_grid(values: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     """With a channel, and in the place and the shape of the image."""
     values = values[None].reshape(1, *image.shape[1:]).to(image.device)
-    return MetaTensor(values, affine=image.affine, meta=dict(image.meta)) if isinstance(image, MetaTensor) else values
+    return MetaTensor(values, meta=dict(image.meta)) if isinstance(image, MetaTensor) else values

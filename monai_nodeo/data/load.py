@@ -88,7 +88,7 @@ def load_pair(row: Mapping[str, Any], spatial_dims: int | None = None, min_size:
     return Pair(scans[0], scans[1], str(row.get("id") or ""), sources)
 
 
-def load_label(value: Image, key: str, image: MetaTensor) -> Tensor:
+def load_label(value: Image, key: str, image: MetaTensor) -> MetaTensor:
     """Read and check the label map of an image.
 
     Args:
