@@ -9,7 +9,9 @@ import resource
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_nodeo.data.pair import Pair
@@ -17,7 +19,7 @@ from monai_nodeo.data.placement import on_grid_of, voxel_sides
 from monai_nodeo.metrics.fields import folded_cell_count, folding_fraction, mean_displacement, sd_log_jacobian
 from monai_nodeo.metrics.labels import label_metrics, landmark_metrics
 
-__all__ = ["device_name", "field_figures", "overlap_figures", "peak_memory_mb"]
+__all__ = ["device_name", "field_figures", "overlap_figures", "peak_memory_mb", "quantile_figures"]
 
 
 def overlap_figures(
@@ -56,6 +58,12 @@ def field_figures(ddf: Tensor, spacing: tuple[float, ...]) -> dict[str, Any]:
         "sd_log_jacobian": sd_log_jacobian(field).item(),
         "displacement_mm_mean": mean_displacement(field, spacing).item(),
     }
+
+
+def quantile_figures(values: NDArray) -> dict[str, float]:
+    """How values are spread: median, 90 % and 99 % quantile; nothing of no values."""
+    levels = {"median": 0.5, "quantile_90": 0.9, "quantile_99": 0.99}
+    return {name: float(np.quantile(values, level)) for name, level in levels.items()} if values.size else {}
 
 
 def peak_memory_mb(device: torch.device) -> float:
