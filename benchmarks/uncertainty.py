@@ -4,9 +4,10 @@
 
     python benchmarks/uncertainty.py DATA [--only PREFIX,...] [--count 8]
 
-DATA holds ``oasis2d``, ``oasis3d`` and ``domains``. A pair of known truth is an image I with noise, and I(T(x)) with noise
-of its own for a drawn smooth map T; errors are taken at all voxels of the fixed foreground. Other pairs are real, and
-errors are the distances of their landmarks. Rows that are there already are replaced in the JSON file beside this script.
+DATA holds ``oasis2d``, ``oasis3d`` and ``domains``. A pair of known truth is an image I with noise, and I(T(x)) with
+noise of its own for a drawn smooth map T; errors are taken at all voxels of the fixed foreground. Other pairs are real,
+and errors are the distances of their landmarks. Rows that are there already are replaced in the JSON file beside this
+script.
 """
 
 from __future__ import annotations
@@ -63,9 +64,10 @@ def moved(path: Path, side: int, seed: int) -> tuple[Pair, np.ndarray]:
     level, air = rng.choice(NOISE), values.min()
     fixed = ndimage.map_coordinates(values, there, order=1, mode="constant", cval=air)
     scans = []
+    meta = {name: value for name, value in image.meta.items() if name != "affine"}
     for one in (fixed, values):
         noisy = torch.from_numpy(one + level * rng.normal(size=one.shape) * (one > air)).float()[None]
-        scans.append(Scan(MetaTensor(noisy, affine=image.affine, meta=dict(image.meta))))
+        scans.append(Scan(MetaTensor(noisy, affine=image.affine, meta=dict(meta))))
     return Pair(*scans, path.parent.name), there
 
 

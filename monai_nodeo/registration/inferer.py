@@ -185,8 +185,7 @@ class PairInferer(Inferer):
         return torch.stack([registration.ddf.to(inputs.device) for registration in found])
 
     def _one_by_one(self) -> bool:
-        """Whether a handler is for one pair at a time; only what a factory makes can tell."""
-        return any(getattr(factory(), "one_pair", False) for factory in self.components.handlers)
+        return any(_for_one_pair(factory) for factory in self.components.handlers)
 
     def _check(self, pair: Pair, velocity: VelocityModel) -> None:
         dims = self.settings.spatial_dims
@@ -285,11 +284,13 @@ class PairInferer(Inferer):
         """The same, and how far other registrations of the pair are from it."""
         again = copy(self)
         again.uncertainty = 0
-        again.components = self._with_loss(self.components, result.settings)
+        several = [factory for factory in self.components.handlers if not _for_one_pair(factory)]
+        again.components = self._with_loss(replace(self.components, handlers=several), result.settings)
         again.settings = result.settings.replace(initial_transform=None, self_tuning=False)
         changed = [perturbed(result, again.settings.seed + n, again._takes_masks()) for n in range(self.uncertainty)]
         assert result.pair is not None
         most = pairs_at_once(again.settings, result.pair.fixed.image.shape[1:], device)
+        logger.info("%s more registrations for the uncertainty", self.uncertainty)
         displacements = []
         try:
             for part in (changed[n : n + most] for n in range(0, len(changed), most)):
@@ -330,6 +331,11 @@ def pair_of_tensors(
     """
     given = {"fixed": fixed, "moving": moving, "fixed_mask": fixed_mask, "moving_mask": moving_mask}
     return load_pair({key: None if x is None else torch.as_tensor(x) for key, x in given.items()}, min_size=1)
+
+
+def _for_one_pair(factory: Callable[[], Any]) -> bool:
+    """Whether a handler is for one pair at a time; only what a factory makes can tell."""
+    return getattr(factory(), "one_pair", False)
 
 
 def _start(pair: Pair, start: Tensor | None) -> Tensor | None:

@@ -82,6 +82,8 @@ def perturbed(registration: Registration, seed: int, weights: bool = True) -> Pe
 def deviation(registration: Registration, displacements: Iterable[Tensor]) -> Tensor:
     """Standard deviation of displacements about that of a registration, all axes together.
 
+    Not about their mean, which is nearer to the truth than the result: see docs/decisions/uncertainty.md.
+
     Args:
         registration: the result.
         displacements: of its flow, if other things had been as they should not matter, (D, *spatial), voxels.
@@ -100,10 +102,12 @@ def deviation(registration: Registration, displacements: Iterable[Tensor]) -> Te
 
 def _noisy(image: MetaTensor, draw: torch.Generator) -> MetaTensor:
     """With noise of the strength that each channel has, but in its air."""
-    values = image.as_tensor()
+    values = image.as_tensor().cpu()
     noise = torch.randn(values.shape, generator=draw)
-    sigma = torch.tensor([_noise(channel) for channel in values]).view(-1, *[1] * (values.ndim - 1))
-    return _like(image, values + noise * sigma * (values > values.min()))
+    each = (-1, *[1] * (values.ndim - 1))
+    sigma = torch.tensor([_noise(channel) for channel in values]).view(each)
+    air = values.flatten(1).amin(1).view(each)
+    return _like(image, values + noise * sigma * (values > air))
 
 
 def _noise(channel: Tensor) -> float:
