@@ -66,7 +66,7 @@ def test_a_changed_pair_is_registered_to_the_same_displacement(found, exchanged)
         replace(changed, exchanged=not exchanged),
     )
     off, *wrong = (deviation(found, [way.displacement(again.flow, grid)]).mean() for way in (changed, unmoved, other))
-    assert off < 0.6 * min(*wrong, deviation(found, [torch.zeros_like(found.displacement)]).mean())
+    assert off < 0.8 * min(*wrong, deviation(found, [torch.zeros_like(found.displacement)]).mean())
 
 
 def test_the_deviation_is_about_the_result_in_millimetres(found):
