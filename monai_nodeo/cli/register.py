@@ -39,6 +39,13 @@ _NOT_DEFENDED = 4
 @click.option("--moving-landmarks", help="The same points in the moving image.")
 @DEVICE
 @click.option("--seed", type=int, help="Seed of the weights.")
+@click.option(
+    "--uncertainty",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Register N more times, with other noise, voxels and starts, and write how far the results differ.",
+)
 @click.option("--report/--no-report", default=True, help="Make report.html, the page of the pair.")
 @click.option("--tensorboard", metavar="FOLDER", help="Write the loss curves there while they grow.")
 @click.option(
@@ -59,6 +66,7 @@ def command(
     smoothness_weight: float | None,
     device: str | None,
     seed: int | None,
+    uncertainty: int,
     report: bool,
     tensorboard: str | None,
     on_interrupt: str,
@@ -95,7 +103,7 @@ def command(
     with no_empty_folder(output):
         folder = check_output_dir(output, needed_room([row]))
         registration, figures, interrupted = _register(
-            row, settings, folder, device, tensorboard, on_interrupt, quiet, started
+            row, settings, folder, device, uncertainty, tensorboard, on_interrupt, quiet, started
         )
     if report:
         _report(registration, figures, folder)
@@ -111,6 +119,7 @@ def _register(
     settings: Any,
     folder: Path,
     device: str | None,
+    uncertainty: int,
     tensorboard: str | None,
     on_interrupt: str,
     quiet: bool,
@@ -128,7 +137,7 @@ def _register(
     interrupt = OnInterrupt(on_interrupt)
     handlers: list[Any] = [] if quiet else [ProgressBar]
     handlers += [partial(TensorBoardCurves, tensorboard)] if tensorboard else []
-    inferer = PairInferer(settings, handlers=(*handlers, lambda: interrupt))
+    inferer = PairInferer(settings, handlers=(*handlers, lambda: interrupt), uncertainty=uncertainty)
     pair = load_pair(row, settings.spatial_dims, inferer.components.velocity.min_size)
     try:
         with interrupt.listening(), keep_freed_memory():

@@ -59,7 +59,10 @@ def run(inferer: PairInferer, dataset: PairDataset, output_dir: str | PathLike[s
     rank, count = _place()
     rows = absolute(dataset.data)
     settings = inferer.settings.to_dict()
-    used, named = (_described(vars(x.components)) for x in (inferer, PairInferer(inferer.settings)))
+    used, named = (
+        _described({**vars(x.components), "uncertainty": x.uncertainty})
+        for x in (inferer, PairInferer(inferer.settings))
+    )
     key = settings_key(settings, *([] if used == named else [used]))  # the command's, where the settings say it all
     job = Job(str(usable_folder(Path(output_dir))), settings, key, str(device()), report, inferer=inferer)
     summary = run_cohort(job, rows, rows[rank::count], InThisProcess())

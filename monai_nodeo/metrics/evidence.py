@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, gaussian_filter
 from scipy.stats import entropy
 
-__all__ = ["Evidence", "gather", "shared_information"]
+__all__ = ["Evidence", "foreground", "gather", "shared_information"]
 
 _VOXELS = 300_000  # enough for a histogram of two images
 _BINS = 32
@@ -119,6 +119,11 @@ def shared_information(one: NDArray, other: NDArray) -> float:
         other: on the same grid.
     """
     return _shared(*(_look(image, np.ones(image.shape, dtype=bool), _air(image)) for image in (one, other)))
+
+
+def foreground(image: NDArray) -> NDArray:
+    """What does not look like the air at the border of an image, (*spatial), bool."""
+    return _look(image, np.ones(image.shape, dtype=bool), _air(image)).foreground
 
 
 class _Look(NamedTuple):

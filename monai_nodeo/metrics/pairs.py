@@ -7,7 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_nodeo.data.pair import Pair
@@ -21,7 +23,7 @@ from monai_nodeo.metrics.fields import (
 )
 from monai_nodeo.metrics.labels import label_metrics, landmark_metrics
 
-__all__ = ["field_figures", "overlap_figures"]
+__all__ = ["field_figures", "overlap_figures", "quantile_figures"]
 
 
 def overlap_figures(
@@ -61,3 +63,9 @@ def field_figures(ddf: Tensor, spacing: tuple[float, ...]) -> dict[str, Any]:
         "learn2reg_sd_log_jacobian": learn2reg_sd_log_jacobian(field).item() if min(field.shape[2:]) > 4 else None,
         "displacement_mm_mean": mean_displacement(field, spacing).item(),
     }
+
+
+def quantile_figures(values: NDArray) -> dict[str, float]:
+    """How values are spread: median, 90 % and 99 % quantile; nothing of no values."""
+    levels = {"median": 0.5, "quantile_90": 0.9, "quantile_99": 0.99}
+    return {name: float(np.quantile(values, level)) for name, level in levels.items()} if values.size else {}

@@ -8,6 +8,7 @@
 ``transform.h5``                         the whole way from the fixed to the moving image: field, then affine start
 ``displacement.nii.gz``                  the same as one ITK displacement field
 ``jacobian.nii.gz``                      determinant of the Jacobian of the flow
+``uncertainty.nii.gz``                   standard deviation of the displacement, mm, if it was asked for
 ``metrics.json``                         figures, certificate, settings, versions; written last: with it, all is there
 ``history.csv``                          every loss term at every iteration
 =======================================  ==========================================================================
@@ -32,8 +33,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from monai_nodeo.files import (
+    ImageGrid,
     Transform,
     atomic_path,
+    open_stored,
     read_displacement,
     write_displacement,
     write_image,
@@ -44,9 +47,20 @@ from monai_nodeo.flows import Flow
 from monai_nodeo.geometry.jacobian import jacobian_determinant
 from monai_nodeo.metrics.machine import device_name, peak_memory_mb
 
-__all__ = ["FIGURES", "FLOW", "HISTORY", "Contents", "read_figures", "read_folder", "start_of", "write_folder"]
+__all__ = [
+    "FIGURES",
+    "FLOW",
+    "HISTORY",
+    "Contents",
+    "read_figures",
+    "read_folder",
+    "read_uncertainty",
+    "start_of",
+    "write_folder",
+]
 
 FIGURES, FLOW, HISTORY, FIELD = "metrics.json", "flow.safetensors", "history.csv", "displacement.nii.gz"
+_UNCERTAINTY = "uncertainty.nii.gz"
 _PACKAGES = ("monai-nodeo", "monai", "torch", "torchdiffeq", "pytorch-ignite", "nibabel", "numpy")
 
 
@@ -62,6 +76,7 @@ class Contents:
         figures: of ``metrics.json``.
         warped: the moving image on the fixed grid, (*spatial), and the type of its values; None without the image.
         label: its labels, (*spatial).
+        uncertainty: of the displacement, (*spatial), mm.
     """
 
     flow: Flow
@@ -71,6 +86,7 @@ class Contents:
     figures: Mapping[str, Any]
     warped: tuple[Tensor, str] | None = None
     label: Tensor | None = None
+    uncertainty: Tensor | None = None
 
 
 def write_folder(path: str | PathLike[str], contents: Contents) -> dict[str, Any]:
@@ -86,7 +102,7 @@ def write_folder(path: str | PathLike[str], contents: Contents) -> dict[str, Any
     folder = Path(expanduser(path)).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     grid, ddf = contents.flow.grid, contents.displacement
-    for name in (FIGURES, "warped_label.nii.gz"):  # an earlier run may have had labels
+    for name in (FIGURES, "warped_label.nii.gz", _UNCERTAINTY):  # an earlier run may have had them
         (folder / name).unlink(missing_ok=True)
     contents.flow.save(folder / FLOW)
     if contents.warped is not None:
@@ -99,6 +115,8 @@ def write_folder(path: str | PathLike[str], contents: Contents) -> dict[str, Any
     determinant = jacobian_determinant(ddf[None])[None]
     on_grid = F.pad(determinant, (0, 1) * grid.spatial_dims, mode="replicate")
     write_image(folder / "jacobian.nii.gz", on_grid[0, 0], grid)
+    if contents.uncertainty is not None:
+        write_image(folder / _UNCERTAINTY, contents.uncertainty, grid)
     _write_history(folder / HISTORY, contents.history)
     proof = {**contents.figures["certificate"], "file_error_voxels": _file_error(folder / FIELD, whole)}
     figures = {
@@ -125,6 +143,18 @@ def read_folder(path: str | PathLike[str]) -> tuple[Flow, dict[str, Tensor], dic
     folder = Path(expanduser(path))
     figures = read_figures(folder)
     return Flow.load(folder / FLOW), _read_history(folder / HISTORY), figures
+
+
+def read_uncertainty(path: str | PathLike[str], grid: ImageGrid) -> Tensor | None:
+    """The uncertainty in a result folder, (*spatial), mm; None where there is none.
+
+    Raises:
+        ValueError: when the file is damaged, or on another grid.
+    """
+    file = Path(expanduser(path)) / _UNCERTAINTY
+    if not file.exists():
+        return None
+    return torch.from_numpy(open_stored(file).load().astype(np.float32)).reshape(grid.spatial_shape)
 
 
 def read_figures(folder: Path) -> dict[str, Any]:

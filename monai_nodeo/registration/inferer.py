@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -31,11 +32,12 @@ from monai_nodeo.registration.components import make_loss, make_optimizer, make_
 from monai_nodeo.registration.fitting import Components, Fit, fit
 from monai_nodeo.registration.handlers import BestFit, EarlyStop, ProgressBar
 from monai_nodeo.registration.levels import Level, PairBatch
-from monai_nodeo.registration.limits import check_memory
+from monai_nodeo.registration.limits import check_memory, pairs_at_once
 from monai_nodeo.registration.preparation import Prepared, prepare
 from monai_nodeo.registration.result import Registration
 from monai_nodeo.registration.settings import Settings
 from monai_nodeo.registration.trainer import DivergedError
+from monai_nodeo.registration.uncertainty import deviation, perturbed
 
 __all__ = ["PairInferer"]
 
@@ -80,9 +82,12 @@ class PairInferer(Inferer):
         optimizer: parameters -> optimiser of a level, instead of the settings'.
         handlers: factories of trainer handlers, called once a level, besides the settings'; with one that says
             ``one_pair = True``, pairs are optimised one by one.
+        uncertainty: how often each pair is registered again, with what its result should not depend on changed; see
+            `registration.uncertainty`.
 
     Raises:
-        ValueError: when the settings name something that there is not.
+        ValueError: when the settings name something that there is not, or ``uncertainty`` is no whole number of 0 or
+            more.
 
     Example:
         >>> inferer = PairInferer(Settings.preset("fast"), loss=RegistrationLoss(MyLoss()))
@@ -97,9 +102,13 @@ class PairInferer(Inferer):
         loss: RegistrationLoss | Callable[[Settings], RegistrationLoss] = make_loss,
         optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
         handlers: Sequence[Callable[[], Any]] = (ProgressBar,),
+        uncertainty: int = 0,
     ) -> None:
         super().__init__()
+        if isinstance(uncertainty, bool) or not isinstance(uncertainty, int) or uncertainty < 0:
+            raise ValueError(f"uncertainty is {uncertainty!r}, expected how often to register again, 0 or more.")
         self.settings = settings or Settings.preset()
+        self.uncertainty = uncertainty
         own: list[Callable[[], Any]] = []
         if self.settings.best_window is not None:
             own.append(partial(BestFit, self.settings.best_window, make_score(self.settings)))
@@ -145,7 +154,8 @@ class PairInferer(Inferer):
             for numbers in alike.values():
                 together = self._register_alike([tasks[n] for n in numbers], [pairs[n] for n in numbers], velocity)
                 found |= dict(zip(numbers, together, strict=True))
-        return [found[number] for number in range(len(pairs))]
+        results = [found[number] for number in range(len(pairs))]
+        return [self._with_uncertainty(result, where, velocity) for result in results] if self.uncertainty else results
 
     def __call__(self, inputs: Tensor, network: VelocityModel | None = None, *args: Any, **kwargs: Any) -> Tensor:
         """Register tensors, as an inferer of MONAI.
@@ -175,8 +185,7 @@ class PairInferer(Inferer):
         return torch.stack([registration.ddf.to(inputs.device) for registration in found])
 
     def _one_by_one(self) -> bool:
-        """Whether a handler is for one pair at a time; only what a factory makes can tell."""
-        return any(getattr(factory(), "one_pair", False) for factory in self.components.handlers)
+        return any(_for_one_pair(factory) for factory in self.components.handlers)
 
     def _check(self, pair: Pair, velocity: VelocityModel) -> None:
         dims = self.settings.spatial_dims
@@ -271,6 +280,36 @@ class PairInferer(Inferer):
         logger.debug("certificate and similarity took %.2f s", time.perf_counter() - started)
         return registration
 
+    def _with_uncertainty(self, result: Registration, device: torch.device, velocity: VelocityModel) -> Registration:
+        """The same, and how far other registrations of the pair are from it."""
+        again = copy(self)
+        again.uncertainty = 0
+        several = [factory for factory in self.components.handlers if not _for_one_pair(factory)]
+        again.components = self._with_loss(replace(self.components, handlers=several), result.settings)
+        again.settings = result.settings.replace(initial_transform=None, self_tuning=False)
+        changed = [perturbed(result, again.settings.seed + n, again._takes_masks()) for n in range(self.uncertainty)]
+        assert result.pair is not None
+        most = pairs_at_once(again.settings, result.pair.fixed.image.shape[1:], device)
+        logger.info("%s more registrations for the uncertainty", self.uncertainty)
+        displacements = []
+        try:
+            for part in (changed[n : n + most] for n in range(0, len(changed), most)):
+                found = again.register([one.pair for one in part], device, velocity)
+                if any(one.interrupted is not None for one in (result, *found)):
+                    return result
+                displacements += [c.displacement(f.flow, result.flow.grid) for c, f in zip(part, found, strict=True)]
+        except (PairError, DivergedError) as error:  # the registration is there
+            logger.warning("%s: no uncertainty: %s", result.pair.id, error)
+            return result
+        return replace(result, uncertainty=deviation(result, displacements))
+
+    def _takes_masks(self) -> bool:
+        try:
+            self.components.loss.check_masks()
+        except ValueError:
+            return False
+        return True
+
     @torch.no_grad()
     def _similarity(self, task: _Task, flow: Flow, ddf: Tensor, components: Components) -> tuple[float, float]:
         """The similarity loss before and after, on the grid of the optimisation, without masks."""
@@ -292,6 +331,11 @@ def pair_of_tensors(
     """
     given = {"fixed": fixed, "moving": moving, "fixed_mask": fixed_mask, "moving_mask": moving_mask}
     return load_pair({key: None if x is None else torch.as_tensor(x) for key, x in given.items()}, min_size=1)
+
+
+def _for_one_pair(factory: Callable[[], Any]) -> bool:
+    """Whether a handler is for one pair at a time; only what a factory makes can tell."""
+    return getattr(factory(), "one_pair", False)
 
 
 def _start(pair: Pair, start: Tensor | None) -> Tensor | None:

@@ -19,7 +19,7 @@ from monai_nodeo.data.pair import PairError
 from monai_nodeo.files import ImageGrid
 from monai_nodeo.registration.settings import Settings
 
-__all__ = ["check_memory", "free_memory", "needed_memory", "needed_room"]
+__all__ = ["check_memory", "free_memory", "needed_memory", "needed_room", "pairs_at_once"]
 
 _BYTES = 100  # per voxel of a pair, of whatever settings
 _BYTES_DENSE = 30  # more where every voxel follows the flow at the end
@@ -79,6 +79,12 @@ def check_memory(settings: Settings, spatial_shape: Sequence[int], pairs: int, d
     if needed > free:
         raise PairError(text)
     logger.warning("this may end for want of memory: %s", text)
+
+
+def pairs_at_once(settings: Settings, spatial_shape: Sequence[int], device: torch.device) -> int:
+    """How many pairs of a size can be optimised together with memory to spare, at least 1."""
+    free = free_memory(device)
+    return 2**10 if free is None else max(1, free // (_USUAL * needed_memory(settings, spatial_shape)))
 
 
 def needed_room(rows: Sequence[Mapping[str, Any]]) -> int:

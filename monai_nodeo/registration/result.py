@@ -25,9 +25,9 @@ from monai_nodeo.files import Transform
 from monai_nodeo.flows import Flow
 from monai_nodeo.metrics.certificate import Certificate
 from monai_nodeo.metrics.confidence import wrong_probability
-from monai_nodeo.metrics.evidence import Evidence, gather
-from monai_nodeo.metrics.pairs import field_figures, overlap_figures
-from monai_nodeo.registration.folder import Contents, read_folder, start_of, write_folder
+from monai_nodeo.metrics.evidence import Evidence, foreground, gather
+from monai_nodeo.metrics.pairs import field_figures, overlap_figures, quantile_figures
+from monai_nodeo.registration.folder import Contents, read_folder, read_uncertainty, start_of, write_folder
 from monai_nodeo.registration.pair_map import PairMap
 from monai_nodeo.registration.settings import Settings
 from monai_nodeo.registration.side_by_side import images_side_by_side
@@ -58,6 +58,8 @@ class Registration:
         choice: which similarity and smoothness were chosen, and why: see
             :py:meth:`monai_nodeo.registration.choice.Choice.figures`. None: those of the settings.
         accepted: False where no deformation could be defended, and the flow moves nothing.
+        uncertainty: standard deviation of the displacement when what it should not depend on is changed, (*spatial),
+            mm, see `registration.uncertainty`; None: not asked for.
         pair: the images; None where it was loaded without them.
 
     Example:
@@ -78,6 +80,7 @@ class Registration:
     interrupted: int | None = None
     choice: dict[str, Any] | None = None
     accepted: bool = True
+    uncertainty: Tensor | None = None
     pair: Pair | None = None
 
     @cached_property
@@ -181,6 +184,9 @@ class Registration:
             figures = {side: figures[side] | found[side] for side in figures}
             figures["evidence"] = self.evidence._asdict()
             figures["wrong_probability"] = wrong_probability(self.evidence)
+            if self.uncertainty is not None:
+                inside = foreground(self.images[0]["fixed"])
+                figures["uncertainty_mm"] = quantile_figures(self.uncertainty.cpu().numpy()[inside])
         if self.start is not None:
             figures["initial_affine"] = self.start.tolist()
         return {
@@ -220,8 +226,12 @@ class Registration:
             warped = self.warped[0].as_tensor(), kind
             if pair.moving.label is not None:
                 label = self.warp(pair.moving.label, mode="nearest")[0].as_tensor()
-        contents = Contents(self.flow, self.displacement, self.transform, self.history, figures, warped, label)
-        return write_folder(path, contents)
+        return write_folder(
+            path,
+            Contents(
+                self.flow, self.displacement, self.transform, self.history, figures, warped, label, self.uncertainty
+            ),
+        )
 
     @classmethod
     def load(cls, path: str | PathLike[str], with_pair: bool = True) -> Registration:
@@ -250,6 +260,7 @@ class Registration:
                 interrupted=figures["interrupted_level"],
                 choice=figures.get("choice"),
                 accepted=figures.get("accepted", True),
+                uncertainty=read_uncertainty(path, flow.grid),
                 pair=_pair_again(path, figures, flow.grid.spatial_dims) if with_pair else None,
             )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:

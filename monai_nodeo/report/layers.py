@@ -28,6 +28,7 @@ from monai_nodeo.report.plots.panels import (
     draw_grid,
     draw_image,
     draw_jacobian,
+    draw_uncertainty,
 )
 from monai_nodeo.report.plots.planes import Plane
 
@@ -57,17 +58,18 @@ class Layer(NamedTuple):
     source: str
 
 
-def make_layers(plane: Plane, largest_mm: float) -> list[Layer]:
+def make_layers(plane: Plane, largest_mm: float, uncertain_mm: float = 0.0) -> list[Layer]:
     """All layers of a plane, each as large as the plane.
 
     Args:
         plane: with the images "fixed", "moving" and "warped", and labels of these names or none.
         largest_mm: displacement that gets the last colour.
+        uncertain_mm: uncertainty that gets the last colour, if the plane has one.
     """
     figure = _canvas(plane)
     return [
         Layer(name, f"{plane.name} plane: {title}", _picture(figure, plane, draw, quality))
-        for name, title, draw, quality in _drawings(plane, largest_mm)
+        for name, title, draw, quality in _drawings(plane, largest_mm, uncertain_mm)
     ]
 
 
@@ -100,7 +102,7 @@ def css_gradient(colours: Colormap) -> str:
     return f"linear-gradient(to right, {', '.join(to_hex(colours(x)) for x in np.linspace(0, 1, 13))})"
 
 
-def _drawings(plane: Plane, largest_mm: float) -> Iterator[tuple[str, str, Draw, str]]:
+def _drawings(plane: Plane, largest_mm: float, uncertain_mm: float) -> Iterator[tuple[str, str, Draw, str]]:
     for name, title in (("fixed", "fixed image"), ("moving", "moving image"), ("warped", "warped image")):
         yield name, title, partial(draw_image, name=name), "image"
     yield "edges", "edges of the fixed image", partial(draw_edges, name="fixed", colour=FIXED_COLOUR), "overlay"
@@ -109,6 +111,9 @@ def _drawings(plane: Plane, largest_mm: float) -> Iterator[tuple[str, str, Draw,
     yield "grid", "deformed grid, coloured by the Jacobian determinant", _draw_deformed, "overlay"
     yield "jacobian", "Jacobian determinant, folds in red", draw_jacobian, "overlay"
     yield "displacement", "length of the displacement", partial(draw_displacement, largest=largest_mm), "image"
+    if plane.uncertainty is not None:
+        draw = partial(draw_uncertainty, largest=uncertain_mm)
+        yield "uncertainty", "uncertainty of the displacement", draw, "image"
     for name, colour in (("fixed", FIXED_COLOUR), ("moving", MOVING_COLOUR), ("warped", MOVING_COLOUR)):
         if name in plane.labels:
             draw = partial(draw_contours, name=name, colour=colour)

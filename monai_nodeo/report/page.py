@@ -66,8 +66,9 @@ def write_report(registration: Registration, figures: dict[str, Any], folder: Pa
     pair = shown(registration, figures)
     evidence = registration.evidence
     verdict = judge(pair.figures, pair.history, evidence)
-    planes = cut(pair.images, pair.ddf, pair.affine, pair.labels)
+    planes = cut(pair.images, pair.ddf, pair.affine, pair.labels, pair.uncertainty)
     largest = max(evidence.largest_mm, 1e-3)
+    uncertain = max(figures.get("uncertainty_mm", {}).get("quantile_99", 0.0), 1e-3)
     page = render(
         "report.html.j2",
         title=f"Registration {pair.figures['id']}",
@@ -78,7 +79,8 @@ def write_report(registration: Registration, figures: dict[str, Any], folder: Pa
         differences=_differences(figures["certificate"]["folded_by_difference"]),
         proofs=_proofs(figures["certificate"]),
         comparisons=_comparisons(pair.figures, evidence),
-        planes=[(plane, make_layers(plane, largest)) for plane in planes],
+        planes=[(plane, make_layers(plane, largest, uncertain)) for plane in planes],
+        uncertain_mm=uncertain,
         gradients={
             "difference": css_gradient(DIFFERENCE_COLOURS),
             "jacobian": css_gradient(JACOBIAN_COLOURS),
@@ -172,10 +174,14 @@ def _history_words(history: Mapping[str, NDArray]) -> str:
 
 
 def _tiles(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    spread = figures.get("uncertainty_mm") or {}
+    names = {"median": "Uncertainty, median", "quantile_90": "Uncertainty, 90 % below"}
+    uncertainty = [(name, f"{spread[key]:.2f} mm") for key, name in names.items() if key in spread]
     return [
         ("Folded cells", str(figures["folded_cells"])),
         ("SD of log Jacobian", f"{figures['sd_log_jacobian']:.3f}"),
         ("Mean displacement", f"{figures['displacement_mm_mean']:.2f} mm"),
+        *uncertainty,
         ("Iterations", str(figures["iterations"])),
         ("Time of the optimisation", f"{figures['seconds_optimisation']:.1f} s"),
         ("Inverse, 99.9 % within", f"{figures['certificate']['inverse']['voxels_quantile']:.2g} voxels"),

@@ -34,6 +34,7 @@ class ShownPair:
         masks: the same names, or some of them -> where the image counts, (*spatial), bool; empty without masks.
         ddf: displacement in voxels, (D, *spatial), tensor axis order, without the affine start.
         affine: voxel -> RAS mm of the fixed image, (4, 4).
+        uncertainty: of the displacement, (*spatial), mm; None: not asked for.
         headers: "fixed" and "moving" -> facts of the image file.
     """
 
@@ -44,6 +45,7 @@ class ShownPair:
     masks: dict[str, NDArray]
     ddf: NDArray
     affine: NDArray
+    uncertainty: NDArray | None
     headers: dict[str, dict[str, str]]
 
 
@@ -86,6 +88,7 @@ def shown(registration: Registration, figures: dict[str, Any]) -> ShownPair:
         masks,
         registration.displacement.cpu().numpy(),
         registration.flow.grid.affine,
+        None if registration.uncertainty is None else registration.uncertainty.cpu().numpy(),
         {"fixed": _header(fixed.image), "moving": _header(moving.image)},
     )
 

@@ -34,6 +34,7 @@ __all__ = [
     "draw_grid",
     "draw_image",
     "draw_jacobian",
+    "draw_uncertainty",
 ]
 
 # Maps and pairs of colours that the colour-blind tell apart.
@@ -61,6 +62,12 @@ def draw_difference(ax: Axes, plane: Plane, name: str) -> None:
 def draw_displacement(ax: Axes, plane: Plane, largest: float) -> None:
     """Draw the length of the displacement, from 0 to ``largest`` in the unit of the spacing."""
     _show(ax, plane, plane.length, DISPLACEMENT_COLOURS, (0, largest))
+
+
+def draw_uncertainty(ax: Axes, plane: Plane, largest: float) -> None:
+    """Draw the uncertainty of the displacement, from 0 to ``largest`` in the unit of the spacing."""
+    assert plane.uncertainty is not None
+    _show(ax, plane, plane.uncertainty, DISPLACEMENT_COLOURS, (0, largest))
 
 
 def draw_jacobian(ax: Axes, plane: Plane, deformed: bool = False) -> QuadMesh:

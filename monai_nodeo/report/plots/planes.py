@@ -35,6 +35,7 @@ class Plane(NamedTuple):
         determinant: of the Jacobian, in the cells between the voxels, (X - 1, Y - 1).
         spacing: voxel size along X and Y.
         sides: of the patient, at the left and right edge ("LR") and at the bottom and top ("PA").
+        uncertainty: of the displacement, in the unit of the spacing, (X, Y).
     """
 
     name: str
@@ -45,6 +46,7 @@ class Plane(NamedTuple):
     determinant: NDArray
     spacing: tuple[float, float]
     sides: tuple[str, str]
+    uncertainty: NDArray | None = None
 
     @property
     def size(self) -> tuple[float, float]:
@@ -57,6 +59,7 @@ def cut(
     ddf: ArrayLike,
     affine: ArrayLike | None = None,
     labels: Mapping[str, ArrayLike] | None = None,
+    uncertainty: ArrayLike | None = None,
 ) -> list[Plane]:
     """Cut a volume in three planes, or take the one plane of a slice.
 
@@ -67,6 +70,7 @@ def cut(
         ddf: displacement in voxels, (D, *spatial), channel i along axis i.
         affine: voxel -> RAS millimetres, (4, 4). Without it the axes of the array are taken for the world's.
         labels: name -> label map, (*spatial).
+        uncertainty: of the displacement, in the unit of the affine, (*spatial).
 
     Raises:
         ValueError: when the shapes do not fit.
@@ -109,6 +113,7 @@ def cut(
                 cutter.turned(_determinant(field, cutter.axes[2], centre)),
                 (sizes[cutter.axes[0]], sizes[cutter.axes[1]]),
                 (_SIDES[across], _SIDES[up]),
+                None if uncertainty is None else cutter(as_array(uncertainty)),
             )
         )
     return planes

@@ -9,6 +9,7 @@
     grid: { below: () => "fixed", above: () => ["grid"], opacity: 100, oneSided: true },
     jacobian: { below: () => "fixed", above: () => ["jacobian"], opacity: 100, oneSided: true },
     displacement: { below: () => "fixed", above: () => ["displacement"], opacity: 100, oneSided: true },
+    uncertainty: { below: () => "fixed", above: () => ["uncertainty"], opacity: 100, oneSided: true },
     labels: { below: (image) => image, above: (image) => ["contours-fixed", `contours-${image}`], opacity: 100 },
   };
   const viewer = document.getElementById("viewer");
