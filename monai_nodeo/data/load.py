@@ -21,13 +21,13 @@ from monai.data import MetaTensor
 from monai.utils import ImageMetaKey, MetaKeys
 from torch import Tensor
 
-from monai_nodeo.data.image import as_image
+from monai_nodeo.data.image import Image, as_image
 from monai_nodeo.data.keys import IMAGE_KEYS, LABEL_KEYS, LANDMARK_KEYS, MASK_KEYS, PATH_KEYS
 from monai_nodeo.data.pair import Pair, PairError, Scan, source_name, stored_grid
 from monai_nodeo.data.placement import SAME_GRID_VOXELS, to_voxels, voxel_sides, world_corners
 from monai_nodeo.files import read_points
 
-__all__ = ["load_pair"]
+__all__ = ["load_label", "load_pair"]
 
 _WHOSE_GRID = {"moving": "fixed"} | {
     key: image for keys in (LABEL_KEYS, MASK_KEYS) for key, image in zip(keys, IMAGE_KEYS, strict=True)
@@ -86,6 +86,25 @@ def load_pair(row: Mapping[str, Any], spatial_dims: int | None = None, min_size:
     _check_landmarks(scans, given)
     sources = tuple((key, os.path.abspath(os.path.expanduser(path))) for key, path in paths.items())
     return Pair(scans[0], scans[1], str(row.get("id") or ""), sources)
+
+
+def load_label(value: Image, image: MetaTensor, key: str = "label") -> MetaTensor:
+    """A label map on the grid of its image, (1, *spatial), whole numbers.
+
+    Args:
+        value: see `as_image`; a plain array or tensor lies on the grid of the image.
+        image: (C, *spatial).
+        key: what errors call it.
+
+    Raises:
+        PairError: when it is none, or on another grid.
+    """
+    label = as_image(value, key, image.ndim - 1)
+    if _is_plain(value):
+        label = _on_grid_of(image, "its image", label, key)
+    _check_channels({LABEL_KEYS[0]: label, **dict.fromkeys(IMAGE_KEYS, image)})
+    _check_grid_of_image(key, label, image)
+    return _whole_numbers(key, label)
 
 
 def _is_plain(value: Any) -> bool:
@@ -159,7 +178,7 @@ def _check_grid_of_image(key: str, label: MetaTensor, image: MetaTensor) -> None
         raise PairError(f"{name}: its affine puts a corner {apart:.3g} mm from that of {image_name}; {advice}")
 
 
-def _whole_numbers(key: str, label: MetaTensor) -> Tensor:
+def _whole_numbers(key: str, label: MetaTensor) -> MetaTensor:
     rounded = torch.round(label)
     fractions = int(((label - rounded).abs() > _LABEL_ROUNDING).sum())
     if fractions:

@@ -39,3 +39,5 @@ from .transforms import (
 from .transforms import (
     WarpWithDDFd as WarpWithDDFd,
 )
+from .sequence import register_sequence as register_sequence
+from .sequence_result import SequenceRegistration as SequenceRegistration

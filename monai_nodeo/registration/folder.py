@@ -44,7 +44,7 @@ from monai_nodeo.flows import Flow
 from monai_nodeo.geometry.jacobian import jacobian_determinant
 from monai_nodeo.metrics.pairs import device_name, peak_memory_mb
 
-__all__ = ["FIGURES", "FLOW", "HISTORY", "Contents", "read_figures", "read_folder", "write_folder"]
+__all__ = ["FIGURES", "FLOW", "HISTORY", "Contents", "read_figures", "read_folder", "write_folder", "write_history"]
 
 FIGURES, FLOW, HISTORY, FIELD = "metrics.json", "flow.safetensors", "history.csv", "displacement.nii.gz"
 _PACKAGES = ("monai-nodeo", "monai", "torch", "torchdiffeq", "pytorch-ignite", "nibabel", "numpy")
@@ -99,7 +99,7 @@ def write_folder(path: str | PathLike[str], contents: Contents) -> dict[str, Any
     determinant = jacobian_determinant(ddf[None])[None]
     on_grid = F.pad(determinant, (0, 1) * grid.spatial_dims, mode="replicate")
     write_image(folder / "jacobian.nii.gz", on_grid[0, 0], grid)
-    _write_history(folder / HISTORY, contents.history)
+    write_history(folder / HISTORY, contents.history)
     proof = {**contents.figures["certificate"], "file_error_voxels": _file_error(folder / FIELD, whole)}
     figures = {
         **contents.figures,
@@ -154,7 +154,8 @@ def _file_error(path: Path, ddf: np.ndarray) -> float:
     return float(np.abs(stored - ddf).max())
 
 
-def _write_history(path: Path, history: Mapping[str, Tensor]) -> None:
+def write_history(path: Path, history: Mapping[str, Tensor]) -> None:
+    """Write every loss term at every iteration as a table."""
     columns: Sequence[Iterable[float]] = [values.tolist() for values in history.values()]
     with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
