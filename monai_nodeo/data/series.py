@@ -60,7 +60,7 @@ def open_series(images: Any, times: Any = None) -> Series:
     Args:
         images: the path of a 4D file (X, Y, Z, T), of a folder with a file for each frame, whose order is that of the
             names, or of a table with the columns ``image`` and perhaps ``time``; or a sequence of images, see
-            :py:func:`as_image`; or a 4D image of nibabel.
+            :py:func:`as_image`; a 4D image of nibabel; or a series.
         times: numbers, or the path of a text file with one in each line. By default those of the table, or as far
             apart as the header of a 4D file says, or 0, 1, 2, ...
 
@@ -68,6 +68,8 @@ def open_series(images: Any, times: Any = None) -> Series:
         FileNotFoundError: when there is no such file.
         PairError: when there are fewer than two frames, or the times are not as many, not finite or not different.
     """
+    if isinstance(images, Series) and times is None:
+        return images
     names, opened, own = _frames(images)
     if times is None:
         times = own
@@ -86,6 +88,8 @@ def open_series(images: Any, times: Any = None) -> Series:
 
 def _frames(images: Any) -> tuple[list[str], list[Callable[[], Image]], Sequence[float]]:
     """Names of the frames, what opens them, and times."""
+    if isinstance(images, Series):
+        return list(images.names), list(images.opened), images.times
     if isinstance(images, str | PathLike):
         path = Path(expanduser(images))
         if path.is_dir():
@@ -124,8 +128,8 @@ def _of_file(name: str, path: Path) -> tuple[list[str], list[Callable[[], Image]
     stored = open_stored(name)
     if len(stored.shape) != 4:
         raise PairError(
-            f"{name}: shape {stored.shape} is no series; expected a 4D file (X, Y, Z, T), a folder with a file for each "
-            "frame, or a table with the columns image and time."
+            f"{name}: shape {stored.shape} is no series; expected a 4D file (X, Y, Z, T), a folder with a file for "
+            "each frame, or a table with the columns image and time."
         )
     try:
         image: Any = open_nibabel(name, path)
@@ -141,7 +145,11 @@ def _of_volumes(
         raise PairError(f"{name}: shape {tuple(shape)} is no series; expected (X, Y, Z, T).")
     step = next((s for s in steps if s > 0), _NUMBERED)
     numbers = range(shape[3])
-    return [f"{n} of {name}" for n in numbers], [partial(_volume, image, n) for n in numbers], [n * step for n in numbers]
+    return (
+        [f"{n} of {name}" for n in numbers],
+        [partial(_volume, image, n) for n in numbers],
+        [n * step for n in numbers],
+    )
 
 
 def _volume(image: Any, number: int) -> Image:

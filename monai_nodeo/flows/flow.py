@@ -46,9 +46,9 @@ class Flow(nn.Module):
     """A velocity, integrated: where points of the fixed image are at any time on their way to the moving image.
 
     At time 0 they are in the fixed image, at time 1 in the moving image; a flow of a series has the times of its frames
-    instead, from the first to the last, and goes from any of them to any other. The flow is a diffeomorphism as far as its
-    velocity is smooth, and goes both ways. Points are RAS mm, so that they belong to no grid. Outside the grid of the
-    velocity, its border goes on.
+    instead, and goes from any of them to any other. The flow is a diffeomorphism as far as its velocity is smooth, and
+    goes both ways. Points are RAS mm, so that they belong to no grid. Outside the grid of the velocity, its border goes
+    on.
 
     Args:
         velocity: d phi / dt, phi in [-1, 1] over the nodes of ``domain``.

@@ -56,9 +56,7 @@ def steps_between(start: float, end: float, steps_a_unit: int) -> int:
     return max(1, math.ceil(abs(end - start) * steps_a_unit - 1e-6))
 
 
-def carried_to_each(
-    solver: Solver, velocity: Velocity, phi0: Tensor, start: float, times: Sequence[float]
-) -> Tensor:
+def carried_to_each(solver: Solver, velocity: Velocity, phi0: Tensor, start: float, times: Sequence[float]) -> Tensor:
     """Where a cloud is at several times, before and after its own.
 
     Args:

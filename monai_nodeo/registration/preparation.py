@@ -17,9 +17,9 @@ from monai_nodeo.data.intensity import to_unit_range
 from monai_nodeo.data.match import MatchedPair, match, with_mask_of_air
 from monai_nodeo.data.pair import Pair, PairError, source_name
 from monai_nodeo.data.placement import affine_3d, voxel_sides
+from monai_nodeo.data.start import Start, find_start
 from monai_nodeo.files import ImageGrid
 from monai_nodeo.geometry.cropping import Box
-from monai_nodeo.data.start import Start, find_start
 from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.registration.levels import Level, PairBatch
 from monai_nodeo.registration.settings import Settings

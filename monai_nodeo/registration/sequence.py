@@ -40,7 +40,7 @@ _POINTS = {2: 2.0, 3: 2.0}  # distance of the nodes, in smallest voxel sides
 _KERNEL = 1.33  # in nodes
 _LONGER = 2.0  # times the iterations of a pair
 _FASTER = 2.0  # times its learning rate: a step of one keyframe moves less than one of a whole velocity
-_STEPS = 0.05  # weight of the smoothness between neighbouring keyframes, in times that of the displacements
+_STEPS = 4.0  # weight of the smoothness of the way between two keyframes, in times that of a displacement
 
 
 def register_sequence(

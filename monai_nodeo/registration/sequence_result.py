@@ -199,14 +199,16 @@ class SequenceRegistration:
             there = self.points(here, t)
             path = path if before is None else path + (there - before).norm(dim=1)
             before = there
-            for number, (place, length) in enumerate(zip((there.numpy() @ RAS_TO_LPS).tolist(), path.tolist(), strict=True)):
+            for number, (place, length) in enumerate(
+                zip((there.numpy() @ RAS_TO_LPS).tolist(), path.tolist(), strict=True)
+            ):
                 rows.append({"time": t, "point": number, **dict(zip("xyz", place, strict=True)), "path_mm": length})
         return rows
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.flow.grid.spatial_shape))
-        begin, end = self.flow.span
-        return f"<SequenceRegistration: {len(self.times)} frames of {shape}, time {begin:g} to {end:g}, {self.seconds:.1f} s>"
+        times = f"time {self.flow.span[0]:g} to {self.flow.span[1]:g}"
+        return f"<SequenceRegistration: {len(self.times)} frames of {shape}, {times}, {self.seconds:.1f} s>"
 
 
 def _determinant(ddf: Tensor) -> Tensor:
