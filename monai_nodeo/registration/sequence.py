@@ -18,7 +18,7 @@ from monai_nodeo.data.image import Image
 from monai_nodeo.data.load import load_label
 from monai_nodeo.data.pair import Pair, PairError, Scan, stored_grid
 from monai_nodeo.data.series import Series, open_series
-from monai_nodeo.flows import EulerianVelocity, Flow, Periodic
+from monai_nodeo.flows import EulerianVelocity, Flow, Periodic, RungeKutta
 from monai_nodeo.geometry.cropping import Box, foreground_box
 from monai_nodeo.registration.choice import Choice, choose
 from monai_nodeo.registration.components import make_loss, make_optimizer, make_solver, make_velocity
@@ -40,6 +40,7 @@ _POINTS = {2: 2.0, 3: 2.0}  # distance of the nodes, in smallest voxel sides
 _KERNEL = 1.33  # in nodes
 _LONGER = 2.0  # times the iterations of a pair
 _FASTER = 2.0  # times its learning rate: a step of one keyframe moves less than one of a whole velocity
+_FINE = 4  # steps of the finished flow from one keyframe to the next
 _STEPS = 4.0  # weight of the smoothness of the way between two keyframes, in times that of a displacement
 
 
@@ -227,4 +228,6 @@ def _components(settings: Settings, handlers: Sequence[Callable[[], Any]], perio
         velocity = EulerianVelocity(
             settings.spatial_dims, parametrisation=Periodic(inner.parametrisation), smoothing=inner.smoothing
         )
-    return Components(velocity, make_solver(settings), make_loss(settings), make_optimizer(settings), tuple(handlers))
+    finished = RungeKutta(_FINE * max(1, settings.keyframes - 1))  # whose own steps look at changes in space alone
+    parts = (velocity, make_solver(settings), make_loss(settings), make_optimizer(settings))
+    return Components(*parts, tuple(handlers), finished)
