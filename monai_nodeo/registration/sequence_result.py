@@ -21,6 +21,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from os import PathLike
 from os.path import expanduser
 from pathlib import Path
@@ -33,7 +34,6 @@ from monai.data import MetaTensor
 from torch import Tensor
 from torch.nn import functional as F
 
-import monai_nodeo
 from monai_nodeo.data.placement import on_grid_of
 from monai_nodeo.data.series import Series
 from monai_nodeo.files import Points, atomic_path, save_nifti, write_displacement
@@ -148,7 +148,7 @@ class SequenceRegistration:
             "settings": self.settings.to_dict(),
             "peak_memory_mb": peak_memory_mb(self.flow.device),
             "device": device_name(self.flow.device),
-            "versions": {"python": platform.python_version(), "monai-nodeo": monai_nodeo.__version__},
+            "versions": {"python": platform.python_version(), "monai-nodeo": version("monai-nodeo")},
         }
         with atomic_path(folder / FIGURES) as partial:
             partial.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
