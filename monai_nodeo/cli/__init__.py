@@ -19,7 +19,19 @@ import monai_nodeo
 
 __all__ = ["main"]
 
-COMMANDS = ("register", "cohort", "propagate", "flow", "apply", "invert", "convert", "evaluate", "report", "info")
+COMMANDS = (
+    "register",
+    "sequence",
+    "cohort",
+    "propagate",
+    "flow",
+    "apply",
+    "invert",
+    "convert",
+    "evaluate",
+    "report",
+    "info",
+)
 
 # Threads of OpenMP that wait for work give their core away soon. torch reads it when it is imported first; see
 # docs/decisions/cpu-threads.md.

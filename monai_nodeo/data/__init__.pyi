@@ -19,5 +19,7 @@ from .match import match as match
 from .pair import Pair as Pair
 from .pair import PairError as PairError
 from .pair import Scan as Scan
+from .series import Series as Series
+from .series import open_series as open_series
 from .start import Start as Start
 from .start import find_start as find_start

@@ -181,7 +181,7 @@ def _check_grid_of_image(key: str, label: MetaTensor, image: MetaTensor) -> None
         raise PairError(f"{name}: its affine puts a corner {apart:.3g} mm from that of {image_name}; {advice}")
 
 
-def _whole_numbers(key: str, label: MetaTensor) -> Tensor:
+def _whole_numbers(key: str, label: MetaTensor) -> MetaTensor:
     rounded = torch.round(label)
     fractions = int(((label - rounded).abs() > _LABEL_ROUNDING).sum())
     if fractions:

@@ -7,9 +7,11 @@ from .parametrisations import Coordinates as Coordinates
 from .parametrisations import Decoder as Decoder
 from .parametrisations import Lattice as Lattice
 from .parametrisations import Parametrisation as Parametrisation
+from .parametrisations import Periodic as Periodic
 from .runge_kutta import RungeKutta as RungeKutta
 from .solver import Solver as Solver
 from .solver import Velocity as Velocity
+from .solver import carried_to_each as carried_to_each
 from .squaring import ScalingAndSquaring as ScalingAndSquaring
 from .torchdiffeq_solver import ODESolver as ODESolver
 from .velocity import CloudModel as CloudModel

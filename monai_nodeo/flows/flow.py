@@ -42,20 +42,22 @@ class FlowFileError(ValueError):
 class Flow(nn.Module):
     """A velocity, integrated: where points of the fixed image are at any time on their way to the moving image.
 
-    At time 0 they are in the fixed image, at time 1 in the moving image. The flow is a diffeomorphism as far as its
-    velocity is smooth, and goes both ways. Points are RAS mm, so that they belong to no grid. Outside the grid of the
-    velocity, its border goes on.
+    At time 0 they are in the fixed image, at time 1 in the moving image; a flow of a series has the times of its frames
+    instead, and goes from any of them to any other. The flow is a diffeomorphism as far as its velocity is smooth, and
+    goes both ways. Points are RAS mm, so that they belong to no grid. Outside the grid of the velocity, its border goes
+    on.
 
     Args:
         velocity: d phi / dt, phi in [-1, 1] over the nodes of ``domain``.
         solver: integrates it.
         domain: grid of the nodes of the velocity, whose outermost centres are -1 and 1.
         grid: of the fixed image.
-        backward: exchange the times 0 and 1.
+        backward: exchange the beginning and the end.
+        span: times of the beginning and the end.
 
     Raises:
-        ValueError: when the velocity, its domain and the grid are of different shapes or dimensions, or the solver
-            does not go from any point.
+        ValueError: when the velocity, its domain and the grid are of different shapes or dimensions, the solver
+            does not go from any point, or the span has no length.
 
     Example:
         >>> registration = register("fixed.nii.gz", "moving.nii.gz")
@@ -65,9 +67,17 @@ class Flow(nn.Module):
     """
 
     def __init__(
-        self, velocity: VelocityModel, solver: Solver, domain: ImageGrid, grid: ImageGrid, backward: bool = False
+        self,
+        velocity: VelocityModel,
+        solver: Solver,
+        domain: ImageGrid,
+        grid: ImageGrid,
+        backward: bool = False,
+        span: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         super().__init__()
+        if not span[0] < span[1]:
+            raise ValueError(f"the flow goes from time {span[0]} to {span[1]}; expected a later one.")
         if tuple(velocity.image_size) != domain.spatial_shape or grid.spatial_dims != domain.spatial_dims:
             raise ValueError(
                 f"the velocity has nodes {tuple(velocity.image_size)}, its domain {domain.spatial_shape} and the grid "
@@ -82,65 +92,70 @@ class Flow(nn.Module):
         self.domain = domain
         self.grid = grid
         self.backward = backward
+        self.span = (float(span[0]), float(span[1]))
 
-    def forward(self, points: Tensor, t0: float = 0.0, t1: float = 1.0) -> Tensor:
+    def forward(self, points: Tensor, t0: float | None = None, t1: float | None = None) -> Tensor:
         """Where points are at another time.
 
         Args:
             points: places at time ``t0``, (..., 3) RAS mm, (..., 2) for a true 2D grid. Points beside a slice keep
                 their distance from it.
-            t0: in [0, 1].
-            t1: in [0, 1], before or after ``t0``.
+            t0: within the span, by default its beginning.
+            t1: within the span, before or after ``t0``, by default its end.
 
         Returns:
             places at time ``t1``, the same shape and type.
 
         Raises:
-            ValueError: when the points have another number of coordinates, or a time is not in [0, 1].
+            ValueError: when the points have another number of coordinates, or a time is not within the span.
         """
         world = len(self.domain.shape) if points.shape[-1] == 2 else 3
         if points.shape[-1] != world:
             raise ValueError(f"points have shape {tuple(points.shape)}, expected (..., {world}).")
-        _check(t0, t1)
-        if t0 == t1:
+        parts = self._parts(t0, t1)
+        if parts[0] == parts[1]:
             return points
         flat = points.reshape(-1, world).double()
         place = _Place.of(self.domain, np.eye(4), axes=world)
         phi = place.phi(flat.T).to(self.dtype)
-        way = place.way((self.carried(phi, [t0, t1])[-1] - phi).double())
+        way = place.way((self.carried(phi, parts)[-1] - phi).double())
         return (flat + way.T).to(points).view_as(points)
 
     def displacement(
-        self, grid: ImageGrid | None = None, t0: float = 0.0, t1: float = 1.0, affine: np.ndarray | None = None
+        self,
+        grid: ImageGrid | None = None,
+        t0: float | None = None,
+        t1: float | None = None,
+        affine: np.ndarray | None = None,
     ) -> Tensor:
         """How far the voxel centres of a grid are taken.
 
         Args:
             grid: by default that of the fixed image.
-            t0: time at which they are there.
-            t1: time of the arrival.
+            t0: time at which they are there, by default the beginning.
+            t1: time of the arrival, by default the end.
             affine: (4, 4), voxel -> RAS mm, instead of the grid's own; it may be sheared.
 
         Returns:
             ddf, (D, *spatial), voxels of the grid, tensor axis order.
 
         Raises:
-            ValueError: when the grid is of another dimension, or a time is not in [0, 1].
+            ValueError: when the grid is of another dimension, or a time is not within the span.
         """
         on = self.grid if grid is None else grid
         if on.spatial_dims != self.domain.spatial_dims:
             raise ValueError(f"the flow is {self.domain.spatial_dims}D and the grid {on.spatial_dims}D.")
-        _check(t0, t1)
+        parts = self._parts(t0, t1)
         shape = on.spatial_shape
         place = _Place.of(self.domain, on.affine if affine is None else affine)
         ddf = torch.zeros((len(shape), *shape), dtype=self.dtype, device=self.device)
-        if t0 == t1:
+        if parts[0] == parts[1]:
             return ddf
         for start, stop in _slabs(shape):
             ends = [(start, stop), *[(0, n) for n in shape[1:]]]
             axes = [torch.arange(*e, device=ddf.device, dtype=ddf.dtype) for e in ends]
             phi = place.phi(torch.stack(torch.meshgrid(*axes, indexing="ij")))
-            ddf[:, start:stop] = place.way(self._carried(phi[None], [t0, t1])[-1][0] - phi)
+            ddf[:, start:stop] = place.way(self._carried(phi[None], parts)[-1][0] - phi)
         return ddf
 
     def displacement_of(self, voxels: Tensor) -> Tensor:
@@ -157,35 +172,46 @@ class Flow(nn.Module):
         return self._place.voxels(phi)
 
     def carried(self, phi: Tensor, times: Sequence[float]) -> list[Tensor]:
-        """Where positions (D, N) in [-1, 1] are at each of the times, at the first of which they are there."""
+        """Where positions (D, N) in [-1, 1] are at each of the times, at the first of which they are there.
+
+        The times are shares of the span, in [0, 1].
+        """
         dims = len(phi)
         states = self._carried(phi.reshape(1, dims, -1, *[1] * (dims - 1)), times)
         return [state.reshape(phi.shape) for state in states]
 
     def trajectory(self, times: Sequence[float], grid: ImageGrid | None = None) -> Tensor:
-        """The displacement of a grid from time 0 to each of several times.
+        """The displacement of a grid from the beginning to each of several times.
 
         Args:
-            times: in [0, 1].
+            times: within the span.
             grid: by default that of the fixed image.
 
         Returns:
             (T, D, *spatial), voxels of the grid, tensor axis order.
         """
-        return torch.stack([self.displacement(grid, 0.0, t) for t in times])
+        return torch.stack([self.displacement(grid, None, t) for t in times])
 
     @property
     def inverse(self) -> Flow:
         """The way back, by the same velocity: its time 0 is the moving image."""
-        return Flow(self.velocity, self.solver, self.domain, self.grid, not self.backward)
+        return Flow(self.velocity, self.solver, self.domain, self.grid, not self.backward, self.span)
 
     def with_solver(self, solver: Solver) -> Flow:
         """The same velocity, integrated otherwise."""
-        return Flow(self.velocity, solver, self.domain, self.grid, self.backward)
+        return Flow(self.velocity, solver, self.domain, self.grid, self.backward, self.span)
 
     def _carried(self, phi: Tensor, times: Sequence[float]) -> Sequence[Tensor] | Tensor:
-        _check(*times)
         return self.velocity.carry(phi, [1 - t for t in times] if self.backward else list(times), self.solver)
+
+    def _parts(self, t0: float | None, t1: float | None) -> list[float]:
+        """Two times as shares of the span."""
+        begin, end = self.span
+        times = [begin if t0 is None else t0, end if t1 is None else t1]
+        for t in times:
+            if not begin <= t <= end:
+                raise ValueError(f"the flow goes from time {begin:g} to {end:g}, got {t}.")
+        return [(t - begin) / (end - begin) for t in times]
 
     @cached_property
     def _place(self) -> _Place:
@@ -221,6 +247,7 @@ class Flow(nn.Module):
             "domain": _grid_to_json(self.domain),
             "grid": _grid_to_json(self.grid),
             "backward": self.backward,
+            "span": list(self.span),
         }
         state = {name: x.detach().cpu().contiguous() for name, x in velocity.state_dict().items()}
         data = save(state, {"flow": json.dumps(header)})
@@ -260,7 +287,7 @@ class Flow(nn.Module):
             velocity.requires_grad_(False)  # it is finished
             solver = solver or _made(path, "solver", _SOLVERS, header["solver"])
             domain, grid = (_grid_of_json(header[name]) for name in ("domain", "grid"))
-            return cls(velocity, solver, domain, grid, bool(header["backward"]))
+            return cls(velocity, solver, domain, grid, bool(header["backward"]), tuple(header.get("span", (0.0, 1.0))))
         except FlowFileError:
             raise
         except Exception as error:  # whatever a model makes of options that are none
@@ -282,12 +309,6 @@ class _AtMost(TorchFunctionMode):
             if self.left < 0:
                 raise ValueError("too few numbers for a model of these options")
         return func(*args, **kwargs)
-
-
-def _check(*times: float) -> None:
-    for t in times:
-        if not 0 <= t <= 1:
-            raise ValueError(f"the flow goes from time 0 to 1, got {t}.")
 
 
 def _in_a_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from monai_nodeo.geometry.coordinates import identity_grid
 
-__all__ = ["Coordinates", "Decoder", "Lattice", "Parametrisation"]
+__all__ = ["Coordinates", "Decoder", "Lattice", "Parametrisation", "Periodic"]
 
 
 class Parametrisation(nn.Module, ABC):
@@ -130,3 +130,22 @@ class Coordinates(Parametrisation):
 
     def fresh(self, image_size: Sequence[int]) -> Coordinates:
         return Coordinates(image_size, self.keyframes, self.channels, self.frequencies, self.highest)
+
+
+class Periodic(Parametrisation):
+    """Images of which the last one is the first one again.
+
+    Args:
+        inner: makes all of them but the last one.
+    """
+
+    def __init__(self, inner: Parametrisation) -> None:
+        super().__init__(inner.image_size, inner.keyframes + 1)
+        self.inner = inner
+
+    def forward(self) -> Tensor:
+        images = self.inner()
+        return torch.cat([images, images[:1]])
+
+    def fresh(self, image_size: Sequence[int]) -> Periodic:
+        return Periodic(self.inner.fresh(image_size))

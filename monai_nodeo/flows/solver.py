@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-__all__ = ["Solver", "Velocity", "check_times", "steps_between"]
+__all__ = ["Solver", "Velocity", "carried_to_each", "check_times", "steps_between"]
 
 
 class Velocity(Protocol):
@@ -53,3 +54,23 @@ def check_times(times: Sequence[float]) -> None:
 def steps_between(start: float, end: float, steps_a_unit: int) -> int:
     """Equal steps from one time to another, none longer than those of a unit of time."""
     return max(1, math.ceil(abs(end - start) * steps_a_unit - 1e-6))
+
+
+def carried_to_each(solver: Solver, velocity: Velocity, phi0: Tensor, start: float, times: Sequence[float]) -> Tensor:
+    """Where a cloud is at several times, before and after its own.
+
+    Args:
+        solver: integrates the velocity.
+        velocity: of one cloud.
+        phi0: positions at ``start``, (1, D, *spatial).
+        start: time of the cloud.
+        times: where to go, in any order; an item of the result for each.
+
+    Returns:
+        (len(times), D, *spatial).
+    """
+    found = {start: phi0}
+    for way in (sorted({t for t in times if t > start}), sorted({t for t in times if t < start}, reverse=True)):
+        if way:
+            found |= dict(zip(way, solver(velocity, phi0, (start, *way))[1:], strict=True))
+    return torch.cat([found[t] for t in times])

@@ -23,6 +23,8 @@ from .levels import make_levels as make_levels
 from .pair_map import PairMap as PairMap
 from .register_pair import register as register
 from .result import Registration as Registration
+from .sequence import register_sequence as register_sequence
+from .sequence_result import SequenceRegistration as SequenceRegistration
 from .settings import Settings as Settings
 from .settings import SettingsError as SettingsError
 from .trainer import DivergedError as DivergedError

@@ -19,6 +19,7 @@ from monai_nodeo.geometry.coordinates import identity_grid
 from monai_nodeo.geometry.resizing import resize
 from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.registration._malloc import give_back_kept_memory
+from monai_nodeo.registration.frames import Frames
 from monai_nodeo.registration.levels import Level, PairBatch, make_levels
 from monai_nodeo.registration.settings import Settings
 from monai_nodeo.registration.trainer import PairTrainer
@@ -80,7 +81,7 @@ class Fit:
 
 
 def fit(
-    pairs: PairBatch,
+    pairs: PairBatch | Frames,
     spacing: Sequence[float],
     settings: Settings,
     components: Components,
@@ -95,7 +96,7 @@ def fit(
     registered to itself.
 
     Args:
-        pairs: on the device to compute on.
+        pairs: on the device to compute on; or the frames of a series, which have one model together.
         spacing: voxel size along each axis, mm.
         settings: levels, iterations, seed.
         components: what the settings name.
@@ -144,7 +145,9 @@ def fit(
             | {name: values[:done].cpu() for name, values in trainer.state.history.items()}
         )
         losses = curves[-1]["loss"]
-        worse = (losses[-1] > losses[0]).tolist()  # images that are the same are moved by nothing but rounding
+        worse = (
+            losses[-pairs.cycle :].mean(0) > losses[: pairs.cycle].mean(0)
+        ).tolist()  # images that are the same are moved by nothing but rounding
         if any(worse):
             models = [old if undo else new for undo, old, new in zip(worse, untouched, models, strict=True)]
             optimizer = components.optimizer(VelocityBatch(models).parameters())

@@ -57,6 +57,7 @@ __all__ = [
     "read_uncertainty",
     "start_of",
     "write_folder",
+    "write_history",
 ]
 
 FIGURES, FLOW, HISTORY, FIELD = "metrics.json", "flow.safetensors", "history.csv", "displacement.nii.gz"
@@ -117,7 +118,7 @@ def write_folder(path: str | PathLike[str], contents: Contents) -> dict[str, Any
     write_image(folder / "jacobian.nii.gz", on_grid[0, 0], grid)
     if contents.uncertainty is not None:
         write_image(folder / _UNCERTAINTY, contents.uncertainty, grid)
-    _write_history(folder / HISTORY, contents.history)
+    write_history(folder / HISTORY, contents.history)
     proof = {**contents.figures["certificate"], "file_error_voxels": _file_error(folder / FIELD, whole)}
     figures = {
         **contents.figures,
@@ -194,7 +195,8 @@ def _file_error(path: Path, ddf: np.ndarray) -> float:
     return float(np.abs(stored - ddf).max())
 
 
-def _write_history(path: Path, history: Mapping[str, Tensor]) -> None:
+def write_history(path: Path, history: Mapping[str, Tensor]) -> None:
+    """Write every loss term at every iteration as a table."""
     columns: Sequence[Iterable[float]] = [values.tolist() for values in history.values()]
     with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

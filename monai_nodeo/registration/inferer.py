@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from monai.inferers import Inferer
 from torch import Tensor
@@ -33,13 +32,13 @@ from monai_nodeo.registration.fitting import Components, Fit, fit
 from monai_nodeo.registration.handlers import BestFit, EarlyStop, ProgressBar
 from monai_nodeo.registration.levels import Level, PairBatch
 from monai_nodeo.registration.limits import check_memory, pairs_at_once
-from monai_nodeo.registration.preparation import Prepared, prepare
+from monai_nodeo.registration.preparation import Prepared, grid_like, grid_of_nodes, prepare
 from monai_nodeo.registration.result import Registration
 from monai_nodeo.registration.settings import Settings
 from monai_nodeo.registration.trainer import DivergedError
 from monai_nodeo.registration.uncertainty import deviation, perturbed
 
-__all__ = ["PairInferer"]
+__all__ = ["PairInferer", "usable"]
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +138,7 @@ class PairInferer(Inferer):
                 than is free, or the loss cannot take masks that are given.
             DivergedError: when an optimisation leaves the finite numbers.
         """
-        where = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        where = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         velocity = network or self.components.velocity
         for pair in pairs:
             self._check(pair, velocity)
@@ -316,7 +315,7 @@ class PairInferer(Inferer):
         matched = task.prepared.matched
         fixed, moving = (x.as_tensor()[None].to(ddf.device) for x in (matched.fixed, matched.moving))
         if fixed.shape[2:] != ddf.shape[1:]:
-            ddf = flow.displacement(_grid_like(task.grid, affine_3d(matched.fixed).numpy(), fixed.shape[2:]))
+            ddf = flow.displacement(grid_like(task.grid, affine_3d(matched.fixed).numpy(), fixed.shape[2:]))
         loss = components.loss.similarity
         return loss(moving, fixed).item(), loss(warp(moving, ddf[None].to(fixed)), fixed).item()
 
@@ -386,22 +385,10 @@ def _warn_of_refusal(pair: Pair) -> None:
 
 def _domain(task: _Task, level: Level) -> ImageGrid:
     """Grid of the nodes of the last level's velocity."""
-    size = task.tensors.fixed.shape[2:]
-    affine = affine_3d(task.prepared.matched.fixed).numpy().copy()
-    starts = [part.start or 0 for part in task.box]
-    affine[:3, 3] += affine[:3, : len(starts)] @ np.array(starts, float)
-    for axis, (n, m) in enumerate(zip(size, level.cloud_size, strict=True)):
-        affine[:3, axis] *= (n - 1) / max(m - 1, 1)
-    return _grid_like(task.grid, affine, level.cloud_size)
+    return grid_of_nodes(task.prepared.matched.fixed, task.box, level, task.grid)
 
 
-def _grid_like(grid: ImageGrid, affine: np.ndarray, size: Sequence[int]) -> ImageGrid:
-    """A grid in the space of another: of a slice with a third axis if that has one."""
-    shape = (*size, *[1] * (len(grid.shape) - len(size)))
-    return ImageGrid(affine, shape, grid.sform_code, grid.qform_code)
-
-
-def _usable(device: torch.device | str) -> torch.device:
+def usable(device: torch.device | str) -> torch.device:
     """A device that there is, found out before the work."""
     try:
         return torch.empty(0, device=device).device

@@ -108,6 +108,7 @@ class PairBatch:
         fixed_certainty: how sure the fixed image is, as a further weight, (B, 1, *spatial); a similarity that cannot
             take weights does without.
         landmarks: (B, N, 2, D), see :py:mod:`monai_nodeo.losses.landmarks`.
+        times: of a series, in [0, 1]: that of the fixed image, then that of each moving one; all are of one flow.
     """
 
     fixed: Tensor
@@ -116,6 +117,7 @@ class PairBatch:
     moving_mask: Tensor | None = None
     fixed_certainty: Tensor | None = None
     landmarks: Tensor | None = None
+    times: tuple[float, ...] | None = None
 
     @classmethod
     def of(cls, pairs: Sequence[PairBatch]) -> PairBatch:
@@ -125,6 +127,11 @@ class PairBatch:
         parts = {field.name: [getattr(pair, field.name) for pair in pairs] for field in fields(cls)}
         joined: dict[str, Any] = {name: None if items[0] is None else torch.cat(items) for name, items in parts.items()}
         return cls(**joined)
+
+    @property
+    def cycle(self) -> int:
+        """Iterations in which all images are seen."""
+        return 1
 
     def cropped(self, box: Box) -> PairBatch:
         """The pairs in a box of voxels."""

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from torch import Tensor
@@ -14,14 +16,16 @@ from torch import Tensor
 from monai_nodeo.data.intensity import to_unit_range
 from monai_nodeo.data.match import MatchedPair, match, with_mask_of_air
 from monai_nodeo.data.pair import Pair, PairError, source_name
-from monai_nodeo.data.placement import voxel_sides
+from monai_nodeo.data.placement import affine_3d, voxel_sides
 from monai_nodeo.data.start import Start, find_start
+from monai_nodeo.files import ImageGrid
+from monai_nodeo.geometry.cropping import Box
 from monai_nodeo.losses import RegistrationLoss
-from monai_nodeo.registration.levels import PairBatch
+from monai_nodeo.registration.levels import Level, PairBatch
 from monai_nodeo.registration.settings import Settings
 from monai_nodeo.registration.thick_slices import refine
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "grid_like", "grid_of_nodes", "prepare"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +66,30 @@ def prepare(pair: Pair, settings: Settings, loss: RegistrationLoss) -> Prepared:
     fine, certainty = refine(pair)
     matched = match(fine, start.affine, certainty)
     return Prepared(start, replace(matched, fixed=to_unit_range(matched.fixed), moving=to_unit_range(matched.moving)))
+
+
+def grid_of_nodes(fixed: MetaTensor, box: Box, level: Level, grid: ImageGrid) -> ImageGrid:
+    """Grid of the nodes of a level's velocity.
+
+    Args:
+        fixed: the image whose voxels in a box were optimised.
+        box: see there.
+        level: whose cloud it is.
+        grid: of the image as it is stored.
+    """
+    affine = affine_3d(fixed).numpy().copy()
+    sizes = [len(range(n)[part]) for n, part in zip(fixed.shape[1:], box, strict=True)]
+    starts = [part.start or 0 for part in box]
+    affine[:3, 3] += affine[:3, : len(starts)] @ np.array(starts, float)
+    for axis, (n, m) in enumerate(zip(sizes, level.cloud_size, strict=True)):
+        affine[:3, axis] *= (n - 1) / max(m - 1, 1)
+    return grid_like(grid, affine, level.cloud_size)
+
+
+def grid_like(grid: ImageGrid, affine: np.ndarray, size: Sequence[int]) -> ImageGrid:
+    """A grid in the space of another: of a slice with a third axis if that has one."""
+    shape = (*size, *[1] * (len(grid.shape) - len(size)))
+    return ImageGrid(affine, shape, grid.sform_code, grid.qform_code)
 
 
 def _check_masks(pair: Pair, settings: Settings, loss: RegistrationLoss) -> None:

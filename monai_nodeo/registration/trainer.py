@@ -14,10 +14,11 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
 from monai_nodeo.data.pair import PairError
-from monai_nodeo.flows import Solver, VelocityBatch
+from monai_nodeo.flows import Solver, VelocityBatch, carried_to_each
 from monai_nodeo.geometry.coordinates import identity_grid, phi_to_ddf, rescale_points, voxels_per_unit
 from monai_nodeo.geometry.sampling import sample_resized, weighted_mean
 from monai_nodeo.registration._cuda_graphs import RecordedStep
+from monai_nodeo.registration.frames import Frames
 from monai_nodeo.registration.levels import Level, PairBatch, make_levels
 
 __all__ = ["DivergedError", "PairTrainer"]
@@ -47,8 +48,9 @@ class PairTrainer(Trainer):
     A trainer is for these pairs: make a new one, with a new network and optimiser, for the next.
 
     Args:
-        pairs: images of one shape, and masks, on the device to compute on.
-        network: velocity models for clouds of ``level.cloud_size``, one a pair.
+        pairs: images of one shape, and masks, on the device to compute on; or the frames of a series, of which each
+            iteration sees a few, and whose terms are the means over them.
+        network: velocity models for clouds of ``level.cloud_size``, one a pair, or one for the series.
         optimizer: optimiser of the network's parameters, which treats each parameter by itself, as all in torch do but
             LBFGS.
         loss_function: gives the dict of loss terms, see :py:class:`monai_nodeo.losses.RegistrationLoss`.
@@ -72,7 +74,7 @@ class PairTrainer(Trainer):
 
     def __init__(
         self,
-        pairs: PairBatch,
+        pairs: PairBatch | Frames,
         network: VelocityBatch,
         optimizer: torch.optim.Optimizer,
         loss_function: nn.Module,
@@ -93,7 +95,7 @@ class PairTrainer(Trainer):
         super().__init__(
             device=fixed.device,
             max_epochs=1,
-            data_loader=[pairs],
+            data_loader=[pairs] if isinstance(pairs, PairBatch) else pairs,
             epoch_length=iterations,
             decollate=False,
             handlers=handlers,
@@ -141,7 +143,7 @@ class PairTrainer(Trainer):
         # a recorded step reads the gradient from where it was when it was recorded, so that it has to stay there
         self.optimizer.zero_grad(set_to_none=not self.cuda_graph)
         self.fire_event(IterationEvents.MODEL_COMPLETED)
-        states, velocities = self._cloud()
+        states, velocities = self._cloud(pairs.times)
         ddf = phi_to_ddf(states[-1], self.identity)
         warped, weight = _warped(pairs, states[-1], level.image_size, self.offset)
         trajectory = None
@@ -162,18 +164,23 @@ class PairTrainer(Trainer):
             certainty=pairs.fixed_certainty,
             trajectory=trajectory,
         )
+        if pairs.times is not None:
+            terms = {name: value.mean(0, keepdim=True) for name, value in terms.items()}
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         del warped, velocities  # the backward pass frees what it has used
         terms["loss"].sum().backward()
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
         return list(terms), torch.stack([value.detach() for value in terms.values()]), ddf.detach()
 
-    def _cloud(self) -> tuple[Sequence[Tensor] | Tensor, list[Tensor]]:
+    def _cloud(self, frames: Sequence[float] | None) -> tuple[Sequence[Tensor] | Tensor, list[Tensor]]:
         """Where the points are at the times that the loss looks at, and velocities in voxels of their nodes."""
         velocity = self.network.velocity()
         # the adjoint method differentiates by the parameters of the module itself
         integrated = self.network if getattr(self.solver, "adjoint", False) else velocity
-        states = self.solver(integrated, self.identity, getattr(self.loss_function, "times", (0.0, 1.0)))
+        if frames is None:
+            states = self.solver(integrated, self.identity, getattr(self.loss_function, "times", (0.0, 1.0)))
+        else:
+            states = [self.identity, carried_to_each(self.solver, integrated, self.identity, frames[0], frames[1:])]
         phi = states[-1]
         # Free on the CPU, whose 2D sampler reads anywhere in memory on its way back through NaN.
         if phi.device.type == "cpu" and not phi.detach().sum().isfinite():

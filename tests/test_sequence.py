@@ -1,0 +1,159 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from click.testing import CliRunner
+
+from monai_nodeo.cli.sequence import command
+from monai_nodeo.data import PairError, open_series
+from monai_nodeo.files import ImageGrid
+from monai_nodeo.flows import (
+    Flow,
+    Lattice,
+    NodeVelocity,
+    ODESolver,
+    Periodic,
+    RungeKutta,
+    VelocityField,
+    carried_to_each,
+)
+from monai_nodeo.geometry.coordinates import identity_grid
+from monai_nodeo.registration import Settings, register_sequence
+
+SHORT = Settings.preset(spatial_dims=2, self_tuning=False, shrink_factors=[2], iterations=[25])
+
+
+def way(t: float) -> float:
+    """How far the disc is along the first axis, voxels."""
+    return 2 - 2 * np.cos(2 * np.pi * t)
+
+
+def disc(t: float, shape: tuple[int, ...] = (30, 26)) -> np.ndarray:
+    x, y = np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in shape], indexing="ij")
+    return 100 / (1 + np.exp(np.hypot(x - way(t), y) - 6)).astype(np.float32)
+
+
+def centre(shape: tuple[int, ...] = (30, 26)) -> torch.Tensor:
+    return torch.tensor([[*[(n - 1) / 2 for n in shape], *[0.0] * (3 - len(shape))]])
+
+
+def test_one_flow_follows_a_motion_at_times_of_frames_and_between_them():
+    times = [1.0, 0.0, 0.15, 0.7, 0.4]  # irregular, in any order
+    sequence = register_sequence([disc(t) for t in times], [10 * t for t in times], SHORT, reference=2, handlers=())
+    start = centre() + torch.tensor([way(0.15), 0, 0])
+    for t in (0.0, 0.3, 0.4, 0.7, 1.0):
+        there = sequence.points(start, 10 * t)
+        assert there[0, 0] - centre()[0, 0] == pytest.approx(way(t), abs=0.6), t
+    apart = sequence.flow(sequence.flow(start, 1.5, 4.2), 4.2, 9.0) - sequence.flow(start, 1.5, 9.0)
+    assert apart.abs().max() < 0.02
+    before, after = (abs(frame - disc(0.15)).mean() for frame in (disc(0.7), sequence.corrected(3)[0].numpy()))
+    assert after < 0.4 * before
+
+
+def test_a_periodic_flow_comes_back():
+    times = np.arange(6) / 6
+    sequence = register_sequence([disc(t) for t in times], times, SHORT, periodic=1.0, handlers=())
+    assert sequence.flow.span == (0, 1)
+    assert (sequence.flow(centre(), 0.0, 1.0) - centre()).abs().max() < 0.5
+    assert (sequence.flow(centre(), 0.0, 0.5) - centre()).norm() > 2
+    images = sequence.flow.velocity.images
+    assert torch.equal(images[0], images[-1])
+
+
+def test_a_series_of_one_image_stays_where_it_is():
+    sequence = register_sequence([disc(0)] * 6, None, SHORT, handlers=())
+    assert sequence.displacement(3).abs().max() < 0.01
+
+
+def test_keyframes_are_looked_up_as_hats_say_it():
+    images = torch.randn(4, 1, 2, 5, 6)
+    velocity = NodeVelocity(images.unbind())
+    for t in (0.0, 0.2, 1 / 3, 0.9, 1.0):
+        hats = [max(0, 1 - abs(3 * t - k)) for k in range(4)]
+        expected = sum(hat * image for hat, image in zip(hats, images, strict=True))
+        torch.testing.assert_close(velocity.at_nodes(torch.tensor(t)), expected)
+    parametrisation = Periodic(Lattice((4, 5), 3)).fresh((6, 7))
+    assert parametrisation().shape == (4, 2, 6, 7)
+
+
+def test_a_cloud_goes_to_each_time_as_alone():
+    velocity = NodeVelocity((0.2 * torch.randn(3, 1, 2, 6, 7)).unbind())
+    nodes, solver = identity_grid((6, 7)), ODESolver("midpoint", 64)
+    found = carried_to_each(solver, velocity, nodes, 0.5, [0.9, 0.5, 0.1, 0.7])
+    for t, item in zip((0.9, 0.1, 0.7), found[[0, 2, 3]], strict=True):
+        torch.testing.assert_close(item[None], solver(velocity, nodes, (0.5, t))[-1], atol=1e-3, rtol=0)
+    torch.testing.assert_close(found[1:2], nodes)
+
+
+def test_a_flow_has_the_times_of_its_span(tmp_path):
+    field = VelocityField.of(0.1 * torch.randn(3, 2, 8, 9))
+    grid = ImageGrid(np.eye(4), (8, 9))
+    short = Flow(field, RungeKutta(), grid, grid)
+    long = Flow(field, RungeKutta(), grid, grid, span=(-3.0, 7.0))
+    long.save(tmp_path / "flow.safetensors")
+    long = Flow.load(tmp_path / "flow.safetensors")
+    points = torch.rand(5, 2) * 7
+    torch.testing.assert_close(long(points, -1.0, 6.0), short(points, 0.2, 0.9))
+    torch.testing.assert_close(long.displacement(), short.displacement())
+    with pytest.raises(ValueError, match="from time -3 to 7, got 7.5"):
+        long(points, 0.0, 7.5)
+
+
+def test_the_command_writes_what_itk_reads_and_follows_labels_and_points(tmp_path):
+    times = [0.0, 0.2, 0.5]
+    frames = np.stack([disc(t)[..., None] for t in times], -1)
+    nib.save(nib.Nifti1Image(frames, np.diag([2, 2, 2, 1.0])), tmp_path / "series.nii.gz")
+    nib.save(
+        nib.Nifti1Image((disc(0) > 50).astype(np.uint8)[..., None], np.diag([2, 2, 2, 1.0])), tmp_path / "label.nii.gz"
+    )
+    place = 2 * centre()[0]
+    (tmp_path / "points.csv").write_text(f"x,y,z\n{-place[0]},{-place[1]},0\n", encoding="utf-8")
+    options = ["--times", "0,0.2,0.5", "--labels", "label.nii.gz", "--points", "points.csv", "--quiet"]
+    settings = [f"--set={name}" for name in ("self_tuning=false", "shrink_factors=[2]", "iterations=[25]")]
+    paths = [str(tmp_path / x) if "." in x and x.endswith(("gz", "csv")) else x for x in options]
+    out = tmp_path / "out"
+    done = CliRunner().invoke(command, [str(tmp_path / "series.nii.gz"), "-o", str(out), *paths, *settings])
+    assert done.exit_code == 0, done.output
+    assert nib.load(out / "corrected.nii.gz").shape == (30, 26, 1, 3)
+    with (out / "labels.csv").open(encoding="utf-8") as file:
+        sizes = [float(row["area_mm2"]) for row in csv.DictReader(file)]
+    assert sizes[0] == 4 * (disc(0) > 50).sum()
+    assert sizes == pytest.approx([sizes[0]] * 3, rel=0.15)
+    with (out / "points.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert -float(rows[-1]["x"]) - float(place[0]) == pytest.approx(2 * way(0.5), abs=1.5)
+    field = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "displacement" / "0002.nii.gz")))
+    assert -field[..., 13, 14, 0].ravel()[0] == pytest.approx(2 * way(0.5), abs=1.5)  # LPS
+    figures = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert [row["time"] for row in figures["frames"]] == times
+    assert Flow.load(out / "flow.safetensors").span == (0.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("frames", "times", "message"),
+    [
+        ([0], None, "1 frames; expected two"),
+        ([0, 1], [0], "2 frames and 1 times"),
+        ([0, 1], [3, 3], "not all finite and different"),
+    ],
+)
+def test_what_is_wrong_with_a_series_is_told(frames, times, message):
+    with pytest.raises(PairError, match=message):
+        open_series([disc(t) for t in frames], times)
+
+
+def test_a_series_is_read_from_a_table_or_a_folder(tmp_path):
+    (tmp_path / "frames").mkdir()
+    for number in range(3):
+        nib.save(nib.Nifti1Image(disc(number / 2), np.eye(4)), tmp_path / "frames" / f"{number}.nii")
+    (tmp_path / "list.csv").write_text("image,time\nframes/2.nii,0.7\nframes/0.nii,0.1\n", encoding="utf-8")
+    assert open_series(tmp_path / "frames").times == (0, 1, 2)
+    listed = open_series(tmp_path / "list.csv")
+    assert listed.times == (0.7, 0.1)
+    np.testing.assert_array_equal(listed.frame(0)[0].numpy(), disc(1.0))
