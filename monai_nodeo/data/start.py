@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from monai_nodeo.data.intensity import to_unit_range
 from monai_nodeo.data.pair import Pair, PairError, Scan, source_name
 from monai_nodeo.data.placement import affine_3d
 from monai_nodeo.data.pose import Grid, Level, Poses, View, best_pose
@@ -153,7 +154,8 @@ def _side(key: str, scan: Scan, frame: Tensor) -> _Side:
     sides = torch.linalg.vector_norm(affine[:, :dims], dim=0)
     shape = torch.tensor(image.shape[1:])
     coarse = float((sides * shape).prod() ** (1 / dims)) / (2 * _POINTS[dims][-1])
-    values = image.as_tensor().cpu().float().mean(0)
+    # the mean of channels, each with its own range
+    values = (image if len(image) == 1 else to_unit_range(image)).as_tensor().cpu().float().mean(0)
     weight = torch.ones(()).expand(values.shape) if scan.mask is None else scan.mask.as_tensor().cpu()[0].float()
     view = View(Grid(affine, tuple(values.shape)), values, weight).pooled(coarse)
     inside = view.weight > 0.5

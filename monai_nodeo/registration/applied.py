@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from monai_nodeo.data.keys import images_of
 from monai_nodeo.files import ImageGrid, Points, Transform
 from monai_nodeo.metrics.certificate import Certificate
 from monai_nodeo.registration.folder import read_figures
@@ -64,6 +65,6 @@ def certificate_of_folder(path: str | PathLike[str]) -> Certificate:
 
 def _moving_grid(path: str | PathLike[str], figures: dict[str, Any]) -> ImageGrid:
     try:
-        return ImageGrid.from_file(figures["moving"])
+        return ImageGrid.from_file(images_of(figures["moving"])[0])
     except (KeyError, ValueError, OSError) as error:
         raise ValueError(f"{path}: the moving image is not there; give one with its grid as reference.") from error
