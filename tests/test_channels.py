@@ -80,7 +80,7 @@ def test_what_does_not_fit_together_is_told(fixed, moving, told, save, tmp_path)
 def test_a_channel_of_weight_0_is_as_if_it_were_not_there(dims):
     (fixed, _), (moving, _) = contrasts(dims)
     rubbish = np.random.default_rng(0).normal(size=fixed.shape)
-    settings = quick_settings(dims, self_tuning=True, initial_transform="auto")
+    settings = quick_settings(dims, self_tuning=dims == 2, initial_transform="auto" if dims == 2 else None)
     alone = register(fixed, moving, settings, handlers=())
     weighted = settings.replace(channel_weights=[0, 2])
     found = register([rubbish, fixed], [1 - rubbish, moving], weighted, handlers=())
@@ -216,8 +216,9 @@ def test_labels_overlap_as_monai_has_it_and_pull(dims, tmp_path):
     row = save_pair(tmp_path, SHAPES[dims] if dims == 3 else (*SHAPES[2], 1), np.diag([1.5, 2, 1, 1]))
     images, labels = ({k: v for k, v in row.items() if k.endswith("label") == of} for of in (False, True))
     settings = quick_settings(dims, iterations=(8, 4))
+    unmoved = row | {"moving": row["fixed"]}  # the images say that nothing moves, the labels that they do
     dice = [
-        register(**row, settings=settings.replace(label_weight=weight), handlers=()).figures()["after"]["dice_mean"]
+        register(**unmoved, settings=settings.replace(label_weight=weight), handlers=()).figures()["after"]["dice_mean"]
         for weight in (0, 3)
     ]
     assert dice[1] > dice[0]
