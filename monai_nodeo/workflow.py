@@ -24,7 +24,7 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigComponent, ConfigWorkflow
 
 from monai_nodeo.data.dataset import PairDataset
-from monai_nodeo.data.keys import PATH_KEYS
+from monai_nodeo.data.keys import IMAGE_KEYS, PATH_KEYS, images_of
 from monai_nodeo.data.lists import load_datalist, requested_pairs, spatial_dims_of
 from monai_nodeo.data.load import load_pair
 from monai_nodeo.data.pair import Pair, PairError
@@ -175,6 +175,8 @@ def _without_a_remark() -> Iterator[None]:
 
 def _literal(id: str, value: Any) -> Any:
     """Paths as objects that MONAI does not look into, and the words of JSON for what they say."""
+    if isinstance(value, list | tuple) and id in IMAGE_KEYS and all(isinstance(x, str | PathLike) for x in value):
+        return [Path(path) for path in value]
     if value is not None and id.replace("::", "#") in (*_PATHS, "settings#initial_transform"):
         return Path(_as_typed(id, value))
     check_values("an override", {id: value}, EXPRESSION)
@@ -200,7 +202,7 @@ def _dims_of(override: Mapping[str, Any]) -> int:
     fixed, datalist = override.get("fixed"), override.get("datalist")
     if datalist is not None:
         return spatial_dims_of(load_datalist(datalist, override.get("dataset_dir")))
-    return 3 if fixed is None else ImageGrid.from_file(fixed).spatial_dims
+    return 3 if fixed is None else ImageGrid.from_file(images_of(fixed)[0]).spatial_dims
 
 
 def requested(

@@ -71,7 +71,7 @@ def run(words: list[str]) -> None:
 def test_page(page, tmp_path):
     """Its commands, then all its Python as one script, beside some small images, labels, points and a list."""
     grid = ImageGrid(VOLUME.affine, (16, 18, 14))
-    for seed, name in enumerate(("fixed", "moving", "t2")):
+    for seed, name in enumerate(("fixed", "moving", "t2", "fixed_t2", "moving_t2")):
         write_image(tmp_path / f"{name}.nii.gz", make_image(grid, seed), grid)
         write_labels(tmp_path / f"{name}_labels.nii.gz", np.digitize(make_image(grid, seed), [500]), grid)
     middle = grid.affine @ [8, 9, 7, 1] * [-1, -1, 1, 1]

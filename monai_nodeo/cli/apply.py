@@ -36,7 +36,9 @@ __all__ = ["command"]
     help="label: the label with the largest linear weight.",
 )
 @click.option("-o", "--output", required=True, help="File of the result: .nii.gz; points keep their format.")
-@click.option("--outside", type=float, help="Value where the image is not known; by default its minimum, 0 for labels.")
+@click.option(
+    "--outside", type=float, help="Value where the image is not known; by default its background, 0 for labels."
+)
 def command(
     image: str,
     reference: str | None,

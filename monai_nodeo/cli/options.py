@@ -15,7 +15,7 @@ import click
 from monai_nodeo.registration.presets import preset_names
 from monai_nodeo.registration.settings import Settings
 
-__all__ = ["DEVICE", "PRESET", "SET", "configure_logging", "file_of", "settings_of"]
+__all__ = ["DEVICE", "NUMBERS", "PRESET", "SET", "configure_logging", "file_of", "settings_of"]
 
 _NAMES = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
 PRESET = click.option("--preset", type=click.Choice(preset_names()), help="Settings other than the default's.")
@@ -47,6 +47,19 @@ class _Setting(click.ParamType):
             return name, text
 
 
+class _Numbers(click.ParamType):
+    """Numbers with commas between them."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        try:
+            return tuple(float(word) for word in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} are no numbers with commas between them, as in 1,.5.", param, ctx)
+
+
+NUMBERS = _Numbers()
 DEVICE = click.option("--device", type=_Device(), help="cpu, cuda, cuda:1; by default a GPU if there is one.")
 SET = click.option("--set", "changes", multiple=True, type=_Setting(), help="Any setting; may be repeated.")
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from monai_nodeo.cli.options import DEVICE, PRESET, SET, configure_logging, settings_of
+from monai_nodeo.cli.options import DEVICE, NUMBERS, PRESET, SET, configure_logging, settings_of
+from monai_nodeo.data.keys import images_of
 
 __all__ = ["command"]
 
@@ -22,12 +23,17 @@ _NOT_DEFENDED = 4
 
 
 @click.command()
-@click.option("-f", "--fixed", required=True, help="Image whose grid stays.")
-@click.option("-m", "--moving", required=True, help="Image that is warped.")
+@click.option(
+    "-f", "--fixed", required=True, multiple=True, help="Image whose grid stays; repeat it for its contrasts."
+)
+@click.option("-m", "--moving", required=True, multiple=True, help="Image that is warped; as many as fixed ones.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @PRESET
 @click.option("--init", "initial_transform", metavar=f"[{'|'.join(_START)}|FILE]", help="Affine start.")
-@click.option("--similarity", metavar="NAME", help="Instead of what the images choose; see Settings.")
+@click.option("--similarity", metavar="NAME[,NAME...]", help="Instead of what the images choose; see Settings.")
+@click.option(
+    "--channel-weights", type=NUMBERS, metavar="W,W,...", help="How much each contrast or colour counts; 0: not at all."
+)
 @click.option(
     "--smoothness", "smoothness_weight", type=float, metavar="WEIGHT", help="Instead of what the images choose."
 )
@@ -35,6 +41,7 @@ _NOT_DEFENDED = 4
 @click.option("--moving-mask", help="Where the moving image counts.")
 @click.option("--fixed-label", help="Label map of the fixed image, for Dice and HD95.")
 @click.option("--moving-label", help="Label map of the moving image.")
+@click.option("--use-labels", is_flag=True, help="Let the labels that both have pull, too: label_weight 1.")
 @click.option("--fixed-landmarks", help="CSV of points, x,y,z in LPS mm.")
 @click.option("--moving-landmarks", help="The same points in the moving image.")
 @DEVICE
@@ -63,7 +70,9 @@ def command(
     preset: str | None,
     initial_transform: str | None,
     similarity: str | None,
+    channel_weights: tuple[float, ...] | None,
     smoothness_weight: float | None,
+    use_labels: bool,
     device: str | None,
     seed: int | None,
     uncertainty: int,
@@ -73,23 +82,29 @@ def command(
     strict: bool,
     quiet: bool,
     changes: tuple[tuple[str, Any], ...],
-    **paths: str | None,
+    fixed: tuple[str, ...],
+    moving: tuple[str, ...],
+    **others: str | None,
 ) -> None:
     """Register MOVING to FIXED and write the results to a folder.
 
+    Several contrasts of one side, such as T1 and T2, are -f t1.nii.gz -f t2.nii.gz -m t1.nii.gz -m t2.nii.gz.
     --set changes any setting, as in --set learning_rate=0.2. Whether the images are volumes or slices is read from
     the fixed image's header.
     """
     started = time.perf_counter()
     configure_logging(quiet)
+    paths: dict[str, Any] = {"fixed": _one_or_all(fixed), "moving": _one_or_all(moving), **others}
     _check_files(paths | {"init": None if initial_transform in _START else initial_transform})
+    if use_labels and None in (others["fixed_label"], others["moving_label"]):
+        raise click.UsageError("--use-labels needs --fixed-label and --moving-label.")
     if not quiet:
-        click.echo(f"registering {paths['moving']} to {paths['fixed']}")
+        click.echo(f"registering {', '.join(moving)} to {', '.join(fixed)}")
     from monai_nodeo.data.lists import single_pair
     from monai_nodeo.files import ImageGrid, check_output_dir, no_empty_folder
     from monai_nodeo.registration.limits import needed_room
 
-    dims = ImageGrid.from_file(str(paths["fixed"])).spatial_dims
+    dims = ImageGrid.from_file(fixed[0]).spatial_dims
     settings = settings_of(
         dims,
         preset,
@@ -97,9 +112,11 @@ def command(
         seed=seed,
         initial_transform=initial_transform,
         similarity=similarity,
+        channel_weights=channel_weights,
         smoothness_weight=smoothness_weight,
+        label_weight=1.0 if use_labels else None,
     )
-    (row,) = single_pair(**paths)  # type: ignore[arg-type]
+    (row,) = single_pair(**paths)
     with no_empty_folder(output):
         folder = check_output_dir(output, needed_room([row]))
         registration, figures, interrupted = _register(
@@ -171,11 +188,13 @@ def _report(registration: Any, figures: dict[str, Any], folder: Path) -> None:
         click.echo(f"warning: no report: {error}", err=True)
 
 
-def _check_files(paths: dict[str, str | None]) -> None:
+def _one_or_all(paths: tuple[str, ...]) -> str | list[str]:
+    return paths[0] if len(paths) == 1 else list(paths)
+
+
+def _check_files(paths: dict[str, Any]) -> None:
     """All of them, before anything slow is imported; `data.load` looks at them again."""
-    for key, path in paths.items():
-        if path is None:
-            continue
+    for key, path in [(key, path) for key, value in paths.items() for path in images_of(value) if path is not None]:
         file = Path(expanduser(path))
         if not file.exists() and not ("#" in file.name and Path(str(file).rpartition("#")[0]).is_dir()):
             raise FileNotFoundError(f"{key} {path}: there is no such file; check the path.")

@@ -11,7 +11,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from monai_nodeo.data.keys import PATH_KEYS
+from monai_nodeo.data.keys import PATH_KEYS, images_of
 
 __all__ = ["fingerprints", "same_inputs"]
 
@@ -19,8 +19,20 @@ _WITH_DATA_BESIDE = {".hdr", ".img", ".mhd", ".nhdr"}  # header and voxels in tw
 
 
 def fingerprints(row: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
-    """Key of a row -> path, size, time and SHA-256 of what it names; None when there is none to be read."""
-    return {key: _fingerprint(row[key]) for key in PATH_KEYS if row.get(key)}
+    """Key of a row -> path, size, time and SHA-256 of what it names; None when there is none to be read.
+
+    The second image of a list under "fixed" has the key "fixed 2".
+    """
+    return {key: _fingerprint(path) for key, path in _paths(row).items()}
+
+
+def _paths(row: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        key if number == 1 else f"{key} {number}": path
+        for key in PATH_KEYS
+        if row.get(key)
+        for number, path in enumerate(images_of(row[key]), start=1)
+    }
 
 
 def same_inputs(recorded: Mapping[str, Mapping[str, Any] | None], row: Mapping[str, Any]) -> bool:
@@ -29,9 +41,8 @@ def same_inputs(recorded: Mapping[str, Mapping[str, Any] | None], row: Mapping[s
     A file of the same path, size and time is taken as the same unread; else the contents are compared, so that data
     may be copied or touched without anything being computed again.
     """
-    if set(recorded) != {key for key in PATH_KEYS if row.get(key)}:
-        return False
-    return all(_same(print_, row[key]) for key, print_ in recorded.items())
+    paths = _paths(row)
+    return set(recorded) == set(paths) and all(_same(print_, paths[key]) for key, print_ in recorded.items())
 
 
 def _same(recorded: Mapping[str, Any] | None, path: str) -> bool:

@@ -25,13 +25,15 @@ Image = str | PathLike[str] | np.ndarray | Tensor | SpatialImage | sitk.Image
 
 _SINGULAR = 1e-6  # determinant of the axes' unit vectors
 _FLOAT32_EXACT = 2**24  # whole numbers below it survive float32
+_COLOURS = 3
 
 
 def as_image(value: Image, key: str = "image", spatial_dims: int | None = None, min_size: int = 1) -> MetaTensor:
     """An image from anywhere, in one form.
 
     Args:
-        value: a path; an image of nibabel or SimpleITK; an array (X, Y, Z) or (X, Y) without channels; or a tensor with
+        value: a path; an image of nibabel or SimpleITK, both perhaps with channels, such as the colours of a picture
+            (transparency is left out); an array (X, Y, Z) or (X, Y) without channels; or a tensor with
             channels first, (C, X, Y, Z) or (C, X, Y). Plain ones have voxels of 1 mm. The affine of a MetaTensor
             is taken as RAS mm, or as LPS mm if its meta says so.
         key: what errors call it.
@@ -55,7 +57,7 @@ def as_image(value: Image, key: str = "image", spatial_dims: int | None = None, 
         raise _of_file(key, error) from error
     if stored.dtype.kind not in "biuf":
         raise PairError(f"{name}: the voxels are {stored.dtype}; expected real numbers.")
-    spatial, channels = _layout(stored) if isinstance(value, Tensor) else (stored.shape, 1)
+    spatial = _spatial_shape(name, stored)
     _check_shape(key, name, spatial, spatial_dims)
     dims = 3 if len(spatial) == 3 and spatial[2] > 1 else 2
     if min(spatial[:dims]) < min_size:
@@ -71,7 +73,10 @@ def as_image(value: Image, key: str = "image", spatial_dims: int | None = None, 
         values = stored.load()
         if key in LABEL_KEYS:
             _check_ids(name, values)
-        voxels = _finite(name, values).reshape(*spatial[:dims], channels)
+        values = values.reshape(*spatial[:dims], stored.channels)
+        if stored.channels == _COLOURS + 1 and stored.dtype == np.uint8:  # transparency shows nothing
+            values = values[..., :_COLOURS]
+        voxels = _finite(name, values)
     except ImageFileError as error:
         raise _of_file(key, error) from error
     # The same keys as MONAI's own readers, so that its other transforms find what they expect.
@@ -136,22 +141,21 @@ def _stored_tensor(tensor: Tensor, name: str) -> StoredImage:
     array = np.moveaxis(values.numpy(), 0, -1)
     spatial = (*array.shape[:-1], *[1] * (stored_dims + 1 - array.ndim))
     shape = (*spatial, *[1] * (4 - len(spatial)), array.shape[-1]) if array.shape[-1] > 1 else spatial
-    return StoredImage(path, affine, shape, array.dtype, lambda: array.reshape(shape), *codes)
+    picture = len(spatial) == 2
+    return StoredImage(path, affine, shape, array.dtype, lambda: array.reshape(shape), *codes, picture=picture)
 
 
-def _layout(stored: StoredImage) -> tuple[tuple[int, ...], int]:
-    """Spatial shape as stored, and number of channels."""
-    shape = stored.shape
-    return (shape[:3], shape[4]) if len(shape) == 5 else (shape, 1)
+def _spatial_shape(name: str, stored: StoredImage) -> tuple[int, ...]:
+    shape = stored.spatial_shape
+    if shape is None:
+        raise PairError(
+            f"{name}: shape {stored.shape} is {len(stored.shape)}D, a series; expected an image, extract one volume "
+            "first."
+        )
+    return shape
 
 
 def _check_shape(key: str, name: str, shape: tuple[int, ...], spatial_dims: int | None) -> None:
-    if len(shape) > 3:
-        what = f"an image with {shape[4]} channels" if len(shape) == 5 else "a series or an image with channels"
-        raise PairError(
-            f"{name}: shape {shape} is {len(shape)}D, {what}; expected one real number a voxel, extract one volume or "
-            "channel first."
-        )
     if len(shape) < 2 or min(shape) < 1:
         raise PairError(f"{name}: shape {shape} is no image; expected (X, Y, Z), or (X, Y) or (X, Y, 1) for a slice.")
     is_slice = len(shape) == 2 or 1 in shape

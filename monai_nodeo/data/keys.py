@@ -3,7 +3,7 @@
 """The keys of a row of a data list.
 
 ===================================  ==============================================================================
-"fixed", "moving"                    the images
+"fixed", "moving"                    the images; of several contrasts, a list of them
 "fixed_label", "moving_label"        label maps, both or none, each on the grid of its image
 "fixed_mask", "moving_mask"          where an image counts (greater than 0), either, each on the grid of its image
 "fixed_landmarks",                   CSV of points in LPS mm, both or none, one below the other in the same order
@@ -13,10 +13,17 @@
 
 from __future__ import annotations
 
-__all__ = ["IMAGE_KEYS", "LABEL_KEYS", "LANDMARK_KEYS", "MASK_KEYS", "PATH_KEYS"]
+from typing import Any
+
+__all__ = ["IMAGE_KEYS", "LABEL_KEYS", "LANDMARK_KEYS", "MASK_KEYS", "PATH_KEYS", "images_of"]
 
 IMAGE_KEYS = ("fixed", "moving")
 LABEL_KEYS = ("fixed_label", "moving_label")
 MASK_KEYS = ("fixed_mask", "moving_mask")
 LANDMARK_KEYS = ("fixed_landmarks", "moving_landmarks")
 PATH_KEYS = (*IMAGE_KEYS, *LABEL_KEYS, *MASK_KEYS, *LANDMARK_KEYS)
+
+
+def images_of(value: Any) -> list[Any]:
+    """What a key names, as a list: the images of several contrasts, or the one."""
+    return list(value) if isinstance(value, list | tuple) else [value]

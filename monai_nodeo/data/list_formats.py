@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from monai_nodeo.data.keys import images_of
+
 __all__ = ["EXAMPLE", "DataListError", "json_type", "read_entries"]
 
 EXAMPLE = '{"fixed": "a.nii.gz", "moving": "b.nii.gz"}'
@@ -93,7 +95,7 @@ def _read_object(file: Path, content: Mapping[str, Any], key: str | None) -> lis
 
 
 def _is_pair(entry: Any) -> bool:
-    return isinstance(entry, dict) and all(isinstance(entry.get(side), str) for side in _SIDES)
+    return isinstance(entry, dict) and all(isinstance(entry.get(side), str | list) for side in _SIDES)
 
 
 def _images(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -108,7 +110,7 @@ def _images(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _with_labels(entry: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The entry with the labels and masks of its images; labels are taken if both images have one."""
-    about = {side: known.get(os.path.normpath(entry[side]), {}) for side in _SIDES}
+    about = {side: known.get(os.path.normpath(images_of(entry[side])[0]), {}) for side in _SIDES}
     found = {
         f"{side}_{ours}": about[side][theirs]
         for theirs, ours in _LEARN2REG.items()

@@ -13,13 +13,13 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from glob import glob
 from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
-from monai_nodeo.data.keys import IMAGE_KEYS, PATH_KEYS
+from monai_nodeo.data.keys import IMAGE_KEYS, PATH_KEYS, images_of
 from monai_nodeo.data.list_formats import EXAMPLE, DataListError, json_type, read_entries
 
 __all__ = [
@@ -86,8 +86,8 @@ def single_pair(
     """The data list of one pair, as `load_datalist` returns it; relative paths start at the working directory.
 
     Args:
-        fixed: the image whose grid stays.
-        moving: the image that is warped.
+        fixed: the image whose grid stays, or a list of its contrasts.
+        moving: the image that is warped, likewise.
         id: name of the pair; by default built from the paths.
         others: labels, masks and landmarks under the keys of `data.keys`.
 
@@ -96,7 +96,9 @@ def single_pair(
         [{'fixed': '0001/t1.nii.gz', 'moving': '0002/t1.nii.gz', 'id': '0002_to_0001'}]
     """
     paths = {"fixed": fixed, "moving": moving, **others}
-    entry = {key: os.fspath(path) if isinstance(path, os.PathLike) else path for key, path in paths.items()}
+    entry = {
+        key: _each(lambda x: os.fspath(x) if isinstance(x, os.PathLike) else x, path) for key, path in paths.items()
+    }
     return _make_rows([entry | {"id": id}], Path())
 
 
@@ -167,7 +169,7 @@ def _as_moving(entry: Any) -> Any:
 
 def absolute(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows with absolute paths, for processes that work elsewhere."""
-    return [{**row, **{key: os.path.abspath(row[key]) for key in PATH_KEYS if key in row}} for row in rows]
+    return [{**row, **{key: _each(os.path.abspath, row[key]) for key in PATH_KEYS if key in row}} for row in rows]
 
 
 def spatial_dims_of(rows: Sequence[Mapping[str, Any]]) -> int:
@@ -181,7 +183,7 @@ def spatial_dims_of(rows: Sequence[Mapping[str, Any]]) -> int:
     reasons = []
     for row in rows:
         try:
-            return ImageGrid.from_file(row["fixed"]).spatial_dims
+            return ImageGrid.from_file(images_of(row["fixed"])[0]).spatial_dims
         except (KeyError, ValueError, OSError) as error:
             reasons.append(str(row.get(ERROR) or error))
     raise DataListError(f"no fixed image of the list can be read: {reasons[0]} (relative paths start at dataset_dir).")
@@ -218,10 +220,15 @@ def _make_rows(entries: Sequence[Any], base: Path) -> list[dict[str, Any]]:
             if first != number:
                 reason = f"the id {row['id']!r} is taken by row {first} (case does not count)"
                 rows[number - 1] = {ERROR: RowError(f"{reason}; give each row its own, or none.")}
-    names = _readable_names([row[key] for row in rows for key in IMAGE_KEYS if key in row])
+    firsts = [{key: images_of(row[key])[0] for key in IMAGE_KEYS if key in row} for row in rows]
+    names = _readable_names([path for first in firsts for path in first.values()])
     for number, row in enumerate(rows, start=1):
         if "id" not in row:
-            id = f"row_{number}" if ERROR in row else f"{names[row['moving']]}_to_{names[row['fixed']]}"
+            id = (
+                f"row_{number}"
+                if ERROR in row
+                else "_to_".join(names[firsts[number - 1][key]] for key in ("moving", "fixed"))
+            )
             row["id"] = _unique(id, taken)
             taken[row["id"].casefold()] = number
     return rows
@@ -243,13 +250,23 @@ def _parse(entry: Any, base: Path) -> dict[str, Any]:
             nearest = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0)[0]
             raise RowError(f'unknown key "{key}"; did you mean "{nearest}"? Known are {", ".join(_KEYS)}.')
     given = {key: entry[key] for key in _KEYS if entry.get(key) is not None}
-    row = {key: _path(key, value, base) for key, value in given.items() if key != "id"}
+    row: dict[str, Any] = {}
+    for key, value in given.items():
+        if key in IMAGE_KEYS and isinstance(value, list | tuple) and value:
+            row[key] = [_path(key, item, base) for item in value]
+        elif key != "id":
+            row[key] = _path(key, value, base)
     for key in IMAGE_KEYS:
         if key not in row:
             raise RowError(f'there is no "{key}"; expected {EXAMPLE}.')
     if "id" in given:
         row["id"] = _checked_id(given["id"])
     return row
+
+
+def _each(function: Callable[[Any], Any], value: Any) -> Any:
+    """The function of a path, or of each of a list of them."""
+    return [function(item) for item in value] if isinstance(value, list | tuple) else function(value)
 
 
 def _path(key: str, value: Any, base: Path) -> str:

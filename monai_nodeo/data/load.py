@@ -8,8 +8,9 @@ is optimised.
 
 from __future__ import annotations
 
+import logging
 import os.path
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from os.path import expanduser
 from pathlib import Path
@@ -22,9 +23,17 @@ from monai.utils import ImageMetaKey, MetaKeys
 from torch import Tensor
 
 from monai_nodeo.data.image import Image, as_image
-from monai_nodeo.data.keys import IMAGE_KEYS, LABEL_KEYS, LANDMARK_KEYS, MASK_KEYS, PATH_KEYS
+from monai_nodeo.data.keys import IMAGE_KEYS, LABEL_KEYS, LANDMARK_KEYS, MASK_KEYS, PATH_KEYS, images_of
 from monai_nodeo.data.pair import Pair, PairError, Scan, source_name, stored_grid
-from monai_nodeo.data.placement import SAME_GRID_VOXELS, to_voxels, voxel_sides, world_corners
+from monai_nodeo.data.placement import (
+    SAME_GRID_VOXELS,
+    on_grid_of,
+    same_grid,
+    to_voxels,
+    voxel_map,
+    voxel_sides,
+    world_corners,
+)
 from monai_nodeo.files import read_points
 
 __all__ = ["load_label", "load_pair"]
@@ -35,12 +44,15 @@ _WHOSE_GRID = {"moving": "fixed"} | {
 _OF_ITS_GRID = (MetaKeys.ORIGINAL_AFFINE, MetaKeys.SPATIAL_SHAPE, "sform_code", "qform_code")
 _LABEL_ROUNDING = 1e-4
 
+logger = logging.getLogger(__name__)
+
 
 def load_pair(row: Mapping[str, Any], spatial_dims: int | None = None, min_size: int = 8) -> Pair:
     """Read and check what a row of a data list names, or holds.
 
     "fixed" and "moving" must be there; labels and landmarks come in pairs or not at all, masks one by one; see
-    `data.keys`. Each is a path or an image in memory, see `as_image`; landmarks may be arrays (N, 3), RAS mm. A mask
+    `data.keys`. Each is a path or an image in memory, see `as_image`; landmarks may be arrays (N, 3), RAS mm. A list of
+    images of one side, in one space, makes an image whose channels they are, on the grid of the first. A mask
     counts where it is greater than 0. Plain arrays and tensors have no place of their own: a moving image lies on the
     grid of the fixed one, labels and masks on that of their image.
 
@@ -56,16 +68,18 @@ def load_pair(row: Mapping[str, Any], spatial_dims: int | None = None, min_size:
     """
     given = {key: row[key] for key in PATH_KEYS if row.get(key) is not None}
     _check_keys(given)
-    paths = {key: value for key, value in given.items() if isinstance(value, str | PathLike)}
-    for key, path in paths.items():  # all of them, before the first one is read
-        _check_existence(key, path)
+    paths = {key: value for key, value in given.items() if _is_path(value)}
+    for key, value in paths.items():  # all of them, before the first one is read
+        for path in images_of(value):
+            _check_existence(key, path)
     images: dict[str, MetaTensor] = {}
     for key in (*IMAGE_KEYS, *LABEL_KEYS, *MASK_KEYS):
         if key in given:
-            image = as_image(given[key], key, spatial_dims, min_size)
-            if key != "fixed" and _is_plain(given[key]):
+            first, *others = images_of(given[key]) if key in IMAGE_KEYS else [given[key]]
+            image = as_image(first, key, spatial_dims, min_size)
+            if key != "fixed" and _is_plain(first):
                 image = _on_grid_of(images[_WHOSE_GRID[key]], _WHOSE_GRID[key], image, key)
-            images[key] = image
+            images[key] = _with_channels(key, image, others)
             spatial_dims = spatial_dims or image.ndim - 1
     stored_grid(images["fixed"], "fixed")  # results are written on it: better to know now whether they can be
     _check_channels(images)
@@ -84,7 +98,7 @@ def load_pair(row: Mapping[str, Any], spatial_dims: int | None = None, min_size:
         points = given.get(LANDMARK_KEYS[side])
         scans.append(Scan(image, label, mask, None if points is None else _points(LANDMARK_KEYS[side], points, image)))
     _check_landmarks(scans, given)
-    sources = tuple((key, os.path.abspath(os.path.expanduser(path))) for key, path in paths.items())
+    sources = tuple((key, _absolute(value)) for key, value in paths.items())
     return Pair(scans[0], scans[1], str(row.get("id") or ""), sources)
 
 
@@ -110,6 +124,39 @@ def load_label(value: Image, key: str, image: MetaTensor) -> MetaTensor:
     return _whole_numbers(key, label)
 
 
+def _is_path(value: Any) -> bool:
+    """Whether all that a key names are paths."""
+    return all(isinstance(item, str | PathLike) for item in images_of(value))
+
+
+def _absolute(value: Any) -> str | list[str]:
+    found = [os.path.abspath(os.path.expanduser(path)) for path in images_of(value)]
+    return found if isinstance(value, list | tuple) else found[0]
+
+
+def _with_channels(key: str, image: MetaTensor, others: Sequence[Any]) -> MetaTensor:
+    """The image with others of the same space as further channels, on its grid."""
+    channels, kinds = [image], [image.meta["original_dtype"]]
+    for other in others:
+        found = as_image(other, key, image.ndim - 1)
+        if _is_plain(other):
+            found = _on_grid_of(image, key, found, key)
+        _check_contrast(key, found)
+        if not same_grid(image, found, voxel_map(image, found)):
+            name, grid = source_name(key, found), source_name("the first image", image)
+            found = on_grid_of(image, found)
+            if float(found.min()) == float(found.max()):
+                raise PairError(f"{name}: shows nothing on the grid of {grid}; give images of one space.")
+            logger.info("%s: on another grid than %s, resampled to it.", name, grid)
+        channels.append(found)
+        kinds.append(found.meta["original_dtype"])
+    if not others:
+        return image
+    meta = {name: value for name, value in image.meta.items() if name != MetaKeys.AFFINE}
+    meta["original_dtype"] = np.result_type(*kinds).name
+    return MetaTensor(torch.cat([x.as_tensor() for x in channels]), affine=image.affine.clone(), meta=meta)
+
+
 def _is_plain(value: Any) -> bool:
     """Whether an image has no place of its own."""
     return isinstance(value, np.ndarray | Tensor) and not isinstance(value, MetaTensor)
@@ -128,7 +175,8 @@ def _on_grid_of(reference: MetaTensor, whose: str, image: MetaTensor, key: str) 
 
 def _check_keys(given: Mapping[str, Any]) -> None:
     for key in IMAGE_KEYS:
-        if key not in given or (isinstance(given[key], str) and not given[key]):
+        named = images_of(given.get(key, []))
+        if not named or any(isinstance(x, str) and not x for x in named):
             raise PairError(f'{key}: no path was given; give one as "{key}".')
     for keys, what, both in (
         (LABEL_KEYS, "labels", "both label maps"),

@@ -23,7 +23,7 @@ from monai_nodeo.data.placement import (
     world_corners,
 )
 
-__all__ = ["MatchedPair", "match", "with_mask_of_air"]
+__all__ = ["MatchedPair", "match", "matched_labels", "with_mask_of_air"]
 
 _SMALL_OVERLAP = 0.25
 
@@ -36,11 +36,12 @@ class MatchedPair:
 
     Attributes:
         fixed: (C, *spatial), whose grid it is.
-        moving: (C, *spatial), sampled once through the affines and the start; outside its field of view its minimum.
+        moving: (C, *spatial), sampled once through the affines and the start; outside its field of view its background.
         fixed_mask: 1 where the fixed image counts, else 0, (1, *spatial).
         moving_mask: the same of the moving image; 0 outside its field of view.
         fixed_certainty: how sure the fixed image is, in [0, 1], (1, *spatial).
         landmarks: (N, 2, D): for each point its voxel, and the voxel which the affines take to its partner.
+        labels: of the fixed and the moving image, (2, *spatial): those that both have, numbered from 1; 0 elsewhere.
     """
 
     fixed: MetaTensor
@@ -49,6 +50,7 @@ class MatchedPair:
     moving_mask: Tensor | None = None
     fixed_certainty: Tensor | None = None
     landmarks: Tensor | None = None
+    labels: Tensor | None = None
 
 
 def match(pair: Pair, start: Tensor | None = None, fixed_certainty: Tensor | None = None) -> MatchedPair:
@@ -80,6 +82,36 @@ def match(pair: Pair, start: Tensor | None = None, fixed_certainty: Tensor | Non
         back = torch.linalg.inv(mapped)
         landmarks = torch.stack([here, there @ back[:-1, :-1].T + back[:-1, -1]], dim=1)
     return MatchedPair(fixed, seen, pair.fixed.mask, moving_mask, fixed_certainty, landmarks)
+
+
+def matched_labels(pair: Pair, fixed: MetaTensor, start: Tensor | None = None) -> Tensor:
+    """The labels of both images on a grid, see `MatchedPair`.
+
+    Args:
+        pair: with its label maps.
+        fixed: whose grid it is.
+        start: as for :py:func:`match`.
+
+    Raises:
+        PairError: when there are no label maps, or they have no label in common there.
+    """
+    maps = pair.fixed.label, pair.moving.label
+    if maps[0] is None or maps[1] is None:
+        raise PairError(
+            f"{source_name('fixed', pair.fixed.image)}: there are no label maps, and label_weight is above 0; give "
+            "fixed_label and moving_label."
+        )
+    one, other = on_grid_of(fixed, maps[0], mode="nearest"), on_grid_of(fixed, maps[1], start, mode="nearest")
+    values = [torch.as_tensor(x.as_tensor()[0]) for x in (one, other)]
+    found, counts = torch.cat([x.unique() for x in values]).unique(return_counts=True)
+    common = found[(counts == 2) & (found != 0)]
+    if not len(common):
+        raise PairError(
+            f"{source_name('fixed_label', maps[0])} and {source_name('moving_label', maps[1])}: on the fixed grid they "
+            "have no label in common, and label_weight is above 0; check the ids, or use no labels."
+        )
+    number = torch.searchsorted(common, torch.stack(values)).clamp(max=len(common) - 1)
+    return torch.where(common[number] == torch.stack(values), number + 1, 0)
 
 
 def with_mask_of_air(pair: Pair) -> Pair:

@@ -46,13 +46,13 @@ class Pair:
         fixed: its grid stays.
         moving: is warped.
         id: name of the pair.
-        sources: key of a data list -> path that was read, absolute.
+        sources: key of a data list -> path that was read, absolute, or a list of them.
     """
 
     fixed: Scan
     moving: Scan
     id: str = ""
-    sources: tuple[tuple[str, str], ...] = ()
+    sources: tuple[tuple[str, str | list[str]], ...] = ()
 
     @property
     def spatial_dims(self) -> int:

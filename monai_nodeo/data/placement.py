@@ -16,6 +16,7 @@ from monai.utils import MetaKeys, SpaceKeys, look_up_option
 from torch import Tensor
 
 from monai_nodeo.data.pair import PairError, source_name
+from monai_nodeo.files import background
 from monai_nodeo.geometry.sampling import sample_voxels
 
 __all__ = [
@@ -57,8 +58,8 @@ def on_grid_of(
     Returns:
         (C, *spatial), float32, on the device of the ddf if there is one, with the fixed affine in RAS mm and otherwise
         the meta of the moving image. Outside the moving field of view, which ends half a voxel beyond the last voxel as
-        ITK's does, each channel of an image is its minimum and labels are 0. Without a ddf, voxels of one grid stay as
-        they are.
+        ITK's does, each channel of an image is its :py:func:`monai_nodeo.files.background` and labels are 0. Without a
+        ddf, voxels of one grid stay as they are.
 
     Raises:
         ValueError: for another mode.
@@ -69,7 +70,7 @@ def on_grid_of(
     shape = tuple(fixed.shape[1:])
     values = moving.as_tensor().to(ddf.device if ddf is not None else None, torch.float32)
     if ddf is not None or not same_grid(fixed, moving, mapped):
-        values = torch.cat([_sampled(x, mapped, shape, ddf, mode, _background(x, mode)) for x in values.split(1)])
+        values = torch.cat([_sampled(x, mapped, shape, ddf, mode, _outside(x, mode)) for x in values.split(1)])
     meta = {name: value for name, value in moving.meta.items() if name not in (MetaKeys.AFFINE, MetaKeys.SPACE)}
     return MetaTensor(values, affine=affine_3d(fixed), meta=meta)
 
@@ -205,13 +206,13 @@ def _rounded(vector: Tensor) -> list[float]:
     return [round(value, 2) for value in vector.tolist()]
 
 
-def _background(channel: Tensor, mode: str) -> float:
-    """A channel's own minimum is its background, also where 0 is not, as in CT."""
-    return float(channel.min()) if mode == "bilinear" else 0.0
+def _outside(channel: Tensor, mode: str) -> float:
+    """Each channel (1, *spatial) has its own background, also where 0 is not, as in CT; labels have 0."""
+    return background(channel[0].detach().cpu().numpy()) if mode == "bilinear" else 0.0
 
 
 def _sampled(
-    image: Tensor, mapped: Tensor, shape: tuple[int, ...], ddf: Tensor | None, mode: str, background: float
+    image: Tensor, mapped: Tensor, shape: tuple[int, ...], ddf: Tensor | None, mode: str, outside: float
 ) -> Tensor:
     """(C, *its spatial) -> (C, *shape), at ``mapped(x + ddf(x))``, slab by slab."""
     matrix, offset = mapped[:-1, :-1].to(image), mapped[:-1, -1].to(image)
@@ -224,5 +225,5 @@ def _sampled(
         if ddf is not None:
             places = places + ddf[:, slab].to(places)
         positions = torch.einsum("ij,j...->i...", matrix, places) + offset.view(-1, *[1] * len(shape))
-        out[:, slab] = sample_voxels(image[None], positions[None], mode, background)[0]
+        out[:, slab] = sample_voxels(image[None], positions[None], mode, outside)[0]
     return out

@@ -79,7 +79,8 @@ def find_start(pair: Pair, initial_transform: str | PathLike[str] | None) -> Sta
     the information that each image has about the other within small windows, at a low resolution; see
     `monai_nodeo.data.pose`. No map mirrors, or scales an axis by 2 or more. ``"rigid"`` and ``"affine"`` are the same
     search for a map of that kind; ``"moments"`` puts the centres of mass of what differs from the background on one
-    another. Only voxels that the masks count are compared. The same images give the same result.
+    another. Of images with channels the first one is compared. Only voxels that the masks count are compared. The same
+    images give the same result.
 
     Args:
         pair: as it was loaded.
@@ -153,7 +154,7 @@ def _side(key: str, scan: Scan, frame: Tensor) -> _Side:
     sides = torch.linalg.vector_norm(affine[:, :dims], dim=0)
     shape = torch.tensor(image.shape[1:])
     coarse = float((sides * shape).prod() ** (1 / dims)) / (2 * _POINTS[dims][-1])
-    values = image.as_tensor().cpu().float().mean(0)
+    values = image.as_tensor()[0].cpu().float()
     weight = torch.ones(()).expand(values.shape) if scan.mask is None else scan.mask.as_tensor().cpu()[0].float()
     view = View(Grid(affine, tuple(values.shape)), values, weight).pooled(coarse)
     inside = view.weight > 0.5

@@ -19,6 +19,7 @@ Nothing here imports torch: a command that only applies a transform starts at on
 from __future__ import annotations
 
 from monai_nodeo.files.atomic import atomic_path, check_folder, check_output_dir, check_room, no_empty_folder
+from monai_nodeo.files.background import background
 from monai_nodeo.files.formats import (
     check_transform_target,
     read_affine,
@@ -48,6 +49,7 @@ __all__ = [
     "StoredImage",
     "Transform",
     "atomic_path",
+    "background",
     "check_folder",
     "check_image_target",
     "check_output_dir",

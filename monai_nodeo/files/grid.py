@@ -77,15 +77,15 @@ class ImageGrid:
         """The grid of the image in a file of any format; but for DICOM, only the header is read.
 
         Raises:
-            ValueError: when the file is no image, one of many volumes or channels, or has a grid that ITK cannot hold.
+            ValueError: when the file is no image, one of many volumes, or has a grid that ITK cannot hold.
         """
         stored = open_stored(path)
-        if len(stored.shape) > 3:
+        if stored.spatial_shape is None:
             raise ValueError(
-                f"{path}: shape {stored.shape} is {len(stored.shape)}D, a series or an image with channels; "
-                "expected one real number a voxel, extract one volume or channel first."
+                f"{path}: shape {stored.shape} is {len(stored.shape)}D, a series; expected an image, extract one "
+                "volume first."
             )
-        return _named(path, stored.affine, stored.shape, stored.sform_code, stored.qform_code)
+        return _named(path, stored.affine, stored.spatial_shape, stored.sform_code, stored.qform_code)
 
     @property
     def spatial_shape(self) -> tuple[int, ...]:

@@ -65,6 +65,7 @@ class StoredImage:
         sform_code: NIfTI code of the space, greater than 0.
         qform_code: the same for the qform.
         steps: distances along the axes after the third, and their unit, such as ``((2.0,), "sec")``.
+        picture: an image with channels is a true 2D one.
     """
 
     path: str
@@ -75,6 +76,19 @@ class StoredImage:
     sform_code: int = ALIGNED
     qform_code: int = ALIGNED
     steps: tuple[tuple[float, ...], str] = ((), "unknown")
+    picture: bool = False
+
+    @property
+    def spatial_shape(self) -> tuple[int, ...] | None:
+        """Without the channels; None for a series."""
+        if len(self.shape) == 5 and self.shape[3] == 1:
+            return self.shape[: 2 if self.picture else 3]
+        return self.shape if len(self.shape) <= 3 else None
+
+    @property
+    def channels(self) -> int:
+        """Numbers in a voxel."""
+        return self.shape[4] if len(self.shape) == 5 else 1
 
 
 def open_stored(path: str | os.PathLike[str]) -> StoredImage:
@@ -162,7 +176,12 @@ def stored_itk(name: str, image: sitk.Image) -> StoredImage:
     """An image of SimpleITK, see `open_stored`."""
     shape = _shape(_with_channels(image.GetSize(), image.GetNumberOfComponentsPerPixel()))
     return StoredImage(
-        name, itk_place(image), shape, _numpy_type(image.GetPixelID()), lambda: _itk_values(image).reshape(shape)
+        name,
+        itk_place(image),
+        shape,
+        _numpy_type(image.GetPixelID()),
+        lambda: _itk_values(image).reshape(shape),
+        picture=image.GetDimension() == 2,
     )
 
 
@@ -216,6 +235,7 @@ def _open_itk(name: str, file: Path) -> StoredImage:
         _numpy_type(reader.GetPixelID()),
         lambda: load_voxels(name, lambda: _itk_values(reader.Execute()).reshape(shape)[order]),
         steps=(further if len(shape) == 3 + len(further) else (), "unknown"),
+        picture=reader.GetDimension() == 2,
     )
 
 

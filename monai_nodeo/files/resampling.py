@@ -17,6 +17,7 @@ from monai_nodeo.files import (
     ImageGrid,
     StoredImage,
     Transform,
+    background,
     itk_geometry,
     open_stored,
     read_points,
@@ -74,7 +75,7 @@ def apply_to_image(
         transform: points of the reference's space -> points of the image's space.
         output: target, .nii.gz or .nii.
         interpolation: a key of `INTERPOLATIONS`; "label" takes the label with the largest linear weight.
-        outside: value where the image is not known; None: the minimum of each channel, 0 with labels and nearest
+        outside: value where the image is not known; None: the `background` of each channel, 0 with labels and nearest
             neighbours.
 
     Raises:
@@ -104,7 +105,7 @@ def resample(
         grid: where to sample it.
         transform: points of the grid's space -> points of the image's space.
         interpolation: a key of `INTERPOLATIONS`.
-        outside: value where the image is not known; None: the minimum of each channel, 0 with labels and nearest
+        outside: value where the image is not known; None: the `background` of each channel, 0 with labels and nearest
             neighbours.
 
     Returns:
@@ -138,7 +139,7 @@ def resample(
     mode = INTERPOLATIONS[interpolation]
     fills = [outside] * len(images)
     if outside is None:
-        fills = [_least(volumes[..., i]) if interpolation == "linear" else 0.0 for i in range(len(images))]
+        fills = [background(volumes[..., i]) if interpolation == "linear" else 0.0 for i in range(len(images))]
     warped = [
         sitk.Resample(one, grid.shape, itk, mode, *itk_geometry(grid).values(), fill, one.GetPixelID())
         for one, fill in zip(images, fills, strict=True)
@@ -248,15 +249,6 @@ def _as_reals(name: str, values: np.ndarray) -> np.ndarray:
             "use -n nearest or -n label for labels."
         )
     return reals
-
-
-def _least(values: np.ndarray) -> float:
-    """The smallest value that is a number."""
-    low = float(values.min())
-    if np.isfinite(low):
-        return low
-    finite = values[np.isfinite(values)]
-    return float(finite.min()) if finite.size else 0.0
 
 
 def _as_itk(values: np.ndarray, grid: ImageGrid) -> sitk.Image:

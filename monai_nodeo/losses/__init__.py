@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+from monai_nodeo.losses.channels import ChannelLoss
 from monai_nodeo.losses.correlation_ratio import LocalCorrelationRatioLoss, MappedIntensityLoss
+from monai_nodeo.losses.labels import label_loss, label_shares
 from monai_nodeo.losses.landmarks import landmark_errors, landmark_loss
 from monai_nodeo.losses.local_correlation import LocalNCCLoss
 from monai_nodeo.losses.mind import MINDSSCLoss, mind_ssc
@@ -13,6 +15,7 @@ from monai_nodeo.losses.regularity import DDFLoss, FoldingLoss, LogJacobianLoss,
 from monai_nodeo.losses.similarity import ImageLoss, IntensityLoss, VoxelwiseLoss, voxel_counts
 
 __all__ = [
+    "ChannelLoss",
     "DDFLoss",
     "FoldingLoss",
     "ImageLoss",
@@ -26,6 +29,8 @@ __all__ = [
     "SmoothnessLoss",
     "VelocityMagnitudeLoss",
     "VoxelwiseLoss",
+    "label_loss",
+    "label_shares",
     "landmark_errors",
     "landmark_loss",
     "mind_ssc",

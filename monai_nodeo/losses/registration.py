@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from monai_nodeo.losses.channels import ChannelLoss, loss_of_each
 from monai_nodeo.losses.landmarks import landmark_loss
 from monai_nodeo.losses.regularity import DDFLoss
 from monai_nodeo.losses.similarity import ImageLoss, each_item
@@ -29,6 +30,7 @@ class RegistrationLoss(nn.Module):
         trajectory_terms: name -> (weight, loss of the displacements on the way, (T, B, D, *spatial) voxels -> (B,)).
         trajectory_times: those T times, from 0 to 1, if there are such terms; the solver has to take them.
         landmark_weight: of the mean squared distance of landmarks in finest voxel sides, for pairs that have some.
+        label_weight: of one minus the Dice of labels, for pairs whose labels are used.
 
     Raises:
         ValueError: when a name is taken twice, or is one that the trainer's output has.
@@ -45,6 +47,7 @@ class RegistrationLoss(nn.Module):
         trajectory_terms: Terms | None = None,
         trajectory_times: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
         landmark_weight: float = 0.01,
+        label_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.similarity = similarity
@@ -55,6 +58,7 @@ class RegistrationLoss(nn.Module):
             "level",
             "similarity",
             "landmarks",
+            "labels",
             *[name for of in kinds.values() for name in of or ()],
         ]
         for name in names:
@@ -69,6 +73,7 @@ class RegistrationLoss(nn.Module):
         self.weights = {name: weight for terms in kinds.values() for name, (weight, _) in (terms or {}).items()}
         self.times = tuple(trajectory_times) if len(self._of("trajectory")) else (0.0, 1.0)
         self.landmark_weight = landmark_weight
+        self.label_weight = label_weight
 
     def _of(self, kind: str) -> nn.ModuleDict:
         terms = self.terms[kind]
@@ -81,7 +86,8 @@ class RegistrationLoss(nn.Module):
         Raises:
             ValueError: names a loss that is no :py:class:`ImageLoss`, and what to do.
         """
-        for loss in (self.similarity, *self._of("image").values()):
+        images = [self.similarity, *self._of("image").values()]
+        for loss in [part for x in images for part in (x.losses if isinstance(x, ChannelLoss) else [x])]:
             if not isinstance(loss, ImageLoss):
                 raise ValueError(
                     f"{type(loss).__name__} cannot take masks; register without them, or use LocalNCCLoss, the preset "
@@ -101,6 +107,7 @@ class RegistrationLoss(nn.Module):
         landmarks: Tensor | None = None,
         certainty: Tensor | None = None,
         trajectory: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Every term, unweighted, and their weighted sum under ``"loss"``.
 
@@ -117,6 +124,7 @@ class RegistrationLoss(nn.Module):
             landmarks: (B, N, 2, D) in voxels of the grid of ``ddf``, see :py:mod:`monai_nodeo.losses.landmarks`.
             certainty: per-voxel confidence, (B, 1, *spatial); ignored by losses that take no weights.
             trajectory: displacements at ``trajectory_times``, (T, *shape of ddf); for trajectory terms only.
+            labels: one minus the Dice of labels, (B,), see :py:mod:`monai_nodeo.losses.labels`.
 
         Returns:
             name -> its value for each pair of the batch, (B,); a term of weight 0 is left out.
@@ -127,10 +135,10 @@ class RegistrationLoss(nn.Module):
         if weight is not None:
             self.check_masks()
         weight = _product(weight, certainty)
-        terms = {"similarity": _image_loss(self.similarity, warped, fixed, weight, spacing)}
+        terms = {"similarity": loss_of_each(self.similarity, warped, fixed, weight, spacing)}
         scales = {"velocity": coarseness}
         for name, loss in self._of("image").items():
-            terms[name] = _image_loss(loss, warped, fixed, weight, spacing)
+            terms[name] = loss_of_each(loss, warped, fixed, weight, spacing)
         for kind, fields in (("ddf", [ddf]), ("velocity", velocities)):
             for name, loss in self._of(kind).items():
                 terms[name] = torch.stack([_field_loss(loss, field, ddf_spacing) for field in fields]).mean(0)
@@ -141,25 +149,19 @@ class RegistrationLoss(nn.Module):
             terms["landmarks"] = landmark_loss(
                 ddf, landmarks, [distance / side for distance in ddf_spacing or (1.0,) * (ddf.ndim - 2)]
             )
-        weights = {"similarity": 1.0, "landmarks": self.landmark_weight, **self.weights}
+        if labels is not None:
+            terms["labels"] = labels
+        weights = {
+            "similarity": 1.0,
+            "landmarks": self.landmark_weight,
+            "labels": self.label_weight,
+            **self.weights,
+        }
         kinds = {name: kind for kind in self.terms for name in self._of(kind)}
         factors = {name: weights[name] * scales.get(kinds.get(name, ""), 1.0) for name in terms}
         total = sum(factor * terms[name] for name, factor in factors.items())
         assert isinstance(total, Tensor)
         return {"loss": total, **terms}
-
-
-def _image_loss(
-    loss: nn.Module,
-    warped: Tensor,
-    fixed: Tensor,
-    weight: Tensor | None,
-    spacing: Sequence[float] | None,
-) -> Tensor:
-    """The loss of each item; one that takes no weight does without."""
-    if isinstance(loss, ImageLoss):
-        return loss.of_each(warped, fixed, weight, spacing)
-    return torch.stack([loss(*pair) for pair in zip(each_item(warped), each_item(fixed), strict=True)])
 
 
 def _product(weight: Tensor | None, certainty: Tensor | None) -> Tensor | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from monai_nodeo.data.keys import images_of
 from monai_nodeo.files import ImageGrid, Points, Transform
 from monai_nodeo.flows import Flow
 from monai_nodeo.metrics.certificate import Certificate
@@ -74,6 +75,6 @@ def _map_of_folder(path: str | PathLike[str]) -> PairMap:
 
 def _moving_grid(path: str | PathLike[str], figures: dict[str, Any]) -> ImageGrid:
     try:
-        return ImageGrid.from_file(figures["moving"])
+        return ImageGrid.from_file(images_of(figures["moving"])[0])
     except (KeyError, ValueError, OSError) as error:
         raise ValueError(f"{path}: the moving image is not there; give one with its grid as reference.") from error

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ class Choice:
     Attributes:
         settings: to register it with.
         agreement: of the signs of the local correlations, in [-1, 1]: 1 for one contrast, -1 for an inverted one, near
-            0 where each place has a relation of its own, or none.
+            0 where each place has a relation of its own, or none; the smallest of several channels.
         strengths: factors on the smoothness weight that were tried, weak to strong; the first or last one is taken, or
             one between the last two.
         disagreement: of the coarse registrations there and back with each of them, in voxels of 4 smallest sides: the
@@ -76,9 +76,9 @@ def choose(
     """Settings for a pair that has its start.
 
     The similarity is that of the settings where one image is locally a rising function of the other, and of the preset
-    ``mind_ssc`` where it is not. Then the pair is registered both ways on a coarse grid, with more smoothness as long
-    as the way back contradicts the way there by more than the strength allows: what the images do not say is left to
-    the regulariser. The strength that just suffices is taken, by interpolation.
+    ``mind_ssc`` where it is not, for each channel. Then the pair is registered both ways on a coarse grid, with more
+    smoothness as long as the way back contradicts the way there by more than the strength allows: what the images do
+    not say is left to the regulariser. The strength that just suffices is taken, by interpolation.
 
     Args:
         pair: a batch of one.
@@ -86,16 +86,22 @@ def choose(
         settings: to begin with.
         components: what settings name.
     """
-    _, agreement = information(pair.at(coarse_level(pair, spacing)))
-    if agreement < _ONE_CONTRAST and pair.fixed.shape[1] == 1:
+    seen = pair.at(coarse_level(pair, spacing))
+    channels = zip(seen.fixed.split(1, 1), seen.moving.split(1, 1), strict=True)
+    agreements = [information(replace(seen, fixed=fixed, moving=moving))[1] for fixed, moving in channels]
+    other = [agreement < _ONE_CONTRAST for agreement in agreements]
+    if all(other):
         settings = settings.replace(**_differences(settings.spatial_dims))
+    elif any(other):
+        names = [_OTHER_CONTRAST if is_other else settings.similarity for is_other in other]
+        settings = settings.replace(similarity=",".join(names))
     found: list[float] = []
     for strength in _STRENGTHS:
         tried = _with_strength(settings, strength)
         found.append(_disagreement(pair, spacing, tried, components(tried)))
         if found[-1] <= _CONSISTENT * strength:
             break
-    return Choice(_with_strength(settings, _sufficient(found)), agreement, _STRENGTHS[: len(found)], tuple(found))
+    return Choice(_with_strength(settings, _sufficient(found)), min(agreements), _STRENGTHS[: len(found)], tuple(found))
 
 
 def coarse_level(pair: PairBatch, spacing: tuple[float, ...]) -> Level:
@@ -176,5 +182,6 @@ def _both_ways(pair: PairBatch) -> PairBatch:
         masks = [torch.ones_like(pair.fixed[:, :1]) if mask is None else mask for mask in masks]
     fixed_mask, moving_mask = masks
     landmarks = None if pair.landmarks is None else pair.landmarks.flip(2)
-    there = PairBatch(pair.fixed, pair.moving, fixed_mask, moving_mask, None, pair.landmarks)
-    return PairBatch.of([there, PairBatch(pair.moving, pair.fixed, moving_mask, fixed_mask, None, landmarks)])
+    labels = None if pair.labels is None else pair.labels.flip(1)
+    there = PairBatch(pair.fixed, pair.moving, fixed_mask, moving_mask, None, pair.landmarks, pair.labels)
+    return PairBatch.of([there, PairBatch(pair.moving, pair.fixed, moving_mask, fixed_mask, None, landmarks, labels)])

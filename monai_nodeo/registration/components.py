@@ -27,6 +27,7 @@ from monai_nodeo.flows import (
 from monai_nodeo.flows.torchdiffeq_solver import METHODS
 from monai_nodeo.geometry.smoothing import AveragingSmoothing, GaussianSmoothing, SeparableSmoothing
 from monai_nodeo.losses import (
+    ChannelLoss,
     FoldingLoss,
     IntensityLoss,
     LocalCorrelationRatioLoss,
@@ -40,7 +41,7 @@ from monai_nodeo.losses import (
 )
 from monai_nodeo.registration.settings import Settings, SettingsError
 
-__all__ = ["make_loss", "make_optimizer", "make_score", "make_solver", "make_velocity"]
+__all__ = ["make_loss", "make_optimizer", "make_score", "make_solver", "make_velocity", "similarities"]
 
 _Option = TypeVar("_Option")
 
@@ -64,6 +65,7 @@ _SOLVERS: dict[str, Callable[[Settings], Solver]] = {
     "scaling_and_squaring": lambda s: _scaling_and_squaring(s),
     **dict.fromkeys(METHODS, lambda s: ODESolver(s.solver, s.num_steps, s.adjoint)),
 }
+_OTHER_THAN_INTENSITY = ("mind_ssc", "mutual_information")  # their presets have no intensity term
 _INTENSITIES: dict[str, Callable[[], nn.Module]] = {"linear": IntensityLoss, "mapped": MappedIntensityLoss}
 
 
@@ -105,8 +107,8 @@ def make_loss(settings: Settings) -> RegistrationLoss:
         SettingsError: for an unknown similarity, or way to compare intensities.
     """
     return RegistrationLoss(
-        _chosen(settings, "similarity", _SIMILARITIES)(settings),
-        image_terms={"intensity": (settings.intensity_weight, _chosen(settings, "intensity", _INTENSITIES)())},
+        _similarity(settings),
+        image_terms={"intensity": (settings.intensity_weight, _intensity(settings))},
         ddf_terms={
             "folding": (settings.folding_weight, FoldingLoss(settings.folding_margin)),
             "log_jacobian": (settings.log_jacobian_weight, LogJacobianLoss()),
@@ -117,7 +119,43 @@ def make_loss(settings: Settings) -> RegistrationLoss:
             "magnitude": (settings.magnitude_weight, VelocityMagnitudeLoss()),
         },
         landmark_weight=settings.landmark_weight,
+        label_weight=settings.label_weight,
     )
+
+
+def _similarity(settings: Settings) -> nn.Module:
+    names, weights = similarities(settings), settings.channel_weights
+    losses = [_chosen(settings, "similarity", _SIMILARITIES, name)(settings) for name in names]
+    return losses[0] if weights is None and len(losses) == 1 else ChannelLoss(losses, weights or (1.0,) * len(losses))
+
+
+def _intensity(settings: Settings) -> nn.Module:
+    """Of all channels; where they have several similarities, of those whose similarity goes by intensities."""
+    names, make = similarities(settings), _chosen(settings, "intensity", _INTENSITIES)
+    weights = settings.channel_weights or (1.0,) * len(names)
+    if len(names) == 1:
+        return make()
+    if len(set(names)) > 1:
+        counts = [weight * (name not in _OTHER_THAN_INTENSITY) for weight, name in zip(weights, names, strict=True)]
+        weights = tuple(counts) if sum(counts) else weights
+    return ChannelLoss([make() for _ in names], weights)
+
+
+def similarities(settings: Settings) -> list[str]:
+    """The name for each channel; one where no number of channels is known.
+
+    Raises:
+        SettingsError: when there are not as many names as weights.
+    """
+    names, weights = settings.similarity.split(","), settings.channel_weights
+    if weights is not None and len(names) == 1:
+        return names * len(weights)
+    if weights is not None and len(names) != len(weights):
+        raise SettingsError(
+            f"similarity {settings.similarity!r} names {len(names)} and channel_weights {list(weights)} are "
+            f"{len(weights)}; give one for each channel."
+        )
+    return names
 
 
 def make_optimizer(settings: Settings) -> Callable[[Any], torch.optim.Optimizer]:
@@ -134,8 +172,9 @@ def make_score(settings: Settings) -> Callable[[Mapping[str, Tensor]], Tensor]:
     return _chosen(settings, "best_of", _SCORES)
 
 
-def _chosen(settings: Settings, name: str, options: Mapping[str, _Option]) -> _Option:
-    value = getattr(settings, name)
+def _chosen(settings: Settings, name: str, options: Mapping[str, _Option], value: str | None = None) -> _Option:
+    """What a setting names; ``value`` where it is one of several."""
+    value = getattr(settings, name) if value is None else value
     if value not in options:
         raise SettingsError(f"{name} is {value!r}, expected one of {', '.join(options)}.")
     return options[value]

@@ -4,7 +4,8 @@
 
 =======================================  ==========================================================================
 ``flow.safetensors``                     the flow, see :py:class:`monai_nodeo.flows.Flow`
-``warped.nii.gz``                        the moving image on the fixed grid, ``warped_label.nii.gz`` its labels
+``warped.nii.gz``                        the moving image on the fixed grid, ``warped_label.nii.gz`` its labels;
+                                         further channels are ``warped_2.nii.gz``, ``warped_3.nii.gz``, ...
 ``transform.h5``                         the whole way from the fixed to the moving image: field, then affine start
 ``displacement.nii.gz``                  the same as one ITK displacement field
 ``jacobian.nii.gz``                      determinant of the Jacobian of the flow
@@ -75,7 +76,7 @@ class Contents:
         transform: the whole way.
         history: loss term -> its value at every iteration.
         figures: of ``metrics.json``.
-        warped: the moving image on the fixed grid, (*spatial), and the type of its values; None without the image.
+        warped: the moving image on the fixed grid, (C, *spatial), and the type of its values; None without the image.
         label: its labels, (*spatial).
         uncertainty: of the displacement, (*spatial), mm.
     """
@@ -103,11 +104,14 @@ def write_folder(path: str | PathLike[str], contents: Contents) -> dict[str, Any
     folder = Path(expanduser(path)).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     grid, ddf = contents.flow.grid, contents.displacement
-    for name in (FIGURES, "warped_label.nii.gz", _UNCERTAINTY):  # an earlier run may have had them
-        (folder / name).unlink(missing_ok=True)
+    earlier = [folder / name for name in (FIGURES, "warped_label.nii.gz", _UNCERTAINTY)]
+    for file in (*earlier, *folder.glob("warped_[0-9]*.nii.gz")):  # an earlier run may have had them
+        file.unlink(missing_ok=True)
     contents.flow.save(folder / FLOW)
     if contents.warped is not None:
-        write_image(folder / "warped.nii.gz", contents.warped[0], grid, contents.warped[1])
+        for number, channel in enumerate(contents.warped[0], start=1):
+            name = "warped.nii.gz" if number == 1 else f"warped_{number}.nii.gz"
+            write_image(folder / name, channel, grid, contents.warped[1])
     if contents.label is not None:
         write_labels(folder / "warped_label.nii.gz", contents.label, grid)
     write_transform(folder / "transform.h5", contents.transform)

@@ -33,10 +33,11 @@ class Frames:
 
     Attributes:
         fixed: the reference frame, (1, C, *spatial).
-        landmarks: none.
+        landmarks, labels: none.
     """
 
     landmarks: None = None
+    labels: None = None
 
     def __init__(self, reference: PairBatch, files: Sequence[Path], times: Sequence[float], drawn: int = 4) -> None:
         self.reference = reference

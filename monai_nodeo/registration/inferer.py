@@ -26,6 +26,7 @@ from monai_nodeo.geometry.cropping import Box, foreground_box
 from monai_nodeo.geometry.sampling import warp
 from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.metrics.certificate import certify_flow
+from monai_nodeo.registration.channels import compared
 from monai_nodeo.registration.choice import Choice, choose, coarse_level, information
 from monai_nodeo.registration.components import make_loss, make_optimizer, make_score, make_solver, make_velocity
 from monai_nodeo.registration.fitting import Components, Fit, fit
@@ -55,14 +56,16 @@ class _Task:
     box: Box
     settings: Settings
     choice: Choice | None
+    recorded: Settings
 
     @property
     def kind(self) -> Any:
         """What pairs have in common that are optimised together."""
         extras = [None if x is None else x.shape for x in (self.tensors.fixed_mask, self.tensors.moving_mask)]
-        points = self.tensors.landmarks
+        points, labels = self.tensors.landmarks, self.tensors.labels
+        count = None if labels is None else int(labels.max())
         shapes = (self.tensors.fixed.shape, *extras, None if points is None else points.shape)
-        return (self.settings, self.prepared.spacing, *shapes)
+        return (self.settings, self.prepared.spacing, count, *shapes)
 
 
 class PairInferer(Inferer):
@@ -201,16 +204,18 @@ class PairInferer(Inferer):
             )
 
     def _task(self, pair: Pair, device: torch.device, velocity: VelocityModel) -> _Task:
-        prepared = prepare(pair, self.settings, self.components.loss)
+        seen = compared(pair, self.settings)
+        prepared = prepare(seen.pair, seen.settings, self.components.loss)
         tensors = prepared.batch(device)
         everything: Box = (slice(None),) * self.settings.spatial_dims
         box = foreground_box(tensors.fixed, tensors.moving) if self.settings.crop_air else everything
         inside, choice = tensors.cropped(box), None
         if self.settings.self_tuning and self._loss_of is not None and not isinstance(velocity, CloudModel):
             trial = replace(self.components, velocity=velocity, handlers=())
-            choice = choose(inside, prepared.spacing, self.settings, lambda s: self._with_loss(trial, s))
-        settings = self.settings if choice is None else choice.settings
-        return _Task(prepared, stored_grid(pair.fixed.image, "fixed"), inside, box, settings, choice)
+            choice = choose(inside, prepared.spacing, seen.settings, lambda s: self._with_loss(trial, s))
+        settings = seen.settings if choice is None else choice.settings
+        recorded = seen.of_all(settings, self.settings)
+        return _Task(prepared, stored_grid(pair.fixed.image, "fixed"), inside, box, settings, choice, recorded)
 
     def _with_loss(self, components: Components, settings: Settings) -> Components:
         """With the loss of other settings."""
@@ -223,7 +228,7 @@ class PairInferer(Inferer):
     ) -> list[Registration]:
         started = time.perf_counter()
         settings, one = tasks[0].settings, tasks[0].tensors.fixed
-        check_memory(settings, one.shape[2:], len(tasks), one.device)
+        check_memory(settings, one.shape[2:], len(tasks), one.device, one.shape[1])
         components = self._with_loss(replace(self.components, velocity=velocity), settings)
         batch = PairBatch.of([task.tensors for task in tasks])
         fitted = fit(batch, tasks[0].prepared.spacing, settings, components)
@@ -265,7 +270,7 @@ class PairInferer(Inferer):
             alignment=task.prepared.start.figures(),
             displacement=ddf,
             history={name: values[:, number] for name, values in fitted.history.items()},
-            settings=task.settings,
+            settings=task.recorded,
             certificate=certify_flow(flow, ddf),
             similarity=self._similarity(task, flow, ddf, components),
             seconds=seconds,

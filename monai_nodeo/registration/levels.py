@@ -108,6 +108,8 @@ class PairBatch:
         fixed_certainty: how sure the fixed image is, as a further weight, (B, 1, *spatial); a similarity that cannot
             take weights does without.
         landmarks: (B, N, 2, D), see :py:mod:`monai_nodeo.losses.landmarks`.
+        labels: of the fixed and the moving image, (B, 2, *spatial), numbered as in
+            :py:func:`monai_nodeo.losses.label_shares`; on the grid of the pairs at every level.
         times: of a series, in [0, 1]: that of the fixed image, then that of each moving one; all are of one flow.
     """
 
@@ -117,6 +119,7 @@ class PairBatch:
     moving_mask: Tensor | None = None
     fixed_certainty: Tensor | None = None
     landmarks: Tensor | None = None
+    labels: Tensor | None = None
     times: tuple[float, ...] | None = None
 
     @classmethod
@@ -138,12 +141,12 @@ class PairBatch:
         landmarks = self.landmarks
         if landmarks is not None:
             landmarks = landmarks - landmarks.new_tensor([part.start or 0 for part in box])
-        fixed_mask, moving_mask, certainty = (
-            None if weight is None else cropped(weight, box)
-            for weight in (self.fixed_mask, self.moving_mask, self.fixed_certainty)
+        fixed_mask, moving_mask, certainty, labels = (
+            None if x is None else cropped(x, box)
+            for x in (self.fixed_mask, self.moving_mask, self.fixed_certainty, self.labels)
         )
         return PairBatch(
-            cropped(self.fixed, box), cropped(self.moving, box), fixed_mask, moving_mask, certainty, landmarks
+            cropped(self.fixed, box), cropped(self.moving, box), fixed_mask, moving_mask, certainty, landmarks, labels
         )
 
     def at(self, level: Level) -> PairBatch:
@@ -157,7 +160,7 @@ class PairBatch:
             for image, mask in ((self.fixed, self.fixed_mask), (self.moving, self.moving_mask))
         )
         certainty = None if self.fixed_certainty is None else resize(self.fixed_certainty, size)
-        return PairBatch(fixed, moving, fixed_mask, moving_mask, certainty, landmarks)
+        return PairBatch(fixed, moving, fixed_mask, moving_mask, certainty, landmarks, self.labels)
 
 
 def _resized(image: Tensor, mask: Tensor | None, size: Sequence[int]) -> tuple[Tensor, Tensor | None]:

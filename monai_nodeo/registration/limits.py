@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from monai_nodeo.data.keys import images_of
 from monai_nodeo.data.pair import PairError
 from monai_nodeo.files import ImageGrid
 from monai_nodeo.registration.settings import Settings
@@ -22,6 +23,7 @@ from monai_nodeo.registration.settings import Settings
 __all__ = ["check_memory", "free_memory", "needed_memory", "needed_room", "pairs_at_once"]
 
 _BYTES = 100  # per voxel of a pair, of whatever settings
+_BYTES_CHANNEL = 40  # more for each channel after the first: images, their sample and its window statistics
 _BYTES_DENSE = 30  # more where every voxel follows the flow at the end
 _BYTES_STEP = 10  # more for each step of a solver that is differentiated directly
 _BYTES_ON_DISK = 20  # per voxel, of the compressed files of a result
@@ -33,19 +35,25 @@ logger = logging.getLogger(__name__)
 _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
-def needed_memory(settings: Settings, spatial_shape: Sequence[int], pairs: int = 1) -> int:
+def needed_memory(settings: Settings, spatial_shape: Sequence[int], pairs: int = 1, channels: int = 1) -> int:
     """Bytes that the optimisation of pairs takes at least, above what the process holds already.
 
     Args:
         settings: of the registration.
         spatial_shape: of the grid, without the air around the images, D sizes.
         pairs: that are optimised together.
+        channels: of an image.
     """
     steps = 0
     if not settings.adjoint:
         steps = settings.num_steps.bit_length() - 1 if settings.solver == _SQUARING else settings.num_steps
     points = 1.0 if settings.dense_iterations else min(1.0, settings.point_spacing ** -len(spatial_shape))
-    each = _BYTES + _BYTES_DENSE * bool(settings.dense_iterations) + _BYTES_STEP * steps * points
+    each = (
+        _BYTES
+        + _BYTES_CHANNEL * (channels - 1)
+        + _BYTES_DENSE * bool(settings.dense_iterations)
+        + _BYTES_STEP * steps * points
+    )
     return round(each * math.prod(spatial_shape) * pairs)
 
 
@@ -60,13 +68,15 @@ def free_memory(device: torch.device) -> int | None:
     return min(_free_on_host(), default=None) if device.type == "cpu" else None
 
 
-def check_memory(settings: Settings, spatial_shape: Sequence[int], pairs: int, device: torch.device) -> None:
+def check_memory(
+    settings: Settings, spatial_shape: Sequence[int], pairs: int, device: torch.device, channels: int = 1
+) -> None:
     """Refuse what cannot fit, and warn of what may not.
 
     Raises:
         PairError: tells what is needed, what is free, and what to do.
     """
-    needed, free = needed_memory(settings, spatial_shape, pairs), free_memory(device)
+    needed, free = needed_memory(settings, spatial_shape, pairs, channels), free_memory(device)
     if free is None or _USUAL * needed <= free:
         return
     what = f"{'x'.join(map(str, spatial_shape))} voxels"
@@ -95,8 +105,8 @@ def needed_room(rows: Sequence[Mapping[str, Any]]) -> int:
     """
     for row in rows:
         try:
-            return _BYTES_ON_DISK * math.prod(ImageGrid.from_file(row["fixed"]).shape) * len(rows)
-        except (KeyError, OSError, ValueError):
+            return _BYTES_ON_DISK * math.prod(ImageGrid.from_file(images_of(row["fixed"])[0]).shape) * len(rows)
+        except (KeyError, OSError, ValueError, IndexError):
             continue  # what is wrong with it is told when it is registered
     return 0
 

@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from monai_nodeo.data.intensity import to_unit_range
-from monai_nodeo.data.match import MatchedPair, match, with_mask_of_air
+from monai_nodeo.data.match import MatchedPair, match, matched_labels, with_mask_of_air
 from monai_nodeo.data.pair import Pair, PairError, source_name
 from monai_nodeo.data.placement import affine_3d, voxel_sides
 from monai_nodeo.data.start import Start, find_start
@@ -47,7 +47,7 @@ class Prepared:
 
     def batch(self, device: torch.device) -> PairBatch:
         """The tensors of the pair as a batch of one, float32."""
-        names = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_certainty", "landmarks")
+        names = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_certainty", "landmarks", "labels")
         tensors = {name: getattr(self.matched, name) for name in names}
         parts: dict[str, Any] = {name: None if x is None else _trainable(x, device) for name, x in tensors.items()}
         return PairBatch(**parts)
@@ -57,7 +57,8 @@ def prepare(pair: Pair, settings: Settings, loss: RegistrationLoss) -> Prepared:
     """Find the start and bring the pair to one grid.
 
     Raises:
-        PairError: when the loss cannot take masks that are given, the images cannot be aligned, or do not overlap.
+        PairError: when the loss cannot take masks that are given, the images cannot be aligned, or do not overlap;
+            or labels are to be used that there are not.
     """
     _check_masks(pair, settings, loss)
     start = find_start(pair, settings.initial_transform)
@@ -65,7 +66,9 @@ def prepare(pair: Pair, settings: Settings, loss: RegistrationLoss) -> Prepared:
         pair = with_mask_of_air(pair)
     fine, certainty = refine(pair)
     matched = match(fine, start.affine, certainty)
-    return Prepared(start, replace(matched, fixed=to_unit_range(matched.fixed), moving=to_unit_range(matched.moving)))
+    labels = matched_labels(pair, matched.fixed, start.affine) if settings.label_weight else None
+    fixed, moving = to_unit_range(matched.fixed), to_unit_range(matched.moving)
+    return Prepared(start, replace(matched, fixed=fixed, moving=moving, labels=labels))
 
 
 def grid_of_nodes(fixed: MetaTensor, box: Box, level: Level, grid: ImageGrid) -> ImageGrid:

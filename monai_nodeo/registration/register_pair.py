@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ __all__ = ["register"]
 
 
 def register(
-    fixed: Image,
-    moving: Image,
+    fixed: Image | Sequence[Image],
+    moving: Image | Sequence[Image],
     settings: Settings | str | None = None,
     *,
     fixed_label: Image | None = None,
@@ -35,10 +36,12 @@ def register(
 
     Args:
         fixed: image whose grid stays: a path, an image of nibabel or SimpleITK, an array (X, Y, Z) or (X, Y), or a
-            tensor with channels first; see :py:func:`monai_nodeo.data.as_image`.
-        moving: image that is warped, on a grid of its own.
+            tensor with channels first; see :py:func:`monai_nodeo.data.as_image`. A list of images in one space, such
+            as T1 and T2, are channels, on the grid of the first.
+        moving: image that is warped, on a grid of its own; a list where ``fixed`` is one.
         settings: or the name of a preset; by default the best balance that was measured.
-        fixed_label: label map of the fixed image, on its grid, for the figures.
+        fixed_label: label map of the fixed image, on its grid: for the figures, and to pull where the settings have a
+            ``label_weight``.
         moving_label: label map of the moving image.
         fixed_mask: greater than 0 where the fixed image counts.
         moving_mask: the same of the moving image.

@@ -223,7 +223,7 @@ class Registration:
         warped, label = None, None
         if pair is not None:
             kind = pair.moving.image.meta.get("original_dtype", "float32")
-            warped = self.warped[0].as_tensor(), kind
+            warped = self.warped.as_tensor(), kind
             if pair.moving.label is not None:
                 label = self.warp(pair.moving.label, mode="nearest")[0].as_tensor()
         return write_folder(

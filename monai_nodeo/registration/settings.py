@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike, fspath
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from monai_nodeo.registration.presets import preset_values
 
@@ -46,6 +46,7 @@ class Settings:
 
     Attributes:
         spatial_dims: 2 for slices, 3 for volumes.
+        channel_weights: how much each channel of the images counts, those of 0 not at all; None: all the same.
         initial_transform: affine start: "auto" for what the images say, "moments", "rigid", "affine", the path of a
             linear transform, or "none" or None to start from the headers; see :py:func:`monai_nodeo.data.find_start`.
         self_tuning: let the images of a pair say which similarity suits them, and whether more smoothness is needed;
@@ -69,7 +70,8 @@ class Settings:
         solver: "scaling_and_squaring", or a method of torchdiffeq.
         num_steps: of the solver; scaling and squaring takes powers of two.
         adjoint: solve backwards for the gradient.
-        similarity: "local_ncc", "local_correlation_ratio", "mind_ssc" or "mutual_information".
+        similarity: "local_ncc", "local_correlation_ratio", "mind_ssc" or "mutual_information"; of images with channels
+            perhaps one each, as in "local_ncc,mind_ssc".
         similarity_window: side of local windows, odd, in smallest voxel sides of a level.
         intensity: how intensities are compared beside it: after a "linear" fit, or as "mapped" by any function.
         intensity_weight: of that term.
@@ -80,6 +82,7 @@ class Settings:
         displacement_smoothness_weight: of the roughness of the displacement.
         magnitude_weight: of the length of the velocity.
         landmark_weight: of the squared distance of landmarks, in smallest voxel sides.
+        label_weight: of one minus the Dice of the labels that both label maps have; 0: labels are for the figures.
         crop_air: leave out what is nothing but the minimum of both images around them.
         unfold: smooth the velocity where its flow folds between voxels.
         best_window: end a level with the best of its last iterations; None: with the last one.
@@ -94,6 +97,7 @@ class Settings:
     """
 
     spatial_dims: int
+    channel_weights: tuple[float, ...] | None
     initial_transform: str | None
     self_tuning: bool
     mask_air: bool
@@ -124,6 +128,7 @@ class Settings:
     displacement_smoothness_weight: float
     magnitude_weight: float
     landmark_weight: float
+    label_weight: float
     crop_air: bool
     unfold: bool
     best_window: int | None
@@ -200,6 +205,8 @@ class Settings:
             object.__setattr__(self, name, _checked(name, getattr(self, name), kind))
         if self.spatial_dims not in (2, 3):
             raise SettingsError(f"spatial_dims is {self.spatial_dims}, expected 2 for slices or 3 for volumes.")
+        if self.channel_weights is not None and not sum(self.channel_weights):
+            raise SettingsError(f"channel_weights are {list(self.channel_weights)}; one has to be above 0.")
         if abs(self.seed) >= 2**63:
             raise SettingsError(f"seed is {self.seed}, expected a number of at most 64 bits.")
         if len(self.iterations) != len(self.shrink_factors) or min(self.iterations, default=0) < 1:
@@ -211,14 +218,15 @@ class Settings:
 
 def _checked(name: str, value: Any, kind: Any) -> Any:
     """The value in its type, without loss."""
-    if kind in (tuple[int, ...], tuple[float, ...]):
-        if not isinstance(value, list | tuple) or not value:
-            raise SettingsError(f"{name} is {value!r}, expected a list with a number for each level.")
-        return tuple(_checked(name, item, get_args(kind)[0]) for item in value)
-    options = get_args(kind) or (kind,)
+    options = (kind,) if get_origin(kind) is tuple else get_args(kind) or (kind,)
     if value is None and type(None) in options:
         return None
     wanted = options[0]
+    if get_origin(wanted) is tuple:
+        if not isinstance(value, list | tuple) or not value:
+            of = "channel" if name == "channel_weights" else "level"
+            raise SettingsError(f"{name} is {value!r}, expected a list with a number for each {of}.")
+        return tuple(_checked(name, item, get_args(wanted)[0]) for item in value)
     numeric = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if numeric and value > _LARGEST.get(name, math.inf):
         raise SettingsError(f"{name} is {value:.15g}, expected {_LARGEST[name]} at most.")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from monai_nodeo.data.keys import IMAGE_KEYS, images_of
 from monai_nodeo.files.atomic import atomic_path
 
 __all__ = ["TABLE", "failed_row", "read_table", "row_of", "summary_of", "write_table"]
@@ -45,13 +46,17 @@ def row_of(figures: Mapping[str, Any]) -> dict[str, Any]:
     flat = {**figures, "status": "done"}
     for side in ("before", "after"):
         flat |= {f"{name}_{side}": value for name, value in figures[side].items()}
-    return {column: "" if (value := flat.get(column, "")) is None else value for column in _COLUMNS}
+    return {column: "" if (value := flat.get(column, "")) is None else value for column in _COLUMNS} | _paths(flat)
 
 
 def failed_row(row: Mapping[str, Any], reason: str) -> dict[str, Any]:
     """The row of a pair that failed; ``row`` is that of the data list."""
-    paths = {key: row[key] for key in ("fixed", "moving") if key in row}
-    return dict.fromkeys(_COLUMNS, "") | {"id": row["id"], "status": "failed", "reason": reason, **paths}
+    return dict.fromkeys(_COLUMNS, "") | {"id": row["id"], "status": "failed", "reason": reason, **_paths(row)}
+
+
+def _paths(row: Mapping[str, Any]) -> dict[str, str]:
+    """Those of several contrasts one after the other."""
+    return {key: " ".join(images_of(row[key])) for key in IMAGE_KEYS if key in row}
 
 
 def write_table(folder: Path, rows: Iterable[Mapping[str, Any]]) -> Path:

@@ -17,6 +17,7 @@ from monai_nodeo.data.pair import PairError
 from monai_nodeo.flows import Solver, VelocityBatch, carried_to_each
 from monai_nodeo.geometry.coordinates import identity_grid, phi_to_ddf, rescale_points, voxels_per_unit
 from monai_nodeo.geometry.sampling import sample_resized, weighted_mean
+from monai_nodeo.losses.labels import label_loss, label_shares
 from monai_nodeo.registration._cuda_graphs import RecordedStep
 from monai_nodeo.registration.frames import Frames
 from monai_nodeo.registration.levels import Level, PairBatch, make_levels
@@ -111,6 +112,9 @@ class PairTrainer(Trainer):
         self.landmarks = pairs.landmarks
         if pairs.landmarks is not None:
             self.landmarks = rescale_points(pairs.landmarks, level.image_size, level.cloud_size)
+        self.labels = None
+        if pairs.labels is not None:
+            self.labels = [label_shares(labels, level.cloud_size) for labels in pairs.labels.unbind(1)]
         self.state.history = {}
         self.state.level = level
         waits = getattr(solver, "waits_for_device", True)
@@ -146,6 +150,7 @@ class PairTrainer(Trainer):
         states, velocities = self._cloud(pairs.times)
         ddf = phi_to_ddf(states[-1], self.identity)
         warped, weight = _warped(pairs, states[-1], level.image_size, self.offset)
+        labels = None if self.labels is None else label_loss(self.labels[1], self.labels[0], states[-1])
         trajectory = None
         if len(states) > 2:
             trajectory = torch.stack([phi_to_ddf(phi, self.identity) for phi in states])
@@ -163,6 +168,7 @@ class PairTrainer(Trainer):
             landmarks=self.landmarks,
             certainty=pairs.fixed_certainty,
             trajectory=trajectory,
+            labels=labels,
         )
         if pairs.times is not None:
             terms = {name: value.mean(0, keepdim=True) for name, value in terms.items()}

@@ -15,7 +15,7 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
-from monai_nodeo.data.keys import PATH_KEYS
+from monai_nodeo.data.keys import PATH_KEYS, images_of
 from monai_nodeo.data.placement import on_grid_of
 from monai_nodeo.registration.result import Registration
 
@@ -61,7 +61,7 @@ def shown(registration: Registration, figures: dict[str, Any]) -> ShownPair:
     """
     pair = registration.pair
     if pair is None:
-        paths = [figures[key] for key in PATH_KEYS if key in figures]
+        paths = [path for key in PATH_KEYS if key in figures for path in images_of(figures[key])]
         gone = ", ".join(path for path in paths if not Path(path).exists()) or "the images that were registered"
         raise ValueError(
             f"{figures['id']}: without {gone} there are no pictures; put the images back where they were, or correct "
