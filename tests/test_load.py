@@ -170,8 +170,7 @@ def test_truncated_files(save, tmp_path, suffix, kept):
     ("spatial_dims", "shape", "problem"),
     [
         (3, (*VOLUME, 4), r"shape (9, 11, 13, 4) is 4D"),
-        (3, (*VOLUME, 1, 3), r"shape (9, 11, 13, 1, 3) is 5D"),
-        (2, (*SLICE, 1, 2), r"shape (9, 11, 1, 1, 2) is 5D"),
+        (3, (*VOLUME, 2, 3), r"shape (9, 11, 13, 2, 3) is 5D"),
         (3, SLICE, "shape (9, 11, 1) is a slice, but spatial_dims=3 registers volumes"),
         (3, FLAT, "give a volume, or slices in a run of their own (of the bundle: lay inference_2d.json over"),
         (2, VOLUME, "shape (9, 11, 13) is a volume, but spatial_dims=2 registers slices"),

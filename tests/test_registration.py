@@ -247,6 +247,14 @@ class Bomb:
         return Path.touch, (self.path,)
 
 
+def test_a_result_from_before_a_setting_is_read(plain, tmp_path):
+    _, found = plain
+    figures = found.save(tmp_path / "out")
+    del figures["settings"]["label_weight"], figures["settings"]["channel_weights"]
+    (tmp_path / "out" / "metrics.json").write_text(json.dumps(figures), encoding="utf-8")
+    assert Registration.load(tmp_path / "out").settings == found.settings
+
+
 def test_a_stranger_s_folder_runs_nothing(plain, tmp_path):
     _, found = plain
     exploded = tmp_path / "exploded"

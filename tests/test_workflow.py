@@ -259,7 +259,7 @@ def test_a_pair_that_was_not_saved_to_the_end_has_no_figures(tmp_path, row, monk
     def disk_full(*_: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(folder, "_write_history", disk_full)
+    monkeypatch.setattr(folder, "write_history", disk_full)
     with pytest.raises(OSError, match="no space left"):
         make_evaluator(tmp_path, images(row))[0].run()
     assert "metrics.json" not in names(tmp_path / "pair")

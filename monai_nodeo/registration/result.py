@@ -247,12 +247,14 @@ class Registration:
         """
         flow, history, figures = read_folder(path)
         try:
+            said = figures["settings"]
+            known = Settings.preset(spatial_dims=said["spatial_dims"]).to_dict()  # of a result from before a setting
             return cls(
                 flow=flow,
                 start=start_of(figures),
                 displacement=flow.displacement(),
                 history=history,
-                settings=Settings.from_dict(figures["settings"]),
+                settings=Settings.from_dict({**known, **said}),
                 certificate=Certificate.from_dict(figures["certificate"]),
                 similarity=(figures["before"]["similarity"], figures["after"]["similarity"]),
                 seconds=figures["seconds_optimisation"],
