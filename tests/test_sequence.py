@@ -10,6 +10,7 @@ import SimpleITK as sitk
 import torch
 from click.testing import CliRunner
 
+from monai_nodeo.cli import main
 from monai_nodeo.cli.sequence import command
 from monai_nodeo.data import PairError, open_series
 from monai_nodeo.files import ImageGrid
@@ -133,6 +134,11 @@ def test_the_command_writes_what_itk_reads_and_follows_labels_and_points(tmp_pat
     figures = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert [row["time"] for row in figures["frames"]] == times
     assert Flow.load(out / "flow.safetensors").span == (0.0, 0.5)
+    points = [str(tmp_path / "points.csv"), "-t", str(out), "-o", str(tmp_path / "moved.csv")]
+    for words in (["info", str(out)], ["flow", str(out)], ["report", str(out)], ["apply", "-i", *points]):
+        refused = CliRunner().invoke(main, words)
+        assert refused.exit_code == 1
+        assert f"{out} is of a sequence, expected a pair" in refused.output, words
 
 
 @pytest.mark.parametrize(

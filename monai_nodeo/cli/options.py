@@ -78,8 +78,18 @@ def settings_of(spatial_dims: int, preset: str | None, changes: tuple[tuple[str,
 
 
 def file_of(transform: str) -> str:
-    """The file of a transform that is named by its registration's folder."""
-    return str(Path(transform) / "transform.h5") if Path(transform).is_dir() else transform
+    """The file of a transform that is named by its registration's folder.
+
+    Raises:
+        ValueError: when it is the folder of a sequence.
+    """
+    folder = Path(transform)
+    if (folder / "displacement").is_dir():
+        raise ValueError(
+            f"{folder} is of a sequence, expected a pair; give the field of a frame, such as "
+            f"{folder / 'displacement' / '0001.nii.gz'}."
+        )
+    return str(folder / "transform.h5") if folder.is_dir() else transform
 
 
 def configure_logging(quiet: bool) -> None:

@@ -72,6 +72,7 @@ def command(image: str, atlases: str, output: Path, quiet: bool, **given: Any) -
             )
         found.save(folder, given["probabilities"])
     if not quiet:
-        click.echo(f"{len(rows) - len(found.failures)} of {len(rows)} atlases; results are in {folder}")
+        chosen = sum(atlas["chosen"] for atlas in found.figures["atlases"])
+        click.echo(f"{chosen} of {len(rows)} atlases; results are in {folder}")
     if found.failures:
         sys.exit(_SOME_FAILED)

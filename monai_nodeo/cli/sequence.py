@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import click
@@ -80,7 +81,7 @@ def command(
         )
         figures = sequence.save(folder, table)
     if not quiet:
-        before, after = (sum(row[f"similarity_{side}"] for row in figures["frames"]) for side in ("before", "after"))
-        count = len(figures["frames"]) - 1
-        click.echo(f"{count + 1} frames: similarity loss {before / count:.4f} -> {after / count:.4f}")
+        moved = [row for row in figures["frames"] if row["frame"] != sequence.reference]
+        before, after = (fmean(row[f"similarity_{side}"] for row in moved) for side in ("before", "after"))
+        click.echo(f"{len(moved) + 1} frames: similarity loss {before:.4f} -> {after:.4f}")
         click.echo(f"results are in {folder}")

@@ -167,19 +167,25 @@ def read_figures(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: when there is none.
-        ValueError: when it is damaged.
+        ValueError: when it is damaged, or of a sequence.
     """
     path = folder / FIGURES
     try:
         figures = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(figures, dict):
             raise ValueError("no table of figures")
+        is_sequence = "frames" in figures
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{folder} holds no {FIGURES}, so no pair was finished there; register it first."
         ) from error
     except ValueError as error:  # neither text nor JSON
         raise ValueError(f"{path} is damaged ({error}); register the pair again.") from error
+    if is_sequence:
+        raise ValueError(
+            f"{folder} is of a sequence, expected a pair; give the field of a frame, such as displacement/0001.nii.gz "
+            "in it, or Flow.load its flow.safetensors."
+        )
     return figures
 
 
