@@ -127,7 +127,7 @@ def main() -> None:
             "truth": "map" if name in KNOWN else "landmarks",
             "places": len(error),
             "count": given.count,
-            "spearman": float(spearmanr(map_mm, error)[0]),
+            "spearman": float(spearmanr(map_mm, error)[0]) if np.ptp(map_mm) else None,  # none of nothing but the start
             "error_median": float(np.median(error)),
             "error_90": float(np.quantile(error, 0.9)),
             "uncertainty_median": float(np.median(map_mm)),

@@ -103,13 +103,14 @@ def test_the_command_writes_what_is_loaded_and_shown(tmp_path):
     words = [word for key in ("fixed", "moving") for word in (f"--{key}", files[key])]
     out = tmp_path / "out"
     with as_it_was():
-        more = ["--uncertainty", "2", "--preset", "fast", "--device", "cpu", "--quiet"]
+        more = ["--uncertainty", "2", "--preset", "fast", "--device", "cpu"]
         result = CliRunner().invoke(main, ["register", *words, "-o", str(out), *more])
     assert result.exit_code == 0, result.output
     loaded = Registration.load(out)
     assert loaded.uncertainty.shape == loaded.displacement.shape[1:]
     figures = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     quantiles = figures["uncertainty_mm"]
+    assert f"uncertainty: median {quantiles['median']:.2g} mm" in result.output
     assert 0 < quantiles["median"] <= quantiles["quantile_90"] <= quantiles["quantile_99"]
     assert loaded.figures()["uncertainty_mm"] == pytest.approx(quantiles)
     page = (out / "report.html").read_text(encoding="utf-8")

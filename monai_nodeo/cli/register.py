@@ -175,6 +175,8 @@ def _register(
     if not quiet:
         click.echo(f"{figures['id']}: {summary_of(figures)}")
         click.echo(registration.certificate.verdict)
+        if spread := figures.get("uncertainty_mm"):
+            click.echo(f"uncertainty: median {spread['median']:.2g} mm, 99 % within {spread['quantile_99']:.2g} mm")
         click.echo(f"results are in {folder}")
     return registration, figures, interrupt.requested
 
