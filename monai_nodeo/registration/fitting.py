@@ -145,9 +145,8 @@ def fit(
             | {name: values[:done].cpu() for name, values in trainer.state.history.items()}
         )
         losses = curves[-1]["loss"]
-        worse = (
-            losses[-pairs.cycle :].mean(0) > losses[: pairs.cycle].mean(0)
-        ).tolist()  # images that are the same are moved by nothing but rounding
+        begin, end = losses[: pairs.cycle].mean(0), losses[-pairs.cycle :].mean(0)
+        worse = (end > begin).tolist()  # images that are the same are moved by nothing but rounding
         if any(worse):
             models = [old if undo else new for undo, old, new in zip(worse, untouched, models, strict=True)]
             optimizer = components.optimizer(VelocityBatch(models).parameters())
