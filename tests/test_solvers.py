@@ -12,8 +12,8 @@ from torch.autograd import gradcheck
 from torchdiffeq import odeint
 
 from monai_nodeo.flows import NodeVelocity, ODESolver, RungeKutta, ScalingAndSquaring, Solver
-from monai_nodeo.flows import runge_kutta as runge_kutta_module
-from monai_nodeo.flows.torchdiffeq_solver import METHODS
+from monai_nodeo.flows.solvers import runge_kutta as runge_kutta_module
+from monai_nodeo.flows.solvers.torchdiffeq_solver import METHODS
 from monai_nodeo.geometry import sampling
 from monai_nodeo.geometry.coordinates import identity_grid, voxels_per_unit
 
@@ -272,6 +272,17 @@ def test_a_finer_solver_tells_the_error(shape, largest):
     assert solver.finer().options() == {"num_steps": 4, "stretch": 0.125}
     assert true < 0.02
     assert true / 3 < told < 3 * true
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_no_keyframe_is_jumped_over(kernels, monkeypatch):
+    if not kernels:
+        monkeypatch.setattr(runge_kutta_module, "kernels_for", lambda *_: None)
+    frames = torch.zeros(10, 1, 2, 5, 6)
+    frames[3] = 0.9  # everywhere, so the way is the area under a hat that is 2/9 wide
+    for times, way in (((0.0, 1.0), 0.1), ((1.0, 0.0), -0.1), ((0.0, 1 / 3), 0.05)):
+        found = RungeKutta()(NodeVelocity(tuple(frames)), torch.zeros(1, 2, 3, 3), times)[-1]
+        torch.testing.assert_close(found, torch.full_like(found, way), atol=1e-5, rtol=0)
 
 
 def test_gradients_through_runge_kutta():

@@ -22,8 +22,8 @@ from torch.overrides import TorchFunctionMode
 
 import monai_nodeo.flows.eulerian  # noqa: F401  # the models of this package make themselves known
 from monai_nodeo.files import ImageGrid, atomic_path
-from monai_nodeo.flows.runge_kutta import RungeKutta
-from monai_nodeo.flows.solver import Solver
+from monai_nodeo.flows.solvers.protocol import Solver
+from monai_nodeo.flows.solvers.runge_kutta import RungeKutta
 from monai_nodeo.flows.velocity import VelocityModel
 
 __all__ = ["Flow", "FlowFileError"]
@@ -316,7 +316,7 @@ def _in_a_line(error: Exception) -> str:
 
 
 def _ode_solver(**options: Any) -> Solver:
-    from monai_nodeo.flows.torchdiffeq_solver import ODESolver
+    from monai_nodeo.flows.solvers.torchdiffeq_solver import ODESolver
 
     return ODESolver(**options)
 

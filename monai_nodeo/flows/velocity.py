@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_nodeo.flows.fixed_point import find_sources
-from monai_nodeo.flows.solver import Solver, Velocity
+from monai_nodeo.flows.solvers.protocol import Solver, Velocity
 from monai_nodeo.geometry.coordinates import identity_grid
 from monai_nodeo.geometry.resizing import resize
 from monai_nodeo.geometry.sampling import sample

@@ -1,6 +1,9 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Regularity of a displacement or of a velocity."""
+"""Regularity of a displacement or of a velocity.
+
+`registration.components` makes the terms that settings give a weight.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from monai_nodeo.flows import (
     Solver,
     VelocityModel,
 )
-from monai_nodeo.flows.torchdiffeq_solver import METHODS
+from monai_nodeo.flows.solvers.torchdiffeq_solver import METHODS
 from monai_nodeo.geometry.smoothing import AveragingSmoothing, GaussianSmoothing, SeparableSmoothing
 from monai_nodeo.losses import (
     ChannelLoss,

@@ -228,6 +228,6 @@ def _components(settings: Settings, handlers: Sequence[Callable[[], Any]], perio
         velocity = EulerianVelocity(
             settings.spatial_dims, parametrisation=Periodic(inner.parametrisation), smoothing=inner.smoothing
         )
-    finished = RungeKutta(_FINE * max(1, settings.keyframes - 1))  # whose own steps look at changes in space alone
+    finished = RungeKutta(_FINE)
     parts = (velocity, make_solver(settings), make_loss(settings), make_optimizer(settings))
     return Components(*parts, tuple(handlers), finished)

@@ -16,7 +16,7 @@ from torchdiffeq import odeint, odeint_adjoint
 from torchdiffeq._impl.odeint import SOLVERS  # private: setup.cfg bounds the version, a test holds what is used of it
 from torchdiffeq._impl.solvers import FixedGridODESolver
 
-from monai_nodeo.flows.solver import Velocity, check_times, steps_between
+from monai_nodeo.flows.solvers.protocol import Velocity, check_times, steps_between
 
 __all__ = ["METHODS", "ODESolver"]
 

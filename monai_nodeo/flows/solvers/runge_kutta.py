@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_nodeo.flows.solver import Velocity, check_times, steps_between
+from monai_nodeo.flows.solvers.protocol import Velocity, check_times, steps_between
 from monai_nodeo.flows.velocity import NodeVelocity
 from monai_nodeo.geometry._kernels import kernels_for
 from monai_nodeo.geometry.coordinates import voxels_per_unit
@@ -29,7 +29,7 @@ class RungeKutta:
     of the fastest change.
 
     Args:
-        num_steps: fewest steps from t = 0 to t = 1.
+        num_steps: fewest steps from one keyframe of the velocity to the next; from t = 0 to t = 1 with one keyframe.
         stretch: most that neighbouring nodes move apart in a step, in their distance.
 
     Raises:
@@ -60,9 +60,10 @@ class RungeKutta:
         check_times(times)
         steps_a_unit = self.num_steps
         if isinstance(velocity, NodeVelocity):
+            steps_a_unit *= max(1, len(velocity.keyframes) - 1)
             kernels = None if _differentiable(phi0, velocity) else kernels_for(phi0, "flow")
             if kernels:
-                longest, shortest = 1 / self.num_steps, 1 / _MOST_STEPS
+                longest, shortest = 1 / steps_a_unit, 1 / _MOST_STEPS
                 return kernels.integrate(velocity.keyframes, phi0, times, longest, shortest, self.stretch)
             steps_a_unit = max(steps_a_unit, round(min(_largest_change(velocity) / self.stretch, _MOST_STEPS)))
         states = [phi0]

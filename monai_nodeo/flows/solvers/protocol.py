@@ -1,9 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What a solver is, and what it integrates.
-
-The solvers are files beside this one; their names in the settings: `registration.components`.
-"""
+"""What a solver is, and what it integrates."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from monai_nodeo.flows.solver import Velocity, check_times
+from monai_nodeo.flows.solvers.protocol import Velocity, check_times
 from monai_nodeo.flows.velocity import NodeVelocity
 from monai_nodeo.geometry.sampling import sample_at_itself
 
