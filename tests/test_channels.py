@@ -26,7 +26,7 @@ from monai_nodeo.data.placement import on_grid_of
 from monai_nodeo.files import ImageGrid, background
 from monai_nodeo.geometry.coordinates import identity_grid
 from monai_nodeo.geometry.sampling import sample
-from monai_nodeo.losses import ChannelLoss, IntensityLoss, LocalNCCLoss, MINDSSCLoss, label_loss, label_shares
+from monai_nodeo.losses import ChannelLoss, LocalNCCLoss, MINDSSCLoss, label_loss, label_shares
 from monai_nodeo.registration import PairInferer
 from monai_nodeo.workflow import NodeoWorkflow
 
@@ -126,7 +126,7 @@ def test_contrast_chooses_the_similarity_of_each_channel():
     loss = PairInferer(found.settings).components.loss  # the intensity term is of the first one alone
     intensity = loss.terms["image"]["intensity"]
     one, other = (torch.from_numpy(np.stack(x))[None] for x in (fixed, moving))
-    torch.testing.assert_close(intensity(other, one), IntensityLoss()(other[:, :1], one[:, :1]))
+    torch.testing.assert_close(intensity(other, one), intensity.losses[0](other[:, :1], one[:, :1]))
 
 
 def test_all_channels_are_written_by_every_way_in(tmp_path):

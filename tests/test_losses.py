@@ -30,6 +30,7 @@ from monai_nodeo.losses import (
     MINDSSCLoss,
     RegistrationLoss,
     SmoothnessLoss,
+    TemperedLoss,
     VelocityMagnitudeLoss,
     landmark_loss,
 )
@@ -41,6 +42,7 @@ IMAGE_LOSSES: dict[str, Callable[[int], ImageLoss]] = {
     "intensity": lambda dims: IntensityLoss(),
     "mapped": lambda dims: MappedIntensityLoss(8),
     "MIND": lambda dims: MINDSSCLoss(dims),
+    "tempered": lambda dims: TemperedLoss(IntensityLoss(), 0.02),
 }
 FIELD_LOSSES: dict[str, Callable[[], DDFLoss]] = {
     "folding": FoldingLoss,
@@ -197,6 +199,23 @@ def test_intensities_are_compared_after_the_best_linear_fit(shape, weighted):
     # of a constant image nothing can be made but the mean
     flat = IntensityLoss()(torch.ones_like(pred[:1, :1]), target[:1, :1])
     torch.testing.assert_close(flat, target[:1, :1].var(correction=0))
+
+
+def test_what_stays_unexplained_pulls_less():
+    pred, target = images((9, 8))
+    pred.requires_grad_()
+    value = IntensityLoss()(pred, target)
+    (pull,) = torch.autograd.grad(value, pred, retain_graph=True)
+    for above in (2 * value.item(), value.item() / 3):
+        tempered = TemperedLoss(IntensityLoss(), above)
+        found = tempered(pred, target)
+        explained = above > value
+        expected = value.item() if explained else above * (1 + np.log(3))
+        assert found.item() == pytest.approx(expected)
+        assert tempered.of_each(pred, target).item() == pytest.approx(expected)
+        torch.testing.assert_close(torch.autograd.grad(found, pred)[0], pull * (1 if explained else 1 / 3))
+    with pytest.raises(ValueError, match="above is 0.0"):
+        TemperedLoss(IntensityLoss(), 0.0)
 
 
 every_weighted = pytest.mark.parametrize(

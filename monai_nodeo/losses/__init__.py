@@ -13,6 +13,7 @@ from monai_nodeo.losses.mind import MINDSSCLoss, mind_ssc
 from monai_nodeo.losses.registration import RegistrationLoss
 from monai_nodeo.losses.regularity import DDFLoss, FoldingLoss, LogJacobianLoss, SmoothnessLoss, VelocityMagnitudeLoss
 from monai_nodeo.losses.similarity import ImageLoss, IntensityLoss, VoxelwiseLoss, voxel_counts
+from monai_nodeo.losses.tempered import TemperedLoss
 
 __all__ = [
     "ChannelLoss",
@@ -27,6 +28,7 @@ __all__ = [
     "MappedIntensityLoss",
     "RegistrationLoss",
     "SmoothnessLoss",
+    "TemperedLoss",
     "VelocityMagnitudeLoss",
     "VoxelwiseLoss",
     "label_loss",

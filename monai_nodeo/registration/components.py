@@ -37,6 +37,7 @@ from monai_nodeo.losses import (
     MINDSSCLoss,
     RegistrationLoss,
     SmoothnessLoss,
+    TemperedLoss,
     VelocityMagnitudeLoss,
 )
 from monai_nodeo.registration.settings import Settings, SettingsError
@@ -44,6 +45,8 @@ from monai_nodeo.registration.settings import Settings, SettingsError
 __all__ = ["make_loss", "make_optimizer", "make_score", "make_solver", "make_velocity", "similarities"]
 
 _Option = TypeVar("_Option")
+
+_UNEXPLAINED = 0.11**2  # of intensities in [0, 1]; above it they are not those of one contrast
 
 _VELOCITIES: dict[str, Callable[[Settings, SeparableSmoothing], VelocityModel]] = {
     "lattice": lambda s, kernel: _eulerian(s, kernel, Lattice((8,) * s.spatial_dims, s.keyframes)),
@@ -66,7 +69,10 @@ _SOLVERS: dict[str, Callable[[Settings], Solver]] = {
     **dict.fromkeys(METHODS, lambda s: ODESolver(s.solver, s.num_steps, s.adjoint)),
 }
 _OTHER_THAN_INTENSITY = ("mind_ssc", "mutual_information")  # their presets have no intensity term
-_INTENSITIES: dict[str, Callable[[], nn.Module]] = {"linear": IntensityLoss, "mapped": MappedIntensityLoss}
+_INTENSITIES: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: TemperedLoss(IntensityLoss(), _UNEXPLAINED),
+    "mapped": MappedIntensityLoss,
+}
 
 
 def _total_loss(terms: Mapping[str, Tensor]) -> Tensor:
