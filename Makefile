@@ -13,6 +13,7 @@ DATA ?=
 OASIS ?= oasis
 QUICK ?=
 FUZZ_SCALE ?= 100
+HOME_URL ?=
 
 # Threads of OpenMP that wait for work give their core away soon, as the command line sets it: docs/decisions/cpu-threads.md.
 export GOMP_SPINCOUNT ?= 300
@@ -21,7 +22,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz bench bench-scaling reproduce oasis lint format clean
+.PHONY: help venv demo test fuzz bench bench-scaling reproduce oasis docs package lint format clean
 
 help: ## Explain every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +69,14 @@ reproduce: $(STAMP) ## Run the experiments that have no result yet, write docs/r
 oasis: $(STAMP) ## Download the OASIS data of the experiments (6.6 GB) and write data lists: OASIS=folder
 	$(BIN)/python -m experiments oasis $(OASIS)
 
+docs: $(STAMP) ## Build the documentation site in site/; any warning is an error
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+package: $(STAMP) ## Build and check sdist and wheel, try the wheel in a fresh environment: HOME_URL=https://github.com/OWNER/NAME
+	$(BIN)/python release/package.py $(if $(HOME_URL),--home $(HOME_URL))
+	release/try_wheel.sh "$(abspath $(BIN))/python" "$(abspath build/try_wheel)"
+
 lint: $(STAMP) ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -78,5 +87,5 @@ format: $(STAMP) ## Format the code and repair what can be repaired
 	$(BIN)/ruff format .
 
 clean: ## Remove the environment, caches and the demo's output
-	rm -rf $(VENV) $(PEERS) $(DEMO_OUTPUT) $(QUICK_OUTPUT) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) $(DEMO_OUTPUT) $(QUICK_OUTPUT) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

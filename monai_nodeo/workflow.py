@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fire.parser import DefaultParseValue
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigComponent, ConfigWorkflow
 
@@ -29,6 +28,7 @@ from monai_nodeo.data.lists import load_datalist, requested_pairs, spatial_dims_
 from monai_nodeo.data.load import load_pair
 from monai_nodeo.data.pair import Pair, PairError
 from monai_nodeo.expressions import EXPRESSION, RUNS_CODE, check_safe_files, check_values
+from monai_nodeo.extras import extra, report_or_not
 from monai_nodeo.files import ImageGrid, check_output_dir
 from monai_nodeo.flows import VelocityModel
 from monai_nodeo.registration.limits import needed_room
@@ -36,6 +36,9 @@ from monai_nodeo.registration.presets import bundle_dir, preset_files
 from monai_nodeo.registration.result import Registration
 from monai_nodeo.registration.settings import TUNED, Settings
 from monai_nodeo.registration.table import TABLE, failed_row, row_of, summary_of, write_table
+
+with extra("bundle", "bundles"):
+    from fire.parser import DefaultParseValue
 
 __all__ = [
     "NodeoWorkflow",
@@ -279,7 +282,7 @@ class SavePairs:
             raise ValueError(f"report is {report!r}, expected True or False.")
         self.output_dir = Path(expanduser(output_dir)).absolute()
         self.dataset = dataset
-        self.report = report
+        self.report = report_or_not(report)
         self._rows: dict[str, dict[str, Any]] = {}
         self._started = 0.0
 

@@ -10,8 +10,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
+import click
 import nibabel as nib
 import numpy as np
 import pytest
@@ -24,16 +26,26 @@ from scipy.spatial.transform import Rotation
 from monai_nodeo.cli import main
 from monai_nodeo.data.examples import example_pair
 from monai_nodeo.files import ImageGrid, write_affine, write_image, write_labels
-from monai_nodeo.registration import presets
+from monai_nodeo.registration import Settings, presets
 
 ROOT = Path(__file__).resolve().parents[1]
 # A command that starts at the root; those of the bundle's page are in test_bundle.py and test_one_result.py.
 BUNDLE = "python -m monai.bundle run --config_file bundle/configs/inference.json"
 # Pages with a set-up of their own below.
 APART = {"docs/first_registration.md", "docs/cohort.md", "docs/atlases.md"}
+# Pages that hold commands of other tools beside ours.
+BESIDE = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/coming_from/*.md"))]
+APART.update(BESIDE)
 TEXTS = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "bundle" / "docs" / "README.md"])
+    for path in sorted(
+        [
+            ROOT / "README.md",
+            *ROOT.glob("docs/*.md"),
+            *map(ROOT.joinpath, BESIDE),
+            ROOT / "bundle" / "docs" / "README.md",
+        ]
+    )
 }
 
 
@@ -98,6 +110,17 @@ def test_page(page, tmp_path):
 
     outputs = {words[words.index("-o") + 1] for words in commands(page) if "-o" in words}
     assert [name for name in outputs if not (tmp_path / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", BESIDE)
+def test_commands_beside_other_tools_can_be_read(page):
+    """Options, presets and settings that the page names are there; what it says is not run."""
+    for name, *words in commands(page):
+        command = main.get_command(click.Context(main), name)
+        assert command is not None, name
+        assert command.make_context(name, words).params
+    assert set(re.findall(r"--preset (\w+)", TEXTS[page])) <= {path.stem for path in ROOT.glob("configs/*.json")}
+    assert set(re.findall(r"--set (\w+)=", TEXTS[page])) <= {field.name for field in fields(Settings)}
 
 
 def test_page_for_newcomers(tmp_path):

@@ -74,5 +74,6 @@ def test_what_setup_asks_for_is_pinned_to_one_version_that_fits():
     config = configparser.ConfigParser(comment_prefixes="#")
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     groups = [config["options"]["install_requires"], *config["options.extras_require"].values()]
-    for need in (Requirement(line) for group in groups for line in group.split("\n") if line):
+    needs = [Requirement(line) for group in groups for line in group.split("\n") if line]
+    for need in (need for need in needs if need.name != "monai-nodeo"):  # extras that take others in
         assert need.specifier.contains(pins[canonicalize_name(need.name)]), need

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 import monai_nodeo
+from monai_nodeo.extras import MissingExtraError
 
 __all__ = ["main"]
 
@@ -55,7 +56,7 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, MissingExtraError) as error:
             # one line, whatever the names of files hold: no control characters reach the terminal
             raise click.ClickException(_CONTROL.sub(" ", str(error))) from error
 

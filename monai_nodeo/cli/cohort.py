@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from monai_nodeo.cli.options import DEVICE, PRESET, SET, configure_logging, settings_of
+from monai_nodeo.extras import report_or_not
 
 __all__ = ["command"]
 
@@ -70,6 +71,7 @@ def command(pairs: str | None, output: Path, shard: tuple[int, int] | None, quie
     from monai_nodeo.files import no_empty_folder
 
     configure_logging(quiet)
+    report = report_or_not(given["report"])
     rows = _rows(pairs, given)
     index, count = shard or (1, 1)
     settings = settings_of(
@@ -79,7 +81,7 @@ def command(pairs: str | None, output: Path, shard: tuple[int, int] | None, quie
     with no_empty_folder(output):
         folder = usable_folder(output)
         ledger = Ledger(folder, settings_key(settings.to_dict()))
-        job = Job(str(folder), settings.to_dict(), ledger.settings_key, given["device"], given["report"])
+        job = Job(str(folder), settings.to_dict(), ledger.settings_key, given["device"], report)
         try:
             summary = run_cohort(job, rows, rows[index - 1 :: count], _engine(given), given["batch"])
         except KeyboardInterrupt:

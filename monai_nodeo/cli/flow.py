@@ -47,6 +47,8 @@ def command(
 
     if animate and Path(animate).suffix not in ("", ".gif"):
         raise click.BadParameter(f"{animate!r} is neither a .gif nor a folder.", param_hint="--animate")
+    if animate:
+        from monai_nodeo.report.film import write_film
     table = read_points(points) if points else None
     found = Registration.load(registration)
     if found.pair is None:
@@ -65,6 +67,4 @@ def command(
             write_points(folder / f"{name}_{Path(points).name}", table.moved_to(there.numpy()))
         click.echo(folder / f"{name}.nii.gz")
     if animate:
-        from monai_nodeo.report.film import write_film
-
         click.echo(write_film(found, Path(animate)))

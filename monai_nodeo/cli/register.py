@@ -14,6 +14,7 @@ import click
 
 from monai_nodeo.cli.options import DEVICE, NUMBERS, PRESET, SET, configure_logging, settings_of
 from monai_nodeo.data.keys import images_of
+from monai_nodeo.extras import report_or_not
 
 __all__ = ["command"]
 
@@ -98,6 +99,7 @@ def command(
     _check_files(paths | {"init": None if initial_transform in _START else initial_transform})
     if use_labels and None in (others["fixed_label"], others["moving_label"]):
         raise click.UsageError("--use-labels needs --fixed-label and --moving-label.")
+    report = report_or_not(report)
     if not quiet:
         click.echo(f"registering {', '.join(moving)} to {', '.join(fixed)}")
     from monai_nodeo.data.lists import single_pair

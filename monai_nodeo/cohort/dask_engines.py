@@ -16,12 +16,14 @@ from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any
 
-import dask
-from dask.system import CPU_COUNT
-from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, wait
-from distributed.comm.core import CommClosedError
-
 from monai_nodeo.cohort.task import Job, register_pairs
+from monai_nodeo.extras import extra
+
+with extra("cohort", "workers"):
+    import dask
+    from dask.system import CPU_COUNT
+    from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, wait
+    from distributed.comm.core import CommClosedError
 
 __all__ = ["ClusterError", "ExistingCluster", "LocalWorkers", "run_on"]
 

@@ -4,10 +4,9 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import IO, Any
 
 from monai_nodeo.cohort.inputs import same_inputs
 from monai_nodeo.files import atomic_path
+from monai_nodeo.files.locks import lock
 
 __all__ = ["DONE", "FAILED", "RESULT", "Attempts", "Ledger", "locked"]
 
@@ -24,7 +24,6 @@ RESULT = "result.json"
 DONE, FAILED = "done", "failed"
 _ENTRIES = {"status", "run", "inputs", "settings_key", "row"}
 _CLAIM = ".claim"
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Attempts:
     def begin(self, run: str) -> None:
         """Note an attempt on the disk, before anything can happen to its process."""
         self.file.seek(0, os.SEEK_END)
-        self.file.write(f"{run} {os.uname().nodename} {os.getpid()}\n")
+        self.file.write(f"{run} {platform.node()} {os.getpid()}\n")
         self.file.flush()
         os.fsync(self.file.fileno())
 
@@ -123,9 +122,5 @@ class Ledger:
 def locked(path: Path) -> Iterator[IO[str]]:
     """Hold a lock on a file, made if it is not there; on a file system without locks, just open it."""
     with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
+        lock(file)
         yield file

@@ -27,6 +27,7 @@ from monai_nodeo.cohort.summary import describe
 from monai_nodeo.cohort.task import Job
 from monai_nodeo.data.dataset import PairDataset
 from monai_nodeo.data.lists import absolute
+from monai_nodeo.extras import report_or_not
 from monai_nodeo.registration import PairInferer
 from monai_nodeo.workflow import PairsFailedError
 
@@ -64,7 +65,9 @@ def run(inferer: PairInferer, dataset: PairDataset, output_dir: str | PathLike[s
         for x in (inferer, PairInferer(inferer.settings))
     )
     key = settings_key(settings, *([] if used == named else [used]))  # the command's, where the settings say it all
-    job = Job(str(usable_folder(Path(output_dir))), settings, key, str(device()), report, inferer=inferer)
+    job = Job(
+        str(usable_folder(Path(output_dir))), settings, key, str(device()), report_or_not(report), inferer=inferer
+    )
     summary = run_cohort(job, rows, rows[rank::count], InThisProcess())
     if summary["pending"]:
         return

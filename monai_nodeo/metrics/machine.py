@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-import platform
-import resource
+import sys
 
 import torch
 
@@ -13,10 +12,17 @@ __all__ = ["device_name", "peak_memory_mb"]
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory so far: allocated on a CUDA device for this pair, else resident of the whole process."""
+    """Most memory so far: allocated on a CUDA device for this pair, else resident of the whole process.
+
+    0 on Windows, which does not say.
+    """
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
-    unit = 1 if platform.system() == "Darwin" else 1024  # bytes there, kibibytes elsewhere
+    if sys.platform == "win32":
+        return 0.0
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 

@@ -199,7 +199,9 @@ class TensorBoardCurves:
 
     def __init__(self, log_dir: PathLike, every: int = 5) -> None:
         if find_spec("tensorboard") is None:
-            raise ValueError("tensorboard is not installed: pip install tensorboard, or leave this option out.")
+            raise ValueError(
+                "tensorboard is not installed: pip install 'monai-nodeo[tensorboard]', or leave this option out."
+            )
         self.log_dir = Path(str(log_dir))
         self.every = every
 

@@ -1,0 +1,61 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Hooks of MkDocs: pages from outside docs/, and links that hold in the repository as on the site."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {  # on the site -> in the repository
+    "index.md": "README.md",
+    "bundle.md": "bundle/docs/README.md",
+    "changelog.md": "CHANGELOG.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "security.md": "SECURITY.md",
+}
+OTHERS = (
+    "LICENSE",
+    "configs/*.json",
+    "configs/*/*.json",
+    "bundle/LICENSE",
+    "bundle/configs/*.json",
+)  # that pages link to
+_LINK = re.compile(r"\]\((?!\w+:|#)([^()#\s]+)")
+_ROLE = re.compile(r":py:\w+:(?=<code>)")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add what lies outside docs/."""
+    for page, source in PAGES.items():
+        files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+    for path in (path for pattern in OTHERS for path in sorted(ROOT.glob(pattern))):
+        name = f"files/{path.relative_to(ROOT).as_posix()}"
+        files.append(File.generated(config, name, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Turn links of the repository into those of the site."""
+    here = page.file.src_uri
+    source = PAGES.get(here, f"docs/{here}")
+
+    def on_site(match: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), match[1]))
+        if (ROOT / target).is_dir():
+            target = f"{target}/README.md"
+        pages = {repository: site for site, repository in PAGES.items()}
+        place = pages.get(target, target.removeprefix("docs/") if target.startswith("docs/") else f"files/{target}")
+        return f"]({posixpath.relpath(place, posixpath.dirname(here) or '.')}"
+
+    return _LINK.sub(on_site, markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Take the roles of Sphinx off references in docstrings."""
+    return _ROLE.sub("", html)

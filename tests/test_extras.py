@@ -1,0 +1,75 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What is not installed, or is not there on other systems, as a fresh environment meets it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from grids import VOLUME, make_image
+
+from monai_nodeo.files import ImageGrid, write_image
+
+ROOT = Path(__file__).resolve().parents[1]
+EXTRAS = ("contourpy", "dask", "distributed", "fire", "jsonschema", "matplotlib", "tensorboard")
+UNIX = ("fcntl", "grp", "pwd", "resource", "termios")
+
+SCRIPT = f"""
+import importlib, json, sys
+sys.path.insert(0, {str(ROOT)!r})
+sys.modules |= dict.fromkeys({EXTRAS + UNIX})
+import monai_nodeo.cohort.ledger, monai_nodeo.metrics.machine  # what takes locks and measures memory
+for name in {UNIX}:
+    del sys.modules[name]
+from click.testing import CliRunner
+from monai_nodeo.cli import main
+found = []
+for words in json.loads(sys.argv[1]):
+    result = CliRunner().invoke(main, words)
+    found.append([result.exit_code, result.output])
+try:
+    import monai_nodeo.workflow
+except ImportError as error:
+    found.append([1, str(error)])
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
+    """Exit status and output of commands where no extra is installed."""
+    folder = tmp_path_factory.mktemp("core")
+    grid = ImageGrid(VOLUME.affine, (16, 18, 14))
+    for seed, name in enumerate(("fixed", "moving")):
+        write_image(folder / f"{name}.nii.gz", make_image(grid, seed), grid)
+    (folder / "pairs.json").write_text('[{"fixed": "fixed.nii.gz", "moving": "moving.nii.gz"}]', encoding="utf-8")
+    few = ["--init", "none", "--device", "cpu"]
+    few += [w for s in ("iterations=[2,2]", "shrink_factors=[2,1]", "dense_iterations=0") for w in ("--set", s)]
+    calls = {
+        "register": ["register", "-f", "fixed.nii.gz", "-m", "moving.nii.gz", "-o", "out", *few],
+        "cohort": ["cohort", "pairs.json", "-o", "pairs", "--workers", "2"],
+        "report": ["report", "out"],
+        "flow": ["flow", "out", "--animate", "film.gif"],
+    }
+    words = [sys.executable, "-c", SCRIPT, json.dumps([*calls.values()])]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return dict(zip([*calls, "workflow"], json.loads(done.stdout.splitlines()[-1]), strict=True))
+
+
+def test_core_registers_a_pair(found):
+    status, said = found["register"]
+    assert status == 0, said
+    assert "no report: matplotlib is not installed" in said
+
+
+@pytest.mark.parametrize(
+    ("what", "extra"), [("cohort", "cohort"), ("report", "report"), ("flow", "report"), ("workflow", "bundle")]
+)
+def test_missing_extra_is_named(what, extra, found):
+    status, said = found[what]
+    assert status == 1
+    assert f"pip install 'monai-nodeo[{extra}]'" in said
+    assert len(said.strip().splitlines()) == 1 or what == "cohort"
