@@ -22,7 +22,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz bench bench-scaling reproduce oasis docs package lint format clean
+.PHONY: help venv demo test fuzz bundle bench bench-scaling reproduce oasis docs package lint format clean
 
 help: ## Explain every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ test: $(STAMP) ## Run the whole test suite
 
 fuzz: $(STAMP) ## Run the fuzz tests with FUZZ_SCALE=100 times the cases of the test suite, and others every time
 	FUZZ_SCALE=$(FUZZ_SCALE) $(BIN)/python -m pytest tests/fuzz --show-capture=no $(PYTEST_ARGS)
+
+bundle: $(STAMP) ## Build the bundle for the MONAI model zoo, dist/nodeo_image_registration_v*.zip, and check it by the zoo's rules
+	$(BIN)/python zoo/build.py dist
+	$(BIN)/python zoo/verify.py dist/nodeo_image_registration
 
 # The other tools want other versions of numpy and scipy, and FireANTs pins an old SimpleITK: an environment of their own.
 $(PEERS)/.installed: benchmarks/peers.txt

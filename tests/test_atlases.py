@@ -150,6 +150,10 @@ def test_no_atlas_left_is_an_error(atlases):
     row = {"id": "a", "fixed": atlases / "image.nii.gz", "moving": "none.nii.gz", "moving_label": "none.nii.gz"}
     with pytest.raises(PairError, match=r"no atlas is left; a: moving none\.nii\.gz: there is no such file"):
         propagate(PairInferer(quick_settings(2), handlers=()), [row])
+    with pytest.raises(PairError, match=r"^label gone\.nii\.gz: there is no such file"):
+        propagate(PairInferer(quick_settings(2), handlers=()), [row], label="gone.nii.gz")
+    with pytest.raises(ValueError, match="the best 2 of 1 atlases were asked for"):
+        propagate(PairInferer(quick_settings(2), handlers=()), [row], best=2)
 
 
 def test_real_slices(oasis):

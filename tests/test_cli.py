@@ -230,7 +230,7 @@ def test_fold_is_said(tmp_path):
     result = call("invert", "-t", tmp_path / "folds.h5", "-o", tmp_path / "inverse.h5")
     assert result.exit_code == 0
     assert result.stderr.startswith("warning: Not invertible: ")
-    assert "cells fold" in result.stderr
+    assert "Where it folds" in result.stderr
 
 
 def test_info_shows_every_step(folder):
@@ -292,7 +292,11 @@ def test_mistakes_are_told_in_one_line(folder):
         (["evaluate", "-t", "t.h5", "--fixed-label", "a.nii.gz"], "--moving-label come together"),
         (["register", "-f", "a", "-m", "b", "-o", "c", "--preset", "slow"], "'slow' is not one of"),
         (["register", "-f", "a", "-m", "b", "-o", "c", "--set", "iterations"], "is not of the form NAME=VALUE"),
-        (["apply", "-i", "a.nii.gz", "-r", "a.nii.gz", "-t", "t.h5", "-o", "o.nii.gz", "--inverse"], "need the folder"),
+        (
+            ["apply", "-i", "a.nii.gz", "-r", "a.nii.gz", "-t", "t.h5", "-o", "o.nii.gz", "--inverse"],
+            "monai-nodeo invert",
+        ),
+        (["apply", "-i", "a.csv", "-r", "a.nii.gz", "-t", "t.h5", "-o", "o.csv"], "leave out -r"),
         (["flow", ".", "--times", "0,2"], "'0,2' is no list of times from 0 to 1"),
         (["flow", ".", "--animate", "film.mp4"], "'film.mp4' is neither a .gif nor a folder"),
     ],

@@ -121,14 +121,16 @@ def propagate(
 
     Raises:
         PairError: when the image cannot be read, or no atlas is left.
-        ValueError: for another fusion.
+        ValueError: for another fusion, or when ``best`` is more than there are.
     """
     look_up_option(fusion, FUSIONS)
+    if best is not None and best > len(rows):
+        raise ValueError(f"the best {best} of {len(rows)} atlases were asked for; give at most {len(rows)}.")
     started = time.perf_counter()
     dims, smallest = inferer.settings.spatial_dims, inferer.components.velocity.min_size
     fixed = as_image(rows[0]["fixed"], "image", dims, smallest)
     grid = stored_grid(fixed, "image")
-    truth = None if label is None else load_label(label, "fixed_label", fixed)
+    truth = None if label is None else load_label(label, "label", fixed)
     failed: dict[str, str] = {}
     loaded: list[_Loaded] = []
     for row in rows:
@@ -137,7 +139,7 @@ def propagate(
                 raise row[ERROR]
             images = {key: value for key, value in row.items() if key != "moving_label"}
             pair = load_pair({**images, "fixed": fixed}, dims, smallest)
-            loaded.append((pair, load_label(row["moving_label"], "moving_label", pair.moving.image)))
+            loaded.append((pair, load_label(row["moving_label"], "label of the atlas", pair.moving.image)))
         except ValueError as error:
             _leave_out(failed, row["id"], error)
     atlases: list[_Atlas] = []

@@ -75,8 +75,13 @@ def command(
 
     by_flow = Path(transforms[0]).is_dir()
     if not by_flow and (inverse or (t0, t1) != (0, 1)):
-        raise click.UsageError("--inverse, --t0 and --t1 need the folder of a registration as the first transform.")
+        raise click.UsageError(
+            "--inverse, --t0 and --t1 need the folder of a registration as the first transform; of a file, "
+            "monai-nodeo invert writes the inverse."
+        )
     points = holds_points(image)
+    if points and reference is not None:
+        raise click.UsageError("points have no grid, so that no reference is needed; leave out -r.")
     if not points and reference is None:
         raise click.UsageError("an image needs a reference whose grid the result gets; give it with -r.")
     if points:

@@ -50,4 +50,7 @@ def command(transform: str, output: str, reference: str | None, as_json: bool) -
     echo_figures({"file": output, "field": [certificate.to_dict() for certificate in certificates]}, as_json)
     for certificate in certificates:
         if not certificate.invertible:
-            click.echo(f"warning: {certificate.verdict} Where it folds, the inverse holds the nearest point.", err=True)
+            why = "Where it folds, the inverse holds the nearest point."
+            if not certificate.folded_cells:
+                why = "It changes too fast for its grid; of a registration, invert the folder, which holds the flow."
+            click.echo(f"warning: {certificate.verdict} {why}", err=True)

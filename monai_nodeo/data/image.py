@@ -14,7 +14,6 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 from nibabel.spatialimages import SpatialImage
 from torch import Tensor
 
-from monai_nodeo.data.keys import LABEL_KEYS
 from monai_nodeo.data.pair import PairError
 from monai_nodeo.data.placement import affine_3d
 from monai_nodeo.files import ImageFileError, StoredImage, open_stored, stored_array, stored_itk, stored_nibabel
@@ -28,17 +27,20 @@ _FLOAT32_EXACT = 2**24  # whole numbers below it survive float32
 _COLOURS = 3
 
 
-def as_image(value: Image, key: str = "image", spatial_dims: int | None = None, min_size: int = 1) -> MetaTensor:
+def as_image(
+    value: Image, key: str = "image", spatial_dims: int | None = None, min_size: int = 1, labels: bool = False
+) -> MetaTensor:
     """An image from anywhere, in one form.
 
     Args:
-        value: a path; an image of nibabel or SimpleITK, both perhaps with channels, such as the colours of a picture
+        value: a path; an image of nibabel or SimpleITK, perhaps with channels, such as the colours of a picture
             (transparency is left out); an array (X, Y, Z) or (X, Y) without channels; or a tensor with
             channels first, (C, X, Y, Z) or (C, X, Y). Plain ones have voxels of 1 mm. The affine of a MetaTensor
             is taken as RAS mm, or as LPS mm if its meta says so.
         key: what errors call it.
         spatial_dims: 3 or 2; by default what it is. A third axis of one voxel makes a slice.
         min_size: fewest voxels along an axis.
+        labels: the values are ids; those that float32 cannot hold are refused.
 
     Returns:
         (C, *spatial), float32, finite, on the CPU. Its ``affine`` is 4 x 4, voxel -> RAS mm, and its meta holds, for a
@@ -71,7 +73,7 @@ def as_image(value: Image, key: str = "image", spatial_dims: int | None = None, 
     _check_affine(name, stored.affine)
     try:
         values = stored.load()
-        if key in LABEL_KEYS:
+        if labels:
             _check_ids(name, values)
         values = values.reshape(*spatial[:dims], stored.channels)
         if stored.channels == _COLOURS + 1 and stored.dtype == np.uint8:  # transparency shows nothing

@@ -76,7 +76,7 @@ def load_pair(row: Mapping[str, Any], spatial_dims: int | None = None, min_size:
     for key in (*IMAGE_KEYS, *LABEL_KEYS, *MASK_KEYS):
         if key in given:
             first, *others = images_of(given[key]) if key in IMAGE_KEYS else [given[key]]
-            image = as_image(first, key, spatial_dims, min_size)
+            image = as_image(first, key, spatial_dims, min_size, key in LABEL_KEYS)
             if key != "fixed" and _is_plain(first):
                 image = _on_grid_of(images[_WHOSE_GRID[key]], _WHOSE_GRID[key], image, key)
             images[key] = _with_channels(key, image, others)
@@ -107,7 +107,7 @@ def load_label(value: Image, key: str, image: MetaTensor) -> MetaTensor:
 
     Args:
         value: see `as_image`.
-        key: what errors call it, one of `data.keys.LABEL_KEYS`.
+        key: what errors call it.
         image: (C, *spatial), on whose grid it has to be; a plain array or tensor is taken to be.
 
     Returns:
@@ -116,7 +116,7 @@ def load_label(value: Image, key: str, image: MetaTensor) -> MetaTensor:
     Raises:
         PairError: when it is no label map, or not on that grid.
     """
-    label = as_image(value, key, image.ndim - 1)
+    label = as_image(value, key, image.ndim - 1, labels=True)
     if _is_plain(value):
         label = _on_grid_of(image, "its image", label, key)
     _check_channels({key: label})

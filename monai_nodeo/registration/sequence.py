@@ -93,7 +93,7 @@ def register_sequence(
         fixed = series.frame(reference, settings.spatial_dims, _SMALLEST)
     else:
         settings = Settings.preset(settings, fixed.ndim - 1)
-    followed = None if label is None else load_label(label, "fixed_label", fixed)
+    followed = None if label is None else load_label(label, "labels", fixed)
     where = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with TemporaryDirectory(prefix="monai_nodeo_") as temporary, torch.inference_mode(False), torch.enable_grad():
         laid = _lay_out(series, reference, span, settings, Path(temporary), where)
