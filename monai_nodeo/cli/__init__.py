@@ -23,6 +23,7 @@ COMMANDS = (
     "register",
     "sequence",
     "cohort",
+    "bids",
     "propagate",
     "flow",
     "apply",
