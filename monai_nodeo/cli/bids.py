@@ -110,5 +110,6 @@ def _atlas(atlas: str, labels: str | None, space: str | None) -> tuple[Path, Pat
     if space is not None:
         return image, beside, check_label("--space", space)
     template = _TEMPLATE.search(place.name)
-    name = template[1] if template else re.sub("[^0-9a-zA-Z]", "", place.name.partition(".")[0])
+    stem = place.name if place.is_dir() else place.name.partition(".")[0]
+    name = template[1] if template else re.sub("[^0-9a-zA-Z]", "", stem)
     return image, beside, check_label("the name of the atlas", name)
