@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A command that starts at the root; those of the bundle's page are in test_bundle.py and test_one_result.py.
 BUNDLE = "python -m monai.bundle run --config_file bundle/configs/inference.json"
 # Pages with a set-up of their own below.
-APART = {"docs/first_registration.md", "docs/cohort.md", "docs/atlases.md"}
+APART = {"docs/first_registration.md", "docs/cohort.md", "docs/atlases.md", "docs/bids.md"}
 # Pages that hold commands of other tools beside ours.
 BESIDE = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/coming_from/*.md"))]
 APART.update(BESIDE)
@@ -192,3 +192,31 @@ def test_page_of_atlases(tmp_path):
         "labelled_by_two": 2,
     }
     assert min(figures["dice_mean"] for figures in found.values()) > 0.6
+
+
+def test_page_of_bids(tmp_path):
+    """Two subjects, and an atlas as a folder and as files."""
+    for row, subject in zip(make_rows(tmp_path, 2), ("01", "02"), strict=True):
+        image = tmp_path / "raw" / f"sub-{subject}" / "anat" / f"sub-{subject}_T1w.nii.gz"
+        image.parent.mkdir(parents=True)
+        shutil.copy(row["moving"], image)
+    (tmp_path / "raw" / "dataset_description.json").write_text("{}")
+    (tmp_path / "atlas").mkdir()
+    for names in (("atlas/image", "atlas/label"), ("template_T1w", "template_dseg")):
+        shutil.copy("fixed0.nii.gz", f"{names[0]}.nii.gz")
+        values = nib.Nifti1Image.from_filename("fixed0.nii.gz")
+        labels = np.digitize(values.get_fdata(), [500]).astype(np.uint8)
+        nib.save(nib.Nifti1Image(labels, values.affine), f"{names[1]}.nii.gz")
+    for words in commands("docs/bids.md"):
+        run([*words, *(QUICK if words[0] == "bids" else ())])
+
+    done = [path.parent.name for path in tmp_path.glob("derivatives/nodeo/registrations/*/*/result.json")]
+    assert sorted(done) == ["sub-01_T1w"] * 2 + ["sub-02_T1w"] * 2
+    on_atlas, ours = (
+        nib.Nifti1Image.from_filename(name).get_fdata()
+        for name in (
+            "sub-01_on_atlas.nii.gz",
+            "derivatives/nodeo/sub-01/anat/sub-01_space-atlas_desc-warped_T1w.nii.gz",
+        )
+    )
+    np.testing.assert_allclose(on_atlas, ours, atol=0.5)

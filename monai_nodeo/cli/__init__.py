@@ -24,6 +24,7 @@ COMMANDS = (
     "register",
     "sequence",
     "cohort",
+    "bids",
     "propagate",
     "flow",
     "apply",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import click
 
 from monai_nodeo.cli.options import DEVICE, PRESET, SET, configure_logging, settings_of
 from monai_nodeo.extras import report_or_not
+from monai_nodeo.registration.settings import Settings
 
-__all__ = ["command"]
+__all__ = ["command", "run", "run_options", "settings_of_run"]
 
 _SOME_FAILED = 3
 _INTERRUPTED = 130
@@ -35,6 +37,30 @@ class _Shard(click.ParamType):
         return index, count
 
 
+_RUN = (
+    PRESET,
+    click.option("--init", "initial_transform", metavar="[auto|none|moments|rigid|affine|FILE]", help="Affine start."),
+    click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine, shared out to its GPUs."),
+    click.option(
+        "--threads", type=click.IntRange(min=1), help="Threads of a worker; by default the cores are shared out."
+    ),
+    click.option("--batch", type=click.IntRange(min=1), default=1, help="Pairs of one shape optimised together."),
+    click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask cluster that is there."),
+    click.option("--scheduler-file", type=click.Path(exists=True), help="The same, by the file its scheduler wrote."),
+    DEVICE,
+    click.option("--report/--no-report", default=True, help="Make the page of each pair, and one over all."),
+    click.option("--quiet", is_flag=True, help="Print warnings and errors only."),
+    SET,
+)
+
+
+def run_options(command: Any) -> Any:
+    """The options of all commands over many pairs."""
+    for option in reversed(_RUN):
+        command = option(command)
+    return command
+
+
 @click.command()
 @click.argument("pairs", required=False)
 @click.option("-f", "--fixed", help="Instead of PAIRS: the image that all others are registered to.")
@@ -42,53 +68,69 @@ class _Shard(click.ParamType):
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @click.option("--key", help="Which list of a JSON object, as in registration_val.")
 @click.option("--dataset-dir", help="Where relative paths start; by default at the list's folder.")
-@PRESET
-@click.option("--init", "initial_transform", metavar="[auto|none|moments|rigid|affine|FILE]", help="Affine start.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine, shared out to its GPUs.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of a worker; by default the cores are shared out.")
-@click.option("--batch", type=click.IntRange(min=1), default=1, help="Pairs of one shape optimised together.")
-@click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask cluster that is there.")
-@click.option("--scheduler-file", type=click.Path(exists=True), help="The same, by the file that its scheduler wrote.")
 @click.option("--shard", type=_Shard(), help="A share of the pairs, for job arrays; all shares with one OUTPUT.")
-@DEVICE
-@click.option("--report/--no-report", default=True, help="Make the page of each pair, and one over all.")
-@click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
-@SET
-def command(pairs: str | None, output: Path, shard: tuple[int, int] | None, quiet: bool, **given: Any) -> None:
+@run_options
+def command(pairs: str | None, output: Path, shard: tuple[int, int] | None, **given: Any) -> None:
     """Register all PAIRS of a list, and go on where an earlier run ended.
 
     PAIRS is a JSON list, a CSV table with columns fixed and moving, a MONAI data list or the dataset.json of Learn2Reg.
     Pairs that are done are skipped, unless their files or the settings have changed; those that failed are run again.
     The exit status is 3 if pairs failed.
     """
-    from monai_nodeo.cohort.keys import settings_key
-    from monai_nodeo.cohort.ledger import Ledger
-    from monai_nodeo.cohort.run import run_cohort
     from monai_nodeo.cohort.storage import usable_folder
-    from monai_nodeo.cohort.summary import describe
-    from monai_nodeo.cohort.task import Job
-    from monai_nodeo.data.lists import spatial_dims_of
     from monai_nodeo.files import no_empty_folder
 
-    configure_logging(quiet)
-    report = report_or_not(given["report"])
+    configure_logging(given["quiet"])
     rows = _rows(pairs, given)
     index, count = shard or (1, 1)
-    settings = settings_of(
-        spatial_dims_of(rows), given["preset"], given["changes"], initial_transform=given["initial_transform"]
-    )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's way to end a job
+    settings = settings_of_run(rows, given)
     with no_empty_folder(output):
-        folder = usable_folder(output)
-        ledger = Ledger(folder, settings_key(settings.to_dict()))
-        job = Job(str(folder), settings.to_dict(), ledger.settings_key, given["device"], report)
-        try:
-            summary = run_cohort(job, rows, rows[index - 1 :: count], _engine(given), given["batch"])
-        except KeyboardInterrupt:
-            click.echo(f"interrupted: finished pairs are in {folder}; run the same command to go on.", err=True)
-            sys.exit(_INTERRUPTED)
+        run(usable_folder(output), rows, rows[index - 1 :: count], settings, given)
+
+
+def settings_of_run(rows: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> Settings:
+    """The settings that the options say for these rows."""
+    from monai_nodeo.data.lists import spatial_dims_of
+
+    start = given["initial_transform"]
+    return settings_of(spatial_dims_of(rows), given["preset"], given["changes"], initial_transform=start)
+
+
+def run(
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    mine: Sequence[Mapping[str, Any]],
+    settings: Settings,
+    given: Mapping[str, Any],
+    *more: Any,
+    **job: Any,
+) -> None:
+    """Register pairs and tell what came out; ends the process with status 3 if pairs failed.
+
+    Args:
+        folder: of the results.
+        rows: of the whole cohort.
+        mine: those that this process is to run.
+        settings: of the registrations.
+        given: what `run_options` were given.
+        more: what else results depend on, see `settings_key`.
+        job: more of the `Job`.
+    """
+    from monai_nodeo.cohort.keys import settings_key
+    from monai_nodeo.cohort.run import run_cohort
+    from monai_nodeo.cohort.summary import describe
+    from monai_nodeo.cohort.task import Job
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's way to end a job
+    values = settings.to_dict()
+    task = Job(str(folder), values, settings_key(values, *more), given["device"], report_or_not(given["report"]), **job)
+    try:
+        summary = run_cohort(task, rows, mine, _engine(given), given["batch"])
+    except KeyboardInterrupt:
+        click.echo(f"interrupted: finished pairs are in {folder}; run the same command to go on.", err=True)
+        sys.exit(_INTERRUPTED)
     for line in describe(summary, folder):
-        if not quiet:
+        if not given["quiet"]:
             click.echo(line)
     if summary["failed"]:
         sys.exit(_SOME_FAILED)
@@ -106,7 +148,7 @@ def _rows(pairs: str | None, given: dict[str, Any]) -> list[dict[str, Any]]:
     )
 
 
-def _engine(given: dict[str, Any]) -> Any:
+def _engine(given: Mapping[str, Any]) -> Any:
     """What registers the pairs: this process, workers that it starts, or a cluster that is there."""
     chosen = [name for name in ("workers", "scheduler", "scheduler_file") if given[name] is not None]
     if len(chosen) > 1:

@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +60,12 @@ class Ledger:
     Attributes:
         folder: of all results, absolute.
         settings_key: of the settings that they are to be made with.
+        complete: whether the files of a row's result that lie elsewhere are all there.
     """
 
     folder: Path
     settings_key: str
+    complete: Callable[[Mapping[str, Any]], bool] = lambda row: True
 
     def pair_folder(self, id: str) -> Path:
         """Where the files of a pair are."""
@@ -78,8 +80,9 @@ class Ledger:
         return result if isinstance(result, dict) and set(result) >= _ENTRIES else None
 
     def is_current(self, result: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
-        """Whether a result was made from the row's files as they are, with these settings."""
-        return result["settings_key"] == self.settings_key and same_inputs(result["inputs"], row)
+        """Whether a result was made from the row's files as they are, with these settings, and is complete."""
+        same = result["settings_key"] == self.settings_key and same_inputs(result["inputs"], row)
+        return same and self.complete(row)
 
     def finished(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
         """The result of a pair that needs no work."""

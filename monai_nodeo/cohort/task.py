@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import monai_nodeo
 from monai_nodeo.cohort.inputs import fingerprints
@@ -20,11 +20,35 @@ from monai_nodeo.cohort.storage import blamed_on_storage, storage_errors
 from monai_nodeo.data.lists import ERROR
 from monai_nodeo.registration.table import failed_row
 
-__all__ = ["MOST_DEATHS", "Job", "register_pairs", "register_rows"]
+__all__ = ["MOST_DEATHS", "Derivatives", "Job", "register_pairs", "register_rows"]
 
 MOST_DEATHS = 3  # of its workers, after which a pair is not tried again in this run
 
 logger = logging.getLogger(__name__)
+
+
+class Derivatives(Protocol):
+    """Files of a pair that lie outside its folder, under names of their own."""
+
+    def complete(self, row: Mapping[str, Any]) -> bool:
+        """Whether they are all there."""
+
+    def discard(self, row: Mapping[str, Any]) -> None:
+        """Take them away: they are to be made anew."""
+
+    def write(self, row: Mapping[str, Any], registration: Any, folder: Path) -> None:
+        """Make them of a registration and its folder, which is complete."""
+
+
+class NoDerivatives:
+    """A pair has its folder alone."""
+
+    def complete(self, row: Mapping[str, Any]) -> bool:
+        return True
+
+    def discard(self, row: Mapping[str, Any]) -> None: ...
+
+    def write(self, row: Mapping[str, Any], registration: Any, folder: Path) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -41,6 +65,7 @@ class Job:
         run: name of this run of the command.
         version: of this package, which the workers have to have, too.
         inferer: instead of what the settings say, for a run within this process.
+        derivatives: what is made of each registration besides its folder.
     """
 
     folder: str
@@ -52,11 +77,12 @@ class Job:
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
     version: str = monai_nodeo.__version__
     inferer: Any = None
+    derivatives: Derivatives = NoDerivatives()
 
     @property
     def ledger(self) -> Ledger:
         """Where the results are recorded."""
-        return Ledger(Path(self.folder), self.settings_key)
+        return Ledger(Path(self.folder), self.settings_key, self.derivatives.complete)
 
     def make_inferer(self) -> Any:
         """What registers the pairs.
@@ -129,6 +155,7 @@ def _attempt_and_record(
     for row in rows:
         attempts[row["id"]].begin(job.run)
         ledger.discard(row["id"])
+        job.derivatives.discard(row)
     try:
         for id, result in _attempt(job, rows).items():
             recorded[id] = ledger.write(id, result)
@@ -187,17 +214,19 @@ def register_rows(job: Job, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict
         registrations = inferer.register(pairs, job.device)
         share = (time.perf_counter() - started) / len(rows)
         return {
-            pair.id: _saved(job, registration, share) for pair, registration in zip(pairs, registrations, strict=True)
+            row["id"]: _saved(job, row, registration, share)
+            for row, registration in zip(rows, registrations, strict=True)
         }
 
 
-def _saved(job: Job, registration: Any, share: float) -> dict[str, Any]:
+def _saved(job: Job, row: Mapping[str, Any], registration: Any, share: float) -> dict[str, Any]:
     from monai_nodeo.registration.table import row_of
 
     started = time.perf_counter()
-    id = registration.pair.id
+    id = row["id"]
     folder = job.ledger.pair_folder(id)
     figures = registration.save(folder, seconds_total=share + time.perf_counter() - started)
+    job.derivatives.write(row, registration, folder)
     if job.report:
         from monai_nodeo.report import write_report
 
