@@ -22,6 +22,7 @@ __all__ = ["main"]
 COMMANDS = (
     "register",
     "sequence",
+    "motion",
     "cohort",
     "propagate",
     "flow",
