@@ -23,6 +23,7 @@ __all__ = ["main"]
 COMMANDS = (
     "register",
     "sequence",
+    "motion",
     "cohort",
     "bids",
     "propagate",

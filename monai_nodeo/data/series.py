@@ -7,7 +7,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike, fspath
 from os.path import expanduser
@@ -20,7 +20,7 @@ from nibabel.spatialimages import SpatialImage
 
 from monai_nodeo.data.image import Image, as_image
 from monai_nodeo.data.pair import PairError
-from monai_nodeo.files import open_stored
+from monai_nodeo.files import open_stored, stored_nibabel
 from monai_nodeo.files.images import open_nibabel
 
 __all__ = ["Series", "open_series"]
@@ -37,11 +37,13 @@ class Series:
         names: what errors call the frames: their paths, or the path of all with a number.
         times: of each frame, in any unit, all different and in any order.
         opened: gives what :py:func:`as_image` takes for a frame.
+        unit: of the times, as NIfTI calls it.
     """
 
     names: tuple[str, ...]
     times: tuple[float, ...]
     opened: tuple[Callable[[], Image], ...]
+    unit: str = "unknown"
 
     def frame(self, number: int, spatial_dims: int | None = None, min_size: int = 1) -> MetaTensor:
         """An image of the series, (C, *spatial), see :py:func:`as_image`.
@@ -70,26 +72,25 @@ def open_series(images: Any, times: Any = None) -> Series:
     """
     if isinstance(images, Series) and times is None:
         return images
-    names, opened, own = _frames(images)
-    if times is None:
-        times = own
-    elif isinstance(times, str | PathLike):
-        times = _lines(times)
-    numbers = tuple(float(t) for t in times)
+    found = _frames(images)
+    if times is not None:
+        numbers = _lines(times) if isinstance(times, str | PathLike) else [float(t) for t in times]
+        found = replace(found, times=tuple(numbers), unit="unknown")
+    names, numbers = found.names, list(found.times)
     what = fspath(images) if isinstance(images, str | PathLike) else "the series"
     if len(names) < 2:
         raise PairError(f"{what}: {len(names)} frames; expected two at least.")
     if len(numbers) != len(names):
         raise PairError(f"{what}: {len(names)} frames and {len(numbers)} times; give a time for each frame.")
     if not all(map(math.isfinite, numbers)) or len(set(numbers)) < len(numbers):
-        raise PairError(f"{what}: the times {list(numbers)} are not all finite and different; give each frame its own.")
-    return Series(tuple(names), numbers, tuple(opened))
+        raise PairError(f"{what}: the times {numbers} are not all finite and different; give each frame its own.")
+    return found
 
 
-def _frames(images: Any) -> tuple[list[str], list[Callable[[], Image]], Sequence[float]]:
-    """Names of the frames, what opens them, and times."""
+def _frames(images: Any) -> Series:
+    """The frames with their own times, which are looked at later."""
     if isinstance(images, Series):
-        return list(images.names), list(images.opened), images.times
+        return images
     if isinstance(images, str | PathLike):
         path = Path(expanduser(images))
         if path.is_dir():
@@ -98,33 +99,39 @@ def _frames(images: Any) -> tuple[list[str], list[Callable[[], Image]], Sequence
             return _of_table(path)
         return _of_file(fspath(images), path)
     if isinstance(images, SpatialImage):
-        return _of_volumes("the series", images, images.shape, (1.0,))
+        return _of_volumes("the series", images, images.shape, stored_nibabel("the series", images).steps)
     values = list(images)
     if values and all(isinstance(value, str | PathLike) for value in values):
         return _of_paths([Path(value) for value in values])
-    return [f"{n} of the series" for n in range(len(values))], [partial(_same, v) for v in values], range(len(values))
+    numbers = range(len(values))
+    return Series(
+        tuple(f"{n} of the series" for n in numbers),
+        tuple(map(float, numbers)),
+        tuple(partial(_same, value) for value in values),
+    )
 
 
-def _of_paths(paths: Sequence[Path]) -> tuple[list[str], list[Callable[[], Image]], Sequence[float]]:
+def _of_paths(paths: Sequence[Path]) -> Series:
     for path in paths:  # all of them, before the first one is read
         if not path.expanduser().exists():
             raise FileNotFoundError(f"{path}: there is no such file; check the path.")
-    return [str(path) for path in paths], [partial(_same, str(path)) for path in paths], range(len(paths))
+    names = tuple(map(str, paths))
+    return Series(names, tuple(map(float, range(len(names)))), tuple(partial(_same, name) for name in names))
 
 
-def _of_table(path: Path) -> tuple[list[str], list[Callable[[], Image]], Sequence[float]]:
+def _of_table(path: Path) -> Series:
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
     if not rows or "image" not in rows[0]:
         raise PairError(f"{path}: no column image; expected a table with the columns image and time.")
-    names, opened, numbered = _of_paths([path.parent / row["image"] for row in rows])
+    found = _of_paths([path.parent / row["image"] for row in rows])
     try:
-        return names, opened, [float(row["time"]) for row in rows] if "time" in rows[0] else numbered
+        return replace(found, times=tuple(float(row["time"]) for row in rows)) if "time" in rows[0] else found
     except (TypeError, ValueError) as error:
         raise PairError(f"{path}: a time is no number ({error}); give each frame its own.") from error
 
 
-def _of_file(name: str, path: Path) -> tuple[list[str], list[Callable[[], Image]], Sequence[float]]:
+def _of_file(name: str, path: Path) -> Series:
     stored = open_stored(name)
     if len(stored.shape) != 4:
         raise PairError(
@@ -135,20 +142,19 @@ def _of_file(name: str, path: Path) -> tuple[list[str], list[Callable[[], Image]
         image: Any = open_nibabel(name, path)
     except ValueError:  # not of nibabel
         image = sitk.ReadImage(str(path))
-    return _of_volumes(name, image, stored.shape, stored.steps[0])
+    return _of_volumes(name, image, stored.shape, stored.steps)
 
 
-def _of_volumes(
-    name: str, image: Any, shape: Sequence[int], steps: Sequence[float]
-) -> tuple[list[str], list[Callable[[], Image]], Sequence[float]]:
+def _of_volumes(name: str, image: Any, shape: Sequence[int], steps: tuple[Sequence[float], str]) -> Series:
     if len(shape) != 4:
         raise PairError(f"{name}: shape {tuple(shape)} is no series; expected (X, Y, Z, T).")
-    step = next((s for s in steps if s > 0), _NUMBERED)
+    step = next((s for s in steps[0] if s > 0), _NUMBERED)
     numbers = range(shape[3])
-    return (
-        [f"{n} of {name}" for n in numbers],
-        [partial(_volume, image, n) for n in numbers],
-        [n * step for n in numbers],
+    return Series(
+        tuple(f"{n} of {name}" for n in numbers),
+        tuple(n * step for n in numbers),
+        tuple(partial(_volume, image, n) for n in numbers),
+        steps[1],
     )
 
 
