@@ -24,6 +24,7 @@ COMMANDS = (
     "sequence",
     "cohort",
     "propagate",
+    "template",
     "flow",
     "apply",
     "invert",

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from monai_nodeo.cli.options import DEVICE, PRESET, SET, configure_logging, settings_of
+from monai_nodeo.cli.options import DEVICE, PRESET, SET, configure_logging, engine_of, engine_options, settings_of
 
 __all__ = ["command"]
 
@@ -43,11 +43,7 @@ class _Shard(click.ParamType):
 @click.option("--dataset-dir", help="Where relative paths start; by default at the list's folder.")
 @PRESET
 @click.option("--init", "initial_transform", metavar="[auto|none|moments|rigid|affine|FILE]", help="Affine start.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine, shared out to its GPUs.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of a worker; by default the cores are shared out.")
-@click.option("--batch", type=click.IntRange(min=1), default=1, help="Pairs of one shape optimised together.")
-@click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask cluster that is there.")
-@click.option("--scheduler-file", type=click.Path(exists=True), help="The same, by the file that its scheduler wrote.")
+@engine_options
 @click.option("--shard", type=_Shard(), help="A share of the pairs, for job arrays; all shares with one OUTPUT.")
 @DEVICE
 @click.option("--report/--no-report", default=True, help="Make the page of each pair, and one over all.")
@@ -81,7 +77,7 @@ def command(pairs: str | None, output: Path, shard: tuple[int, int] | None, quie
         ledger = Ledger(folder, settings_key(settings.to_dict()))
         job = Job(str(folder), settings.to_dict(), ledger.settings_key, given["device"], given["report"])
         try:
-            summary = run_cohort(job, rows, rows[index - 1 :: count], _engine(given), given["batch"])
+            summary = run_cohort(job, rows, rows[index - 1 :: count], engine_of(given), given["batch"])
         except KeyboardInterrupt:
             click.echo(f"interrupted: finished pairs are in {folder}; run the same command to go on.", err=True)
             sys.exit(_INTERRUPTED)
@@ -101,23 +97,4 @@ def _rows(pairs: str | None, given: dict[str, Any]) -> list[dict[str, Any]]:
         raise click.UsageError("give PAIRS, or --fixed IMAGE and --moving PATTERN.")
     return absolute(
         pairs_to_one(fixed, moving) if pairs is None else load_datalist(pairs, given["dataset_dir"], given["key"])
-    )
-
-
-def _engine(given: dict[str, Any]) -> Any:
-    """What registers the pairs: this process, workers that it starts, or a cluster that is there."""
-    chosen = [name for name in ("workers", "scheduler", "scheduler_file") if given[name] is not None]
-    if len(chosen) > 1:
-        raise click.UsageError(f"--{' and --'.join(chosen).replace('_', '-')} exclude each other.")
-    threads, device = given["threads"], given["device"]
-    if not chosen:
-        from monai_nodeo.cohort.run import InThisProcess
-
-        return InThisProcess(threads)
-    from monai_nodeo.cohort.dask_engines import ExistingCluster, LocalWorkers
-
-    if given["workers"]:
-        return LocalWorkers(given["workers"], threads, device)
-    return ExistingCluster(
-        given["scheduler"], given["scheduler_file"], threads, needs_gpu=str(device).startswith("cuda")
     )
