@@ -9,6 +9,7 @@ that was killed goes on where it was.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -131,6 +132,7 @@ def build_template(
     """
     began = time.perf_counter()
     folder = usable_folder(Path(output))
+    start = None if start is None else [os.path.abspath(os.path.expanduser(path)) for path in images_of(start)]
     smallest = PairInferer(settings, handlers=()).components.velocity.min_size
     failures: dict[str, str] = {}
     group = _readable(absolute(rows), settings.spatial_dims, smallest, failures)
@@ -147,9 +149,8 @@ def build_template(
     for number in range(1, rounds + 1):
         # those that failed before are tried again, from where the others are now
         members = [replace(m, start=m.start @ shape.before) for m in members]
-        results = work.registered(
-            number, _pairs(work, number, members, image, mean), settings, report and number == rounds
-        )
+        last = number == rounds
+        results = work.registered(number, _pairs(work, number, members, image, mean), settings, report and last)
         found, failed = _registered(work.round(number), members, results)
         _check_some_left(found, failures | failed)
         shape = to_mean_shape([m.flow for m in found], [m.start for m in found], grid)
