@@ -25,7 +25,7 @@ from monai_nodeo.files import ImageGrid
 from monai_nodeo.flows import Flow, RungeKutta, VelocityField
 from monai_nodeo.templates import build_template
 from monai_nodeo.templates.average import sharpened
-from monai_nodeo.templates.shape import mean_affine, mean_flow, to_mean_shape
+from monai_nodeo.templates.shape import mean_flow, mean_stretch, to_mean_shape
 
 SHAPE = (28, 34)
 PLACE = np.diag([1.0, 1.5, 2.0, 1.0])
@@ -54,7 +54,7 @@ def test_flow_on_another_grid_is_the_same_flow(shape):
     torch.testing.assert_close(part.on(grid).displacement(), part.displacement(), atol=2e-3, rtol=0)
 
 
-def test_mean_affine_is_in_the_middle_of_opposites():
+def test_mean_stretch_is_that_of_the_shape_alone():
     centre = torch.tensor([10.0, -20, 5]).double()
     turn = torch.eye(4, dtype=torch.float64)
     turn[:3, :3] = torch.from_numpy(Rotation.from_euler("xyz", (10, -5, 30), degrees=True).as_matrix())
@@ -62,9 +62,10 @@ def test_mean_affine_is_in_the_middle_of_opposites():
     turn[:3, 3] = centre - turn[:3, :3] @ centre + torch.tensor([3.0, 2, 1])
     back = turn.clone()
     back[:3, :3] = torch.linalg.inv(turn[:3, :3])
-    back[:3, 3] = centre - back[:3, :3] @ centre - torch.tensor([3.0, 2, 1])
-    torch.testing.assert_close(mean_affine([turn, back], centre), torch.eye(4).double(), atol=1e-9, rtol=0)
-    torch.testing.assert_close(mean_affine([turn, turn], centre), turn)
+    torch.testing.assert_close(mean_stretch([turn, back], centre), torch.eye(4).double(), atol=1e-9, rtol=0)
+    grown = mean_stretch([turn, turn], centre)
+    torch.testing.assert_close(grown[:3, :3], 1.2 * torch.eye(3).double())
+    torch.testing.assert_close(grown[:3, :3] @ centre + grown[:3, 3], centre)
 
 
 def test_mean_velocities_take_a_shape_to_the_middle():
@@ -74,11 +75,11 @@ def test_mean_velocities_take_a_shape_to_the_middle():
     half = mean_flow([flow, still], grid)
     torch.testing.assert_close(half.displacement(), flow.displacement(None, 0, 0.5), atol=1e-3, rtol=0)
     assert mean_flow([flow, flow.on(grid)], grid).displacement().allclose(flow.displacement(), atol=1e-4)
-    shift = torch.eye(4).double()
-    shift[:2, 3] = torch.tensor([1.0, 3.0])  # one and two voxels, half of which is left
-    shape = to_mean_shape([still, still], [shift, torch.eye(4).double()], grid)
-    expected = torch.tensor([-0.5, -1.0]).view(2, 1, 1).expand(2, *SHAPE)
-    torch.testing.assert_close(shape.ddf, expected, atol=1e-6, rtol=0)
+    longer = torch.diag(torch.tensor([1.21, 1, 1, 1])).double()
+    shape = to_mean_shape([still, still], [longer, torch.eye(4).double()], grid)
+    axis = torch.arange(SHAPE[0]) - (SHAPE[0] - 1) / 2
+    expected = torch.stack([(axis / 1.1 - axis)[:, None].expand(SHAPE), torch.zeros(SHAPE)])
+    torch.testing.assert_close(shape.ddf, expected, atol=1e-5, rtol=0)
 
 
 def test_sharpening_keeps_a_constant_and_the_range():
@@ -169,10 +170,15 @@ def test_broken_images_are_named_and_left_out(images, monkeypatch):
 
 
 def test_template_of_one_image_moved_there_and_back_is_that_image(images):
-    """Also from another start, on its grid; images far from one another are put in their middle before."""
+    """Also from another start; headers that are far from one another are put on one another before."""
     middle, start = smooth_image(SHAPE, 0)[0].numpy(), images / "image0.nii.gz"
     rows = group([images / f"image{n}.nii.gz" for n in range(4)])
-    settings = quick_settings(2, iterations=(30, 20))
+    settings = quick_settings(2, iterations=(30, 20), initial_transform="moments")
+    for n in range(1, 4):
+        image = nib.load(images / f"image{n}.nii.gz")
+        place = PLACE.copy()
+        place[:2, 3] = 40 * n, -30
+        nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32), place), images / f"image{n}.nii.gz")
     found = [
         build_template(rows, images / f"of{number}", settings, 2, given, 0.0).mean.image[0].numpy()
         for number, given in enumerate((None, str(start)))

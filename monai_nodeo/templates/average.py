@@ -78,7 +78,7 @@ def average(members: Sequence[Member], shape: PairMap, with_labels: bool = False
 
 
 def sharpened(image: Tensor, amount: float, spacing: Sequence[float]) -> Tensor:
-    """Unsharp masking: what a Gaussian of one voxel takes away is added, within the range of the image.
+    """Unsharp masking: what a Gaussian of one voxel takes away is added, within the range of each channel.
 
     Args:
         image: (C, *spatial).
@@ -86,7 +86,8 @@ def sharpened(image: Tensor, amount: float, spacing: Sequence[float]) -> Tensor:
         spacing: voxel size along each axis.
     """
     smooth = GaussianSmoothing(len(spacing), _SIGMA)
-    low, high = image.amin(), image.amax()
+    spatial = tuple(range(1, image.ndim))
+    low, high = image.amin(spatial, keepdim=True), image.amax(spatial, keepdim=True)
     blurred = apply_along_axes(image[None], smooth.matrices(image.shape[1:], spacing=spacing))[0]
     return (image + amount * (image - blurred)).clamp(low, high)
 

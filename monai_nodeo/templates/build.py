@@ -33,7 +33,7 @@ from monai_nodeo.data.keys import START_KEY, images_of
 from monai_nodeo.data.lists import ERROR, absolute
 from monai_nodeo.data.pair import PairError, stored_grid
 from monai_nodeo.files import ImageGrid, write_affine, write_labels
-from monai_nodeo.flows import Flow, RungeKutta, VelocityField
+from monai_nodeo.flows import CloudModel, Flow, RungeKutta, VelocityField, VelocityModel
 from monai_nodeo.registration import PairInferer, PairMap, Settings
 from monai_nodeo.registration.folder import FLOW, read_figures, start_of
 from monai_nodeo.templates.average import Average, average, sharpened, sharpness
@@ -60,14 +60,12 @@ class _Work:
         job: without a folder.
         engine: registers pairs.
         batch: pairs that are given to a worker at once.
-        sharpening: see `sharpened`.
     """
 
     folder: Path
     job: Job
     engine: Engine
     batch: int
-    sharpening: float
 
     def registered(self, number: int, rows: Rows, settings: Settings, report: bool = False) -> dict[str, Any]:
         """Run a round: id -> recorded result of each row."""
@@ -103,10 +101,10 @@ def build_template(
 ) -> Template:
     """Build an unbiased template of a group of images.
 
-    The start is the mean of the images after their affine start, in the middle of all of them; without a given
-    template, they are aligned to the one whose size is in the middle. In each round all images are registered to the
-    template. The next one is their mean, taken to the mean shape: the inverse of the mean affine, and the flow of the
-    mean velocity backwards. The order of the images has no influence.
+    The first template is the mean of the images after an affine alignment to the one whose size is in the middle. In
+    each round all images are registered to the template. The next one is their mean, taken to the mean shape: by the
+    inverse of the mean stretch of the affines, and the flow of the mean velocity backwards. The order of the images
+    has no influence.
 
     An image that cannot be read or registered is logged, and left out.
 
@@ -128,16 +126,18 @@ def build_template(
     Raises:
         PairError: when fewer than two images are left.
         StorageError: when the results cannot be written.
-        TypeError: when the velocity of the settings is not one of places.
+        ValueError: when the settings have a velocity that is not one of places, or need labels.
     """
     began = time.perf_counter()
     folder = usable_folder(Path(output))
     start = None if start is None else [os.path.abspath(os.path.expanduser(path)) for path in images_of(start)]
-    smallest = PairInferer(settings, handlers=()).components.velocity.min_size
+    velocity = PairInferer(settings, handlers=()).components.velocity
+    _check(settings, velocity)
+    smallest = velocity.min_size
     failures: dict[str, str] = {}
     group = _readable(absolute(rows), settings.spatial_dims, smallest, failures)
     job = Job(str(folder), settings.to_dict(), "", device)
-    work = _Work(folder, job, engine or InThisProcess(), batch, sharpening)
+    work = _Work(folder, job, engine or InThisProcess(), batch)
     reference = start or _of_middle_size(group, settings.spatial_dims)
     grid = stored_grid(as_image(images_of(reference)[0], "start", settings.spatial_dims, smallest))
     members = _aligned(work, group, reference, grid, settings, failures)
@@ -180,6 +180,13 @@ def build_template(
     template = Template(grid, replace(mean, image=image), table, failures, figures)
     template.save(folder)
     return template
+
+
+def _check(settings: Settings, velocity: VelocityModel) -> None:
+    if isinstance(velocity, CloudModel):
+        raise ValueError(f"velocity {settings.velocity!r} is not one of places and has no mean; take another.")
+    if settings.label_weight:
+        raise ValueError(f"label_weight is {settings.label_weight:g}; labels take no part in a template, give 0.")
 
 
 def _readable(rows: Rows, dims: int, smallest: int, failures: dict[str, str]) -> list[Mapping[str, Any]]:
@@ -275,8 +282,8 @@ def _registered(
 
 
 def _unlabelled(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Without labels, which take no part in a registration."""
-    return {key: value for key, value in row.items() if key != "moving_label"}
+    """What takes part in a registration."""
+    return {key: row[key] for key in ("id", "moving", "moving_mask") if key in row}
 
 
 def _given(start: Any, dims: int) -> Tensor:

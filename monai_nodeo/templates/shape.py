@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Mean shapes: of affines and of flows, and the way from a template to where its images are on average."""
+"""Mean shapes of affines and of flows, and the way from a template to where its images are on average."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from monai_nodeo.files import ImageGrid
 from monai_nodeo.flows import Flow, VelocityField
 from monai_nodeo.registration import PairMap
 
-__all__ = ["mean_affine", "mean_flow", "to_mean_shape"]
+__all__ = ["mean_flow", "mean_stretch", "to_mean_shape"]
 
 
-def mean_affine(affines: Sequence[Tensor], centre: Tensor) -> Tensor:
-    """The affine in the middle: the nearest rotation to the mean one, the mean of the logarithms of the stretches.
+def mean_stretch(affines: Sequence[Tensor], centre: Tensor) -> Tensor:
+    """The mean of what affines do to a shape: of the logarithms of their stretches, before they turn and shift it.
+
+    Turns and shifts are left out: where a template lies is no matter of its shape, and it shall stay within its grid.
 
     Args:
-        affines: (4, 4) each, float64, none of which mirrors.
-        centre: (3,), the place whose images are averaged.
+        affines: (4, 4) each, float64.
+        centre: (3,), the place that stays.
     """
-    stack = torch.stack(list(affines))
-    u, s, v = torch.linalg.svd(stack[:, :3, :3])
-    turn, _, back = torch.linalg.svd((u @ v).mean(0))
-    stretch = torch.matrix_exp((v.mT @ torch.diag_embed(s.log()) @ v).mean(0))
+    _, s, v = torch.linalg.svd(torch.stack(list(affines))[:, :3, :3])
     mean = torch.eye(4, dtype=torch.float64)
-    mean[:3, :3] = turn @ back @ stretch
-    mean[:3, 3] = (stack[:, :3, :3] @ centre + stack[:, :3, 3]).mean(0) - mean[:3, :3] @ centre
+    mean[:3, :3] = torch.matrix_exp((v.mT @ torch.diag_embed(s.log()) @ v).mean(0))
+    mean[:3, 3] = centre - mean[:3, :3] @ centre
     return mean
 
 
@@ -57,10 +56,10 @@ def to_mean_shape(flows: Sequence[Flow], affines: Sequence[Tensor], grid: ImageG
         grid: of both templates.
 
     Returns:
-        The inverse of the mean affine, then the flow of the mean velocity, backwards. After the new template is taken
+        The inverse of the mean stretch, then the flow of the mean velocity, backwards. After the new template is taken
         there, its ways to the images have no mean, to first order.
     """
     middle = torch.tensor([*((n - 1) / 2 for n in grid.spatial_shape), 0, 0][:3] + [1.0], dtype=torch.float64)
-    affine = mean_affine(affines, (torch.from_numpy(grid.affine) @ middle)[:3])
+    stretch = mean_stretch(affines, (torch.from_numpy(grid.affine) @ middle)[:3])
     nothing = torch.eye(4, dtype=torch.float64)
-    return PairMap(mean_flow(flows, grid).inverse, grid, torch.linalg.inv(affine), nothing)
+    return PairMap(mean_flow(flows, grid).inverse, grid, torch.linalg.inv(stretch), nothing)
