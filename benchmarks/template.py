@@ -1,14 +1,14 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A template of slices beside that of antspyx' ``build_template``, both with their defaults, one after the other.
+"""A template of slices beside that of antspyx' ``build_template``, one after the other.
 
-    python benchmarks/template.py DATA --peers .venv-peers/bin/python [--images 20] [--first 0]
+    python benchmarks/template.py DATA --peers .venv-peers/bin/python [--images 20] [--first 0] [--preset fast]
 
-DATA holds ``oasis2d``, slices with 24 labels. Both sides may use two cores and see the images alone. Kept in
+DATA holds ``oasis2d``, slices with 24 labels. Both sides may use two cores and see the images alone; theirs has its defaults. Kept in
 ``template.json`` beside this file:
 
-- ``seconds``, ``cpu_seconds``: from the files to the template, of the clock and of the processor, which does not mind
-  other work on the machine;
+- ``seconds``, ``cpu_seconds``: from the images to the template, without imports, of the clock and of the processor, which
+  does not mind other work on the machine;
 - ``sharpness``: mean length of the gradient per mm inside the head, intensities in [0, 1] from their percentile .5 to
   99.5; of ours also without sharpening;
 - ``dice``: of the labels of all pairs of images on the template, nearest neighbours, after each image was registered to
@@ -20,12 +20,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,33 @@ from numpy.typing import NDArray
 CORES = 2
 
 
+@contextmanager
+def measured(job: dict[str, Any]) -> Iterator[None]:
+    """Write the seconds of a block, of the clock and of the processor."""
+    began, spent = time.perf_counter(), time.process_time()
+    yield
+    figures = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - spent}
+    Path(job["figures"]).write_text(json.dumps({k: round(v, 1) for k, v in figures.items()}), encoding="utf-8")
+
+
 def ants_build(job: dict[str, Any]) -> None:
     """Build a template, in the environment of the peers."""
     import ants
 
-    ants.build_template(image_list=[ants.image_read(path) for path in job["images"]]).to_file(job["template"])
+    images = [ants.image_read(path) for path in job["images"]]
+    with measured(job):
+        template = ants.build_template(image_list=images)
+    template.to_file(job["template"])
+
+
+def our_build(job: dict[str, Any]) -> None:
+    """The same by this package, from files to files."""
+    from monai_nodeo import Settings
+    from monai_nodeo.data.lists import group
+    from monai_nodeo.templates import build_template
+
+    with measured(job):
+        build_template(group(job["images"]), job["output"], Settings.preset(job["preset"], 2), batch=10, device="cpu")
 
 
 def ants_warp(job: dict[str, Any]) -> None:
@@ -67,21 +89,16 @@ def our_warp(job: dict[str, Any]) -> None:
         np.save(warped, found.warp(label, "nearest")[0].numpy())
 
 
-def timed(words: Sequence[str]) -> dict[str, float]:
-    """Run a command on the cores; seconds of the clock and of the processor."""
-    environment = os.environ | {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(CORES), "OMP_NUM_THREADS": "1"}
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(list(words), env=environment, check=True, stdout=subprocess.DEVNULL)
-    seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    return {"seconds": round(seconds, 1), "cpu_seconds": round(spent, 1)}
-
-
-def asked(python: str, step: str, folder: Path, **job: Any) -> dict[str, float]:
-    """A step of this script by a Python of some environment."""
-    file = folder / f"{step}.json"
-    file.write_text(json.dumps(job), encoding="utf-8")
-    return timed([python, __file__, "--step", step, str(file)])
+def asked(python: str, step: str, folder: Path, **job: Any) -> dict[str, Any]:
+    """Run a step of this script by a Python of some environment; what it measured."""
+    file, figures = folder / f"{step}.json", folder / f"{step}_figures.json"
+    file.write_text(json.dumps({**job, "figures": str(figures)}), encoding="utf-8")
+    environment = os.environ | {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(CORES)}
+    words = [python, __file__, "--step", step, str(file)]
+    subprocess.run(words, env=environment, check=True, stdout=subprocess.DEVNULL)
+    found: dict[str, Any] = json.loads(figures.read_text(encoding="utf-8")) if figures.is_file() else {}
+    print(step, found, flush=True)
+    return found
 
 
 def pair_dice(maps: Sequence[NDArray]) -> float:
@@ -115,7 +132,7 @@ def flat(source: Path, target: Path) -> str:
     return str(target)
 
 
-def compare(data: Path, peers: str, first: int, count: int, folder: Path) -> dict[str, Any]:
+def compare(data: Path, peers: str, first: int, count: int, preset: str, folder: Path) -> dict[str, Any]:
     """Both templates, and their figures."""
     subjects = sorted(path for path in (data / "oasis2d").iterdir())[first : first + count]
     names = {"images": "slice_norm.nii.gz", "labels": "slice_seg24.nii.gz"}
@@ -123,10 +140,8 @@ def compare(data: Path, peers: str, first: int, count: int, folder: Path) -> dic
         key: [flat(subject / name, folder / f"{key}_{subject.name}.nii.gz") for subject in subjects]
         for key, name in names.items()
     }
-    words = [sys.executable, "-m", "monai_nodeo", "template", *files["images"], "--device", "cpu", "--quiet"]
-    workers = ["--workers", str(CORES), "--threads", "1"]
-    ours = {**timed([*words, *workers, "-o", str(folder / "ours")])}
-    ants = {**asked(peers, "ants_build", folder, images=files["images"], template=str(folder / "ants.nii.gz"))}
+    ours = asked(sys.executable, "our_build", folder, output=str(folder / "ours"), preset=preset, images=files["images"])
+    ants = asked(peers, "ants_build", folder, template=str(folder / "ants.nii.gz"), images=files["images"])
     rounds = (folder / "ours" / "convergence.csv").read_text(encoding="utf-8").splitlines()
     ours["sharpness without sharpening"] = float(rounds[-1].split(",")[-1])
     for row, template in ((ours, folder / "ours" / "template.nii.gz"), (ants, folder / "ants.nii.gz")):
@@ -135,7 +150,8 @@ def compare(data: Path, peers: str, first: int, count: int, folder: Path) -> dic
             warped = [str(folder / f"{step}_{n}.npy") for n in range(count)]
             asked(python, step, folder, template=str(template), warped=warped, **files)
             row[f"dice by {step.partition('_')[0]}"] = pair_dice([np.load(path) for path in warped])
-    return {"images": count, "first": first, "ours": ours, "ants": ants, "convergence": rounds}
+            print(template.name, row, flush=True)
+    return {"images": count, "first": first, "preset": preset, "ours": ours, "ants": ants, "convergence": rounds}
 
 
 def main() -> None:
@@ -144,15 +160,16 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--peers", default=sys.executable)
     parser.add_argument("--images", type=int, default=20)
+    parser.add_argument("--preset", default="fast")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.step:
-        steps = {step.__name__: step for step in (ants_build, ants_warp, our_warp)}
+        steps = {step.__name__: step for step in (ants_build, our_build, ants_warp, our_warp)}
         steps[given.step[0]](json.loads(Path(given.step[1]).read_text(encoding="utf-8")))
         return
     with tempfile.TemporaryDirectory() as folder:
-        figures = compare(given.data, given.peers, given.first, given.images, Path(folder))
+        figures = compare(given.data, given.peers, given.first, given.images, given.preset, Path(folder))
     text = json.dumps(figures, indent=1)
     Path(__file__).with_suffix(".json").write_text(text + "\n", encoding="utf-8")
     print(text)

@@ -185,6 +185,6 @@ def test_template_of_one_image_moved_there_and_back_is_that_image(images):
     ]
     inside = (slice(4, -4),) * 2
     for image in found:
-        assert np.corrcoef(image[inside].ravel(), middle[inside].ravel())[0, 1] > 0.995
+        assert np.corrcoef(image[inside].ravel(), middle[inside].ravel())[0, 1] > 0.98
     biased = np.corrcoef(values(start)[..., 0][inside].ravel(), middle[inside].ravel())[0, 1]
     assert np.corrcoef(found[1][inside].ravel(), middle[inside].ravel())[0, 1] > biased

@@ -43,7 +43,7 @@ from monai_nodeo.templates.shape import to_mean_shape
 
 __all__ = ["ROUNDS", "SHARPENING", "build_template"]
 
-ROUNDS = 4
+ROUNDS = 3
 SHARPENING = 0.5
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def build_template(
     The first template is the mean of the images after an affine alignment to the one whose size is in the middle. In
     each round all images are registered to the template. The next one is their mean, taken to the mean shape: by the
     inverse of the mean stretch of the affines, and the flow of the mean velocity backwards. The order of the images
-    has no influence.
+    has no influence. All rounds but the last do without the finest level, which a blurred mean has no use for.
 
     An image that cannot be read or registered is logged, and left out.
 
@@ -150,7 +150,8 @@ def build_template(
         # those that failed before are tried again, from where the others are now
         members = [replace(m, start=m.start @ shape.before) for m in members]
         last = number == rounds
-        results = work.registered(number, _pairs(work, number, members, image, mean), settings, report and last)
+        pairs = _pairs(work, number, members, image, mean)
+        results = work.registered(number, pairs, settings if last else _coarse(settings), report and last)
         found, failed = _registered(work.round(number), members, results)
         _check_some_left(found, failures | failed)
         shape = to_mean_shape([m.flow for m in found], [m.start for m in found], grid)
@@ -187,6 +188,15 @@ def _check(settings: Settings, velocity: VelocityModel) -> None:
         raise ValueError(f"velocity {settings.velocity!r} is not one of places and has no mean; take another.")
     if settings.label_weight:
         raise ValueError(f"label_weight is {settings.label_weight:g}; labels take no part in a template, give 0.")
+
+
+def _coarse(settings: Settings) -> Settings:
+    """Without the finest level, if there are others."""
+    if len(settings.iterations) == 1:
+        return settings
+    return settings.replace(
+        shrink_factors=settings.shrink_factors[:-1], iterations=settings.iterations[:-1], dense_iterations=0
+    )
 
 
 def _readable(rows: Rows, dims: int, smallest: int, failures: dict[str, str]) -> list[Mapping[str, Any]]:

@@ -60,6 +60,6 @@ def to_mean_shape(flows: Sequence[Flow], affines: Sequence[Tensor], grid: ImageG
         there, its ways to the images have no mean, to first order.
     """
     middle = torch.tensor([*((n - 1) / 2 for n in grid.spatial_shape), 0, 0][:3] + [1.0], dtype=torch.float64)
-    stretch = mean_stretch(affines, (torch.from_numpy(grid.affine) @ middle)[:3])
+    stretch = mean_stretch(affines, (torch.from_numpy(grid.affine.copy()) @ middle)[:3])
     nothing = torch.eye(4, dtype=torch.float64)
     return PairMap(mean_flow(flows, grid).inverse, grid, torch.linalg.inv(stretch), nothing)
