@@ -4,11 +4,11 @@
 
     python benchmarks/template.py DATA --peers .venv-peers/bin/python [--images 20] [--first 0] [--preset fast]
 
-DATA holds ``oasis2d``, slices with 24 labels. Both sides may use two cores and see the images alone; theirs has its defaults. Kept in
-``template.json`` beside this file:
+DATA holds ``oasis2d``, slices with 24 labels. Both sides may use two cores and see the images alone; theirs has its
+defaults. Kept in ``template.json`` beside this file:
 
-- ``seconds``, ``cpu_seconds``: from the images to the template, without imports, of the clock and of the processor, which
-  does not mind other work on the machine;
+- ``seconds``, ``cpu_seconds``: from the images to the template, without imports, of the clock and of the processor,
+  which does not mind other work on the machine;
 - ``sharpness``: mean length of the gradient per mm inside the head, intensities in [0, 1] from their percentile .5 to
   99.5; of ours also without sharpening;
 - ``dice``: of the labels of all pairs of images on the template, nearest neighbours, after each image was registered to
@@ -140,7 +140,9 @@ def compare(data: Path, peers: str, first: int, count: int, preset: str, folder:
         key: [flat(subject / name, folder / f"{key}_{subject.name}.nii.gz") for subject in subjects]
         for key, name in names.items()
     }
-    ours = asked(sys.executable, "our_build", folder, output=str(folder / "ours"), preset=preset, images=files["images"])
+    ours = asked(
+        sys.executable, "our_build", folder, output=str(folder / "ours"), preset=preset, images=files["images"]
+    )
     ants = asked(peers, "ants_build", folder, template=str(folder / "ants.nii.gz"), images=files["images"])
     rounds = (folder / "ours" / "convergence.csv").read_text(encoding="utf-8").splitlines()
     ours["sharpness without sharpening"] = float(rounds[-1].split(",")[-1])

@@ -189,7 +189,7 @@ def test_page_of_templates(tmp_path, monkeypatch):
 
     found = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("*/metrics.json")}
     assert {name: (len(f["images"]), len(f["rounds"])) for name, f in found.items()} == {
-        "group": (3, 4),
+        "group": (3, 3),
         "labelled_group": (3, 3),
         "refined_group": (3, 1),
         "pair": (2, 2),

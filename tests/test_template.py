@@ -132,7 +132,7 @@ def test_command_is_free_of_order_and_goes_on(images):
     with (images / "a/convergence.csv").open(encoding="utf-8") as file:
         rounds = list(csv.DictReader(file))
     assert [row["images"] for row in rounds] == ["4", "4"]
-    assert float(rounds[1]["similarity"]) < float(rounds[0]["similarity"])
+    assert all(0 < float(row["sharpness"]) < 1 for row in rounds)
 
     done = [stamps(images / f"a/rounds/{n}") for n in (1, 2)]
     before = values(images / "a/template.nii.gz")
@@ -165,7 +165,7 @@ def test_broken_images_are_named_and_left_out(images, monkeypatch):
     rows = group([images / f"image{n}.nii.gz" for n in (0, 1)])
     with pytest.raises(PairError, match="1 images are left"):
         build_template(rows, images / "none", quick_settings(2))
-    with pytest.raises(DataListError, match="no list"):
+    with pytest.raises(DataListError, match="one image"):
         group([images / "image0.nii.gz"])
 
 
@@ -173,7 +173,7 @@ def test_template_of_one_image_moved_there_and_back_is_that_image(images):
     """Also from another start; headers that are far from one another are put on one another before."""
     middle, start = smooth_image(SHAPE, 0)[0].numpy(), images / "image0.nii.gz"
     rows = group([images / f"image{n}.nii.gz" for n in range(4)])
-    settings = quick_settings(2, iterations=(30, 20), initial_transform="moments")
+    settings = quick_settings(2, iterations=(20, 10), initial_transform="moments")
     for n in range(1, 4):
         image = nib.load(images / f"image{n}.nii.gz")
         place = PLACE.copy()

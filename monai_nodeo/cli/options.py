@@ -73,14 +73,10 @@ NUMBERS = _Numbers()
 DEVICE = click.option("--device", type=_Device(), help="cpu, cuda, cuda:1; by default a GPU if there is one.")
 _ENGINE = (
     click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine, shared out to its GPUs."),
-    click.option(
-        "--threads", type=click.IntRange(min=1), help="Threads of a worker; by default the cores shared out."
-    ),
+    click.option("--threads", type=click.IntRange(min=1), help="Threads of a worker; by default the cores shared out."),
     click.option("--batch", type=click.IntRange(min=1), default=1, help="Pairs of one shape optimised together."),
     click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask cluster that is there."),
-    click.option(
-        "--scheduler-file", type=click.Path(exists=True), help="The same, by the file of its scheduler."
-    ),
+    click.option("--scheduler-file", type=click.Path(exists=True), help="The same, by the file of its scheduler."),
 )
 SET = click.option("--set", "changes", multiple=True, type=_Setting(), help="Any setting; may be repeated.")
 

@@ -42,6 +42,7 @@ PathLike = str | os.PathLike[str]
 _PATH_KEYS = (*PATH_KEYS, START_KEY)
 _KEYS = (*_PATH_KEYS, "id")
 ATLAS_NAMES = ("image.nii.gz", "label.nii.gz")
+_LISTS = (".json", ".csv")
 _ATLAS_KEYS = ("moving", "moving_label")
 _OF_ATLAS = {"image": "moving", "label": "moving_label", "mask": "moving_mask"}
 _OF_FIXED = ("fixed", "fixed_label", "fixed_mask", "fixed_landmarks", "moving_landmarks")
@@ -177,6 +178,8 @@ def group(images: Sequence[PathLike], key: str | None = None) -> list[dict[str, 
     base = Path()
     if len(images) == 1:
         place = Path(expanduser(images[0]))
+        if place.suffix.lower() not in _LISTS:
+            raise DataListError(f"{place}: one image; expected two or more, or a list ({', '.join(_LISTS)}).")
         base, entries = place.parent, [_as_moving(entry) for entry in read_entries(place, key)]
     else:
         entries = [{"moving": os.fspath(path)} for path in images]
