@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A command that starts at the root; those of the bundle's page are in test_bundle.py and test_one_result.py.
 BUNDLE = "python -m monai.bundle run --config_file bundle/configs/inference.json"
 # Pages with a set-up of their own below.
-APART = {"docs/first_registration.md", "docs/cohort.md", "docs/atlases.md", "docs/bids.md"}
+APART = {f"docs/{name}.md" for name in ("first_registration", "cohort", "atlases", "bids", "templates")}
 # Pages that hold commands of other tools beside ours.
 BESIDE = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/coming_from/*.md"))]
 APART.update(BESIDE)
@@ -221,3 +221,28 @@ def test_page_of_bids(tmp_path):
         )
     )
     np.testing.assert_allclose(on_atlas, ours, atol=0.5)
+
+
+def test_page_of_templates(tmp_path, monkeypatch):
+    """The example's slices; the shell's pattern is read here."""
+    (tmp_path / "scans").mkdir()
+    for number, name in enumerate("abc"):
+        pair = example_pair(2, spacing=6.0, seed=number)
+        grid = ImageGrid(pair.affine, (*pair.moving.shape, 1))
+        write_image(tmp_path / f"scans/{name}.nii.gz", pair.moving, grid)
+        write_labels(tmp_path / f"scans/{name}_seg.nii.gz", pair.moving_label, grid)
+    listed = [{"image": f"scans/{name}.nii.gz", "label": f"scans/{name}_seg.nii.gz"} for name in "abc"]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": listed}), encoding="utf-8")
+
+    scans = [f"scans/{name}.nii.gz" for name in "abc"]
+    for words in commands("docs/templates.md"):
+        run([part for word in words for part in (scans if word == "scans/*.nii.gz" else [word])])
+    exec("\n".join(blocks("docs/templates.md", "python")), {})
+
+    found = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("*/metrics.json")}
+    assert {name: (len(f["images"]), len(f["rounds"])) for name, f in found.items()} == {
+        "group": (3, 3),
+        "labelled_group": (3, 3),
+        "refined_group": (3, 1),
+        "pair": (2, 2),
+    }

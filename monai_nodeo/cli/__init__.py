@@ -27,6 +27,7 @@ COMMANDS = (
     "cohort",
     "bids",
     "propagate",
+    "template",
     "flow",
     "apply",
     "invert",

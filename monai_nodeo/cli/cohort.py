@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from monai_nodeo.cli.options import DEVICE, PRESET, SET, configure_logging, settings_of
+from monai_nodeo.cli.options import DEVICE, PRESET, SET, configure_logging, engine_of, engine_options, settings_of
 from monai_nodeo.extras import report_or_not
 from monai_nodeo.registration.settings import Settings
 
@@ -40,13 +40,7 @@ class _Shard(click.ParamType):
 _RUN = (
     PRESET,
     click.option("--init", "initial_transform", metavar="[auto|none|moments|rigid|affine|FILE]", help="Affine start."),
-    click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine, shared out to its GPUs."),
-    click.option(
-        "--threads", type=click.IntRange(min=1), help="Threads of a worker; by default the cores are shared out."
-    ),
-    click.option("--batch", type=click.IntRange(min=1), default=1, help="Pairs of one shape optimised together."),
-    click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask cluster that is there."),
-    click.option("--scheduler-file", type=click.Path(exists=True), help="The same, by the file its scheduler wrote."),
+    engine_options,
     DEVICE,
     click.option("--report/--no-report", default=True, help="Make the page of each pair, and one over all."),
     click.option("--quiet", is_flag=True, help="Print warnings and errors only."),
@@ -125,7 +119,7 @@ def run(
     values = settings.to_dict()
     task = Job(str(folder), values, settings_key(values, *more), given["device"], report_or_not(given["report"]), **job)
     try:
-        summary = run_cohort(task, rows, mine, _engine(given), given["batch"])
+        summary = run_cohort(task, rows, mine, engine_of(given), given["batch"])
     except KeyboardInterrupt:
         click.echo(f"interrupted: finished pairs are in {folder}; run the same command to go on.", err=True)
         sys.exit(_INTERRUPTED)
@@ -145,23 +139,4 @@ def _rows(pairs: str | None, given: dict[str, Any]) -> list[dict[str, Any]]:
         raise click.UsageError("give PAIRS, or --fixed IMAGE and --moving PATTERN.")
     return absolute(
         pairs_to_one(fixed, moving) if pairs is None else load_datalist(pairs, given["dataset_dir"], given["key"])
-    )
-
-
-def _engine(given: Mapping[str, Any]) -> Any:
-    """What registers the pairs: this process, workers that it starts, or a cluster that is there."""
-    chosen = [name for name in ("workers", "scheduler", "scheduler_file") if given[name] is not None]
-    if len(chosen) > 1:
-        raise click.UsageError(f"--{' and --'.join(chosen).replace('_', '-')} exclude each other.")
-    threads, device = given["threads"], given["device"]
-    if not chosen:
-        from monai_nodeo.cohort.run import InThisProcess
-
-        return InThisProcess(threads)
-    from monai_nodeo.cohort.dask_engines import ExistingCluster, LocalWorkers
-
-    if given["workers"]:
-        return LocalWorkers(given["workers"], threads, device)
-    return ExistingCluster(
-        given["scheduler"], given["scheduler_file"], threads, needs_gpu=str(device).startswith("cuda")
     )

@@ -15,7 +15,17 @@ import click
 from monai_nodeo.registration.presets import preset_names
 from monai_nodeo.registration.settings import Settings
 
-__all__ = ["DEVICE", "NUMBERS", "PRESET", "SET", "configure_logging", "file_of", "settings_of"]
+__all__ = [
+    "DEVICE",
+    "NUMBERS",
+    "PRESET",
+    "SET",
+    "configure_logging",
+    "engine_of",
+    "engine_options",
+    "file_of",
+    "settings_of",
+]
 
 _NAMES = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
 PRESET = click.option("--preset", type=click.Choice(preset_names()), help="Settings other than the default's.")
@@ -61,6 +71,13 @@ class _Numbers(click.ParamType):
 
 NUMBERS = _Numbers()
 DEVICE = click.option("--device", type=_Device(), help="cpu, cuda, cuda:1; by default a GPU if there is one.")
+_ENGINE = (
+    click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine, shared out to its GPUs."),
+    click.option("--threads", type=click.IntRange(min=1), help="Threads of a worker; by default the cores shared out."),
+    click.option("--batch", type=click.IntRange(min=1), default=1, help="Pairs of one shape optimised together."),
+    click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask cluster that is there."),
+    click.option("--scheduler-file", type=click.Path(exists=True), help="The same, by the file of its scheduler."),
+)
 SET = click.option("--set", "changes", multiple=True, type=_Setting(), help="Any setting; may be repeated.")
 
 
@@ -75,6 +92,32 @@ def settings_of(spatial_dims: int, preset: str | None, changes: tuple[tuple[str,
     """
     given = {name: value for name, value in others.items() if value is not None}
     return Settings.preset(preset, spatial_dims).replace(**given | dict(changes))
+
+
+def engine_options(command: Any) -> Any:
+    """Add the options of `engine_of` to a command."""
+    for option in reversed(_ENGINE):
+        command = option(command)
+    return command
+
+
+def engine_of(given: dict[str, Any]) -> Any:
+    """What registers the pairs: this process, workers that it starts, or a cluster that is there."""
+    chosen = [name for name in ("workers", "scheduler", "scheduler_file") if given[name] is not None]
+    if len(chosen) > 1:
+        raise click.UsageError(f"--{' and --'.join(chosen).replace('_', '-')} exclude each other.")
+    threads, device = given["threads"], given["device"]
+    if not chosen:
+        from monai_nodeo.cohort.run import InThisProcess
+
+        return InThisProcess(threads)
+    from monai_nodeo.cohort.dask_engines import ExistingCluster, LocalWorkers
+
+    if given["workers"]:
+        return LocalWorkers(given["workers"], threads, device)
+    return ExistingCluster(
+        given["scheduler"], given["scheduler_file"], threads, needs_gpu=str(device).startswith("cuda")
+    )
 
 
 def file_of(transform: str) -> str:

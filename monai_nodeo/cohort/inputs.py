@@ -11,7 +11,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from monai_nodeo.data.keys import PATH_KEYS, images_of
+from monai_nodeo.data.keys import PATH_KEYS, START_KEY, images_of
 
 __all__ = ["fingerprints", "same_inputs"]
 
@@ -29,7 +29,7 @@ def fingerprints(row: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
 def _paths(row: Mapping[str, Any]) -> dict[str, str]:
     return {
         key if number == 1 else f"{key} {number}": path
-        for key in PATH_KEYS
+        for key in (*PATH_KEYS, START_KEY)
         if row.get(key)
         for number, path in enumerate(images_of(row[key]), start=1)
     }

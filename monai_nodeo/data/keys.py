@@ -8,6 +8,7 @@
 "fixed_mask", "moving_mask"          where an image counts (greater than 0), either, each on the grid of its image
 "fixed_landmarks",                   CSV of points in LPS mm, both or none, one below the other in the same order
 "moving_landmarks"
+"initial_transform"                  affine start of this pair, a file, instead of that of the settings
 ===================================  ==============================================================================
 """
 
@@ -15,13 +16,14 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["IMAGE_KEYS", "LABEL_KEYS", "LANDMARK_KEYS", "MASK_KEYS", "PATH_KEYS", "images_of"]
+__all__ = ["IMAGE_KEYS", "LABEL_KEYS", "LANDMARK_KEYS", "MASK_KEYS", "PATH_KEYS", "START_KEY", "images_of"]
 
 IMAGE_KEYS = ("fixed", "moving")
 LABEL_KEYS = ("fixed_label", "moving_label")
 MASK_KEYS = ("fixed_mask", "moving_mask")
 LANDMARK_KEYS = ("fixed_landmarks", "moving_landmarks")
 PATH_KEYS = (*IMAGE_KEYS, *LABEL_KEYS, *MASK_KEYS, *LANDMARK_KEYS)
+START_KEY = "initial_transform"
 
 
 def images_of(value: Any) -> list[Any]:

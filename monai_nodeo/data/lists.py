@@ -19,7 +19,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
-from monai_nodeo.data.keys import IMAGE_KEYS, PATH_KEYS, images_of
+from monai_nodeo.data.keys import IMAGE_KEYS, PATH_KEYS, START_KEY, images_of
 from monai_nodeo.data.list_formats import EXAMPLE, DataListError, json_type, read_entries
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "RowError",
     "absolute",
     "atlases_to_one",
+    "group",
     "load_datalist",
     "pairs_to_one",
     "requested_pairs",
@@ -38,8 +39,10 @@ __all__ = [
 
 PathLike = str | os.PathLike[str]
 
-_KEYS = (*PATH_KEYS, "id")
+_PATH_KEYS = (*PATH_KEYS, START_KEY)
+_KEYS = (*_PATH_KEYS, "id")
 ATLAS_NAMES = ("image.nii.gz", "label.nii.gz")
+_LISTS = (".json", ".csv")
 _ATLAS_KEYS = ("moving", "moving_label")
 _OF_ATLAS = {"image": "moving", "label": "moving_label", "mask": "moving_mask"}
 _OF_FIXED = ("fixed", "fixed_label", "fixed_mask", "fixed_landmarks", "moving_landmarks")
@@ -159,6 +162,34 @@ def atlases_to_one(
     return rows
 
 
+def group(images: Sequence[PathLike], key: str | None = None) -> list[dict[str, Any]]:
+    """The images of a group, each as the moving one of a pair whose fixed image is yet to be made.
+
+    Args:
+        images: the files; or one list, see `list_formats`, of ``{"image"}``, with "label" and "mask" if there are any.
+        key: the list within a JSON object, such as "training".
+
+    Returns:
+        As `load_datalist`, without "fixed".
+
+    Raises:
+        DataListError: when there are fewer than two.
+    """
+    base = Path()
+    if len(images) == 1:
+        place = Path(expanduser(images[0]))
+        if place.suffix.lower() not in _LISTS:
+            raise DataListError(f"{place}: one image; expected two or more, or a list ({', '.join(_LISTS)}).")
+        base, entries = place.parent, [_as_moving(entry) for entry in read_entries(place, key)]
+    else:
+        entries = [{"moving": os.fspath(path)} for path in images]
+    whole = [{**entry, "fixed": entry.get("moving")} if isinstance(entry, dict) else entry for entry in entries]
+    rows = _make_rows(whole, base, ("moving",))
+    if len(rows) < 2:
+        raise DataListError(f"{' '.join(map(os.fspath, images))}: {len(rows)} image; expected two or more, or a list.")
+    return [{name: value for name, value in row.items() if name != "fixed"} for row in rows]
+
+
 def _as_moving(entry: Any) -> Any:
     """An entry of atlases with the keys of pairs, without what it says of another fixed image."""
     if not isinstance(entry, dict):
@@ -169,7 +200,7 @@ def _as_moving(entry: Any) -> Any:
 
 def absolute(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows with absolute paths, for processes that work elsewhere."""
-    return [{**row, **{key: _each(os.path.abspath, row[key]) for key in PATH_KEYS if key in row}} for row in rows]
+    return [{**row, **{key: _each(os.path.abspath, row[key]) for key in _PATH_KEYS if key in row}} for row in rows]
 
 
 def spatial_dims_of(rows: Sequence[Mapping[str, Any]]) -> int:
@@ -211,7 +242,9 @@ def requested_pairs(datalist: PathLike | None, dataset_dir: PathLike | None, **p
     return single_pair(**pair)
 
 
-def _make_rows(entries: Sequence[Any], base: Path) -> list[dict[str, Any]]:
+def _make_rows(
+    entries: Sequence[Any], base: Path, named_by: Sequence[str] = ("moving", "fixed")
+) -> list[dict[str, Any]]:
     rows = [_checked_row(entry, base) for entry in entries]
     taken: dict[str, int] = {}  # id without case, as some file systems compare, -> row
     for number, row in enumerate(rows, start=1):
@@ -224,11 +257,7 @@ def _make_rows(entries: Sequence[Any], base: Path) -> list[dict[str, Any]]:
     names = _readable_names([path for first in firsts for path in first.values()])
     for number, row in enumerate(rows, start=1):
         if "id" not in row:
-            id = (
-                f"row_{number}"
-                if ERROR in row
-                else "_to_".join(names[firsts[number - 1][key]] for key in ("moving", "fixed"))
-            )
+            id = f"row_{number}" if ERROR in row else "_to_".join(names[firsts[number - 1][key]] for key in named_by)
             row["id"] = _unique(id, taken)
             taken[row["id"].casefold()] = number
     return rows

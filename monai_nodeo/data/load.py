@@ -23,7 +23,7 @@ from monai.utils import ImageMetaKey, MetaKeys
 from torch import Tensor
 
 from monai_nodeo.data.image import Image, as_image
-from monai_nodeo.data.keys import IMAGE_KEYS, LABEL_KEYS, LANDMARK_KEYS, MASK_KEYS, PATH_KEYS, images_of
+from monai_nodeo.data.keys import IMAGE_KEYS, LABEL_KEYS, LANDMARK_KEYS, MASK_KEYS, PATH_KEYS, START_KEY, images_of
 from monai_nodeo.data.pair import Pair, PairError, Scan, source_name, stored_grid
 from monai_nodeo.data.placement import (
     SAME_GRID_VOXELS,
@@ -99,7 +99,7 @@ def load_pair(row: Mapping[str, Any], spatial_dims: int | None = None, min_size:
         scans.append(Scan(image, label, mask, None if points is None else _points(LANDMARK_KEYS[side], points, image)))
     _check_landmarks(scans, given)
     sources = tuple((key, _absolute(value)) for key, value in paths.items())
-    return Pair(scans[0], scans[1], str(row.get("id") or ""), sources)
+    return Pair(scans[0], scans[1], str(row.get("id") or ""), sources, row.get(START_KEY))
 
 
 def load_label(value: Image, key: str, image: MetaTensor) -> MetaTensor:

@@ -47,12 +47,14 @@ class Pair:
         moving: is warped.
         id: name of the pair.
         sources: key of a data list -> path that was read, absolute, or a list of them.
+        start: its affine start, as ``initial_transform`` of the settings, instead of theirs.
     """
 
     fixed: Scan
     moving: Scan
     id: str = ""
     sources: tuple[tuple[str, str | list[str]], ...] = ()
+    start: str | None = None
 
     @property
     def spatial_dims(self) -> int:

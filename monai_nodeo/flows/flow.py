@@ -24,7 +24,8 @@ import monai_nodeo.flows.eulerian  # noqa: F401  # the models of this package ma
 from monai_nodeo.files import ImageGrid, atomic_path
 from monai_nodeo.flows.solvers.protocol import Solver
 from monai_nodeo.flows.solvers.runge_kutta import RungeKutta
-from monai_nodeo.flows.velocity import VelocityModel
+from monai_nodeo.flows.velocity import VelocityField, VelocityModel
+from monai_nodeo.geometry.sampling import sample
 
 __all__ = ["Flow", "FlowFileError"]
 
@@ -200,6 +201,23 @@ class Flow(nn.Module):
     def with_solver(self, solver: Solver) -> Flow:
         """The same velocity, integrated otherwise."""
         return Flow(self.velocity, solver, self.domain, self.grid, self.backward, self.span)
+
+    def on(self, domain: ImageGrid) -> Flow:
+        """The same flow with the nodes of its velocity at the voxels of another grid, linear in between.
+
+        Raises:
+            TypeError: when the velocity is not one of places.
+        """
+        field = self.velocity.kept()
+        if not isinstance(field, VelocityField):
+            raise TypeError(f"{type(field).__name__} is no velocity of places; register with another velocity.")
+        here, there = (_Place.of(nodes, domain.affine) for nodes in (self.domain, domain))
+        axes = [torch.arange(n, device=self.device, dtype=self.dtype) for n in domain.spatial_shape]
+        phi = here.phi(torch.stack(torch.meshgrid(*axes, indexing="ij")))
+        images = sample(field.images, phi.expand(len(field.images), *phi.shape))
+        between = torch.from_numpy(there.matrix @ here.back).to(images)
+        images = torch.einsum("ij,kj...->ki...", between, images)
+        return Flow(VelocityField.of(images), self.solver, domain, self.grid, self.backward, self.span)
 
     def _carried(self, phi: Tensor, times: Sequence[float]) -> Sequence[Tensor] | Tensor:
         return self.velocity.carry(phi, [1 - t for t in times] if self.backward else list(times), self.solver)

@@ -61,7 +61,7 @@ def prepare(pair: Pair, settings: Settings, loss: RegistrationLoss) -> Prepared:
             or labels are to be used that there are not.
     """
     _check_masks(pair, settings, loss)
-    start = find_start(pair, settings.initial_transform)
+    start = find_start(pair, pair.start or settings.initial_transform)
     if settings.mask_air:
         pair = with_mask_of_air(pair)
     fine, certainty = refine(pair)

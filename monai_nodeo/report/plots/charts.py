@@ -23,12 +23,13 @@ _IN_A_ROW = 2
 _MANY_BINS = 30
 
 
-def plot_history(history: Mapping[str, ArrayLike]) -> Figure:
+def plot_history(history: Mapping[str, ArrayLike], step: str = "iteration") -> Figure:
     """Draw the curve of every loss term.
 
     Args:
         history: name of the term -> its value at every iteration, (iterations,); a term "level" tells the level of the
             pyramid that an iteration belongs to, 0 the coarsest: levels get colours of their own.
+        step: what the values are counted in.
 
     Returns:
         The figure: one small plot a term, each with its own scale.
@@ -49,7 +50,7 @@ def plot_history(history: Mapping[str, ArrayLike]) -> Figure:
     for ax, (name, curve) in zip(panels, curves.items(), strict=False):
         _draw_curve(ax, curve, levels)
         ax.set_title(name, fontsize=9)
-        ax.set_xlabel("iteration", fontsize=8)
+        ax.set_xlabel(step, fontsize=8)
         _tidy(ax)
     if levels is not None:
         panels[0].legend(fontsize=7, frameon=False, title="level", title_fontsize=7)
