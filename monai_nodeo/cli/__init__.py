@@ -55,7 +55,7 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ModuleNotFoundError) as error:
             # one line, whatever the names of files hold: no control characters reach the terminal
             raise click.ClickException(_CONTROL.sub(" ", str(error))) from error
 

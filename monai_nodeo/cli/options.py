@@ -12,10 +12,11 @@ from typing import Any
 
 import click
 
+from monai_nodeo.files.ome_zarr import is_zarr
 from monai_nodeo.registration.presets import preset_names
 from monai_nodeo.registration.settings import Settings
 
-__all__ = ["DEVICE", "NUMBERS", "PRESET", "SET", "configure_logging", "file_of", "settings_of"]
+__all__ = ["DEVICE", "NUMBERS", "PRESET", "SET", "configure_logging", "file_of", "is_registration", "settings_of"]
 
 _NAMES = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
 PRESET = click.option("--preset", type=click.Choice(preset_names()), help="Settings other than the default's.")
@@ -77,6 +78,11 @@ def settings_of(spatial_dims: int, preset: str | None, changes: tuple[tuple[str,
     return Settings.preset(preset, spatial_dims).replace(**given | dict(changes))
 
 
+def is_registration(name: str) -> bool:
+    """Whether a name is the folder of a registration; a Zarr group is a folder, too."""
+    return Path(name).is_dir() and not is_zarr(Path(name))
+
+
 def file_of(transform: str) -> str:
     """The file of a transform that is named by its registration's folder.
 
@@ -89,7 +95,7 @@ def file_of(transform: str) -> str:
             f"{folder} is of a sequence, expected a pair; give the field of a frame, such as "
             f"{folder / 'displacement' / '0001.nii.gz'}."
         )
-    return str(folder / "transform.h5") if folder.is_dir() else transform
+    return str(folder / "transform.h5") if is_registration(transform) else transform
 
 
 def configure_logging(quiet: bool) -> None:
