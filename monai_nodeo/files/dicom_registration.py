@@ -15,6 +15,7 @@ The object's own frame of reference, the registered one, is that of the fixed im
 from __future__ import annotations
 
 import datetime
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -212,15 +213,13 @@ def _describe(data: Any, fixed: list[Any], moving: list[Any]) -> None:
     from pydicom.dataset import Dataset
     from pydicom.uid import generate_uid
 
-    from monai_nodeo import __version__
-
     now = datetime.datetime.now()
     data.Modality, data.SeriesInstanceUID, data.SeriesNumber, data.InstanceNumber = "REG", generate_uid(), 1, 1
     data.ContentDate, data.ContentTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
     data.ContentLabel, data.ContentDescription, data.ContentCreatorName = "REGISTRATION", "", ""
     data.SeriesDescription = "registration"
     data.Manufacturer, data.ManufacturerModelName = "monai_nodeo", "monai_nodeo"
-    data.DeviceSerialNumber, data.SoftwareVersions = "0", __version__
+    data.DeviceSerialNumber, data.SoftwareVersions = "0", _version()
     series = []
     for headers in (fixed, moving):
         one = Dataset()
@@ -233,3 +232,10 @@ def _describe(data: Any, fixed: list[Any], moving: list[Any]) -> None:
             other = Dataset()
             other.StudyInstanceUID, other.ReferencedSeriesSequence = study, [one]
             data.StudiesContainingOtherReferencedInstancesSequence = [other]
+
+
+def _version() -> str:
+    try:
+        return version("monai-nodeo")
+    except PackageNotFoundError:  # run from its sources
+        return "0"
