@@ -82,7 +82,7 @@ def new_dataset(storage: str, fixed: Any, template: Any = None) -> Any:
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
     now = datetime.datetime.now()
-    data = Dataset() if template is None else template
+    data: Any = Dataset() if template is None else template
     data.SpecificCharacterSet = "ISO_IR 192"
     for element in [element for element in data if element.tag.group == _PATIENT_GROUP]:
         del data[element.tag]

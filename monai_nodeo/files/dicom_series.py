@@ -23,9 +23,21 @@ from monai_nodeo.files.lps import RAS_TO_LPS
 __all__ = ["check_series_target", "is_series_target", "write_series"]
 
 _PIXELS = 0x0028
-_KEPT = ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction", "RescaleType")
+_KEPT: tuple[str, ...] = (
+    "WindowCenter",
+    "WindowWidth",
+    "WindowCenterWidthExplanation",
+    "VOILUTFunction",
+    "RescaleType",
+)
 _KEPT += ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod", "BurnedInAnnotation")
-_DROPPED = ("SliceLocation", "PatientOrientation", "IconImageSequence", "ImagesInAcquisition", "PatientPosition")
+_DROPPED: tuple[str, ...] = (
+    "SliceLocation",
+    "PatientOrientation",
+    "IconImageSequence",
+    "ImagesInAcquisition",
+    "PatientPosition",
+)
 _DROPPED += ("ReferencedImageSequence", "ReferencedPatientSequence", "ReferencedStudySequence")
 _DROPPED += ("ReferencedSeriesSequence", "ReferencedPerformedProcedureStepSequence", "RequestAttributesSequence")
 _OVERLAYS = range(0x5000, 0x6100)

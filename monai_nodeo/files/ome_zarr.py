@@ -194,7 +194,7 @@ def write_zarr(path: str | os.PathLike[str], values: np.ndarray, affine: np.ndar
         {"type": "scale", "scale": [1.0] * further + scale[::-1].tolist()},
         {"type": "translation", "translation": [0.0] * further + translation[::-1].tolist()},
     ]
-    image = {"name": Path(path).stem, "axes": axes}
+    image: dict[str, Any] = {"name": Path(path).stem, "axes": axes}
     image["datasets"] = [{"path": "0", "coordinateTransformations": place}]
     with atomic_path(path) as partial:
         group = zarr.open_group(str(partial), mode="w", zarr_format=3)
