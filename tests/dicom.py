@@ -46,6 +46,7 @@ def write_series(
             "0020|0013": str(index + 1),
             "0020|0032": "\\".join(f"{x:.6f}" for x in place),
             "0020|0037": "\\".join(f"{x:.8f}" for x in axes[:, :2].T.ravel()),
+            "0020|0052": f"{uid}.0",
         }
         for tag, value in tags.items():
             image.SetMetaData(tag, value)

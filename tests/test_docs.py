@@ -96,6 +96,9 @@ def test_page(page, tmp_path):
     frames = np.stack([np.roll(make_image(grid, 0), shift, 0) for shift in (0, 1, 0)], -1)
     for name in ("cine.nii.gz", "bold.nii.gz"):
         nib.Nifti1Image(frames.astype(np.float32), grid.affine).to_filename(name)
+    if "_series" in TEXTS[page]:
+        for number, side in enumerate(("fixed", "moving")):
+            write_series(tmp_path / f"{side}_series", make_image(grid, number), grid.affine, number + 1)
     shutil.copy("fixed_labels.nii.gz", "cine_label.nii.gz")
     shutil.copy("fixed_points.csv", "points.csv")
     (tmp_path / "pairs.json").write_text(json.dumps([{"fixed": "fixed.nii.gz", "moving": "moving.nii.gz"}]))

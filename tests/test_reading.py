@@ -118,7 +118,7 @@ def test_what_is_no_image(tmp_path):
         (tmp_path / name).write_bytes(b"\x89 no image" * 100)
         message = refuse(tmp_path / name)
         assert f"{tmp_path / name}: not an image that SimpleITK reads" in message
-        assert "expected NIfTI, NRRD, MHA, a folder of DICOM files" in message
+        assert "expected NIfTI, NRRD, MHA, OME-Zarr, a folder of DICOM files" in message
     assert "holds no DICOM files" in refuse(tmp_path)
     sitk.WriteImage(sitk.Image([9, 11, 13], sitk.sitkComplexFloat32), str(tmp_path / "complex.nrrd"))
     assert "complex of 32-bit float; expected real numbers, take the magnitude" in refuse(tmp_path / "complex.nrrd")

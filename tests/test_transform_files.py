@@ -73,6 +73,33 @@ def test_x5_goes_to_nitransforms_and_back(kind, tmp_path):
         read_transform(tmp_path / "two.x5")
 
 
+@pytest.mark.parametrize("of", ["ours", "AFNI's"])
+def test_afni_is_what_nitransforms_says(of, tmp_path):
+    from nitransforms.io.afni import AFNIDisplacementsField, AFNILinearTransform
+    from nitransforms.nonlinear import DenseFieldTransform
+
+    grid = ImageGrid(np.array([[0, 1.5, 0, 3], [-0.8, 0, 0, 7], [0, 0, 2.5, -3], [0, 0, 0, 1]]), (9, 11, 13))
+    field = Transform((Displacement(grid, make_ddf(grid)),))
+    write_transform(tmp_path / "f.nii.gz", field)
+    if of == "AFNI's":
+        image = nib.Nifti1Image.from_filename(tmp_path / "f.nii.gz")
+        image = nib.Nifti1Image(np.asarray(image.dataobj), image.affine)  # it sets no intent
+        image.header.extensions.append(nib.nifti1.Nifti1Extension("afni", b"<AFNI_attributes/>"))
+        nib.save(image, tmp_path / "f.nii.gz")
+    points = world(grid, some_voxels(grid))
+    theirs = DenseFieldTransform(AFNIDisplacementsField.from_image(nib.load(tmp_path / "f.nii.gz")))
+    np.testing.assert_allclose(theirs.map(points), field.map_points(points), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        read_transform(tmp_path / "f.nii.gz").map_points(points), field.map_points(points), rtol=0, atol=1e-5
+    )
+    write_transform(tmp_path / "a.aff12.1D", Transform((Affine(make_start(grid)),)))
+    if of == "AFNI's":
+        AFNILinearTransform.from_ras(make_start(grid)).to_filename(tmp_path / "a.aff12.1D")
+    there = AFNILinearTransform.from_filename(tmp_path / "a.aff12.1D").to_ras()
+    np.testing.assert_allclose(there, make_start(grid), atol=1e-4)  # it writes 6 digits
+    np.testing.assert_allclose(read_affine(tmp_path / "a.aff12.1D"), there, atol=1e-9)
+
+
 def test_greedy_warps_with_our_field_and_we_with_its(tmp_path, monkeypatch):
     greedy = pytest.importorskip(
         "picsl_greedy", reason="greedy is not installed; pip install picsl_greedy for this test"

@@ -4,11 +4,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from monai_nodeo.cli.options import file_of
+from monai_nodeo.cli.options import file_of, is_registration
 
 __all__ = ["command"]
 
@@ -35,9 +33,16 @@ __all__ = ["command"]
     show_default=True,
     help="label: the label with the largest linear weight.",
 )
-@click.option("-o", "--output", required=True, help="File of the result: .nii.gz; points keep their format.")
+@click.option(
+    "-o", "--output", required=True, help="The result: .nii.gz, .zarr, or FOLDER/ for DICOM; points keep their format."
+)
 @click.option(
     "--outside", type=float, help="Value where the image is not known; by default its background, 0 for labels."
+)
+@click.option(
+    "--reorient",
+    type=click.Choice(["lps", "ras"]),
+    help="Turn vectors (x, y, z) and tensors (xx, xy, yy, xz, yz, zz) with the space; the frame of their components.",
 )
 def command(
     image: str,
@@ -49,11 +54,12 @@ def command(
     interpolation: str,
     output: str,
     outside: float | None,
+    reorient: str | None,
 ) -> None:
     """Apply transforms, as antsApplyTransforms does.
 
     With several, the last one is applied to the image first. The result has the reference's grid and the image's type
-    of values.
+    of values. Of two DICOM series, -o FOLDER/ makes a third one, in the study of the reference.
 
     Points are a table with x, y, z in LPS mm (.csv), markups of Slicer (.fcsv, .mrk.json), points of elastix (.pts,
     .txt), streamlines (.trk, .tck), surfaces (.gii) and meshes (.vtk, .vtp, .ply, .stl). They go the opposite way: a
@@ -65,15 +71,15 @@ def command(
     from monai_nodeo.files import (
         ImageGrid,
         Transform,
-        check_image_target,
         check_points_target,
+        check_warped_target,
         holds_points,
         read_points,
         write_points,
     )
     from monai_nodeo.files.resampling import apply_to_image, apply_to_points, read_chain
 
-    by_flow = Path(transforms[0]).is_dir()
+    by_flow = is_registration(transforms[0])
     if not by_flow and (inverse or (t0, t1) != (0, 1)):
         raise click.UsageError(
             "--inverse, --t0 and --t1 need the folder of a registration as the first transform; of a file, "
@@ -87,7 +93,7 @@ def command(
     if points:
         check_points_target(output, image)
     else:
-        check_image_target(output)
+        check_warped_target(output, image, str(reference))
     others = transforms[1:] if by_flow else transforms
     chain = read_chain([file_of(name) for name in others]) if others else None
     if not by_flow:
@@ -95,7 +101,7 @@ def command(
         if points:
             apply_to_points(image, chain, output)
         else:
-            apply_to_image(image, str(reference), chain, output, interpolation, outside)
+            apply_to_image(image, str(reference), chain, output, interpolation, outside, reorient)
         return
     if points:
         table = read_points(image)
@@ -109,4 +115,4 @@ def command(
 
     flow = transform_of_folder(transforms[0], inverse, grid, t0, t1)
     steps = flow.steps if chain is None else (*flow.steps, *chain.steps)
-    apply_to_image(image, str(reference), Transform(steps), output, interpolation, outside)
+    apply_to_image(image, str(reference), Transform(steps), output, interpolation, outside, reorient)

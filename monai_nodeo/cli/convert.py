@@ -15,7 +15,8 @@ __all__ = ["command"]
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO")
 @click.option("-r", "--reference", help="Image whose grid a field gets; by default that of the first field in FROM.")
-def command(source: str, target: str, reference: str | None) -> None:
+@click.option("-m", "--moving", help="The moving image, for .dcm; there both images are DICOM series.")
+def command(source: str, target: str, reference: str | None, moving: str | None) -> None:
     """Convert a transform; the names of the files say their formats.
 
     \b
@@ -24,9 +25,13 @@ def command(source: str, target: str, reference: str | None) -> None:
     disp_FFFF_MMMM.nii.gz  Learn2Reg: the same in voxels of the fixed grid
     *.tfm, *.txt, *.mat    ITK affine
     *.x5                   X5 of BIDS: an affine, or all steps as one field
+    *.aff12.1D             AFNI: an affine
+    *.zarr                 OME-NGFF 0.6 (RFC-5): a field, affines as they are
+    *.dcm                  DICOM: Spatial Registration of an affine, else Deformable Spatial Registration
     """  # noqa: D301
     from monai_nodeo.files import ImageGrid, check_transform_target, read_transform, write_transform
 
-    check_transform_target(target)
+    images = (reference, moving) if reference and moving else None
+    check_transform_target(target, images)
     grid = ImageGrid.from_file(reference) if reference else None
-    write_transform(target, read_transform(file_of(source)), grid)
+    write_transform(target, read_transform(file_of(source)), grid, images)

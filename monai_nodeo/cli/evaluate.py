@@ -5,13 +5,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from monai_nodeo.cli.figures import echo_figures
-from monai_nodeo.cli.options import file_of
+from monai_nodeo.cli.options import file_of, is_registration
 
 if TYPE_CHECKING:
     from monai_nodeo.metrics.certificate import Certificate
@@ -62,7 +61,7 @@ def _certificates(name: str) -> list[Certificate]:
     from monai_nodeo.files.resampling import read_chain
     from monai_nodeo.metrics.certificate import certify_transform
 
-    if not Path(name).is_dir():
+    if not is_registration(name):
         return certify_transform(read_chain([name]))
     from monai_nodeo.registration.applied import certificate_of_folder
 

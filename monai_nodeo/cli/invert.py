@@ -4,11 +4,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from monai_nodeo.cli.figures import echo_figures
+from monai_nodeo.cli.options import is_registration
 
 __all__ = ["command"]
 
@@ -28,7 +27,7 @@ def command(transform: str, output: str, reference: str | None, as_json: bool) -
 
     check_transform_target(output)
     grid = ImageGrid.from_file(reference) if reference else None
-    if Path(transform).is_dir():
+    if is_registration(transform):
         from monai_nodeo.registration.applied import certificate_of_folder, transform_of_folder
 
         write_transform(output, transform_of_folder(transform, inverse=True, grid=grid), grid)

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from monai_nodeo.files.ome_zarr import is_zarr
 from monai_nodeo.registration.presets import preset_names
 from monai_nodeo.registration.settings import Settings
 
@@ -24,6 +25,7 @@ __all__ = [
     "engine_of",
     "engine_options",
     "file_of",
+    "is_registration",
     "settings_of",
 ]
 
@@ -120,6 +122,11 @@ def engine_of(given: dict[str, Any]) -> Any:
     )
 
 
+def is_registration(name: str) -> bool:
+    """Whether a name is the folder of a registration; a Zarr group is a folder, too."""
+    return Path(name).is_dir() and not is_zarr(Path(name))
+
+
 def file_of(transform: str) -> str:
     """The file of a transform that is named by its registration's folder.
 
@@ -132,7 +139,7 @@ def file_of(transform: str) -> str:
             f"{folder} is of a sequence, expected a pair; give the field of a frame, such as "
             f"{folder / 'displacement' / '0001.nii.gz'}."
         )
-    return str(folder / "transform.h5") if folder.is_dir() else transform
+    return str(folder / "transform.h5") if is_registration(transform) else transform
 
 
 def configure_logging(quiet: bool) -> None:

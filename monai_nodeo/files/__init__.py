@@ -28,6 +28,7 @@ from monai_nodeo.files.formats import (
     write_transform,
 )
 from monai_nodeo.files.grid import ImageGrid, itk_geometry
+from monai_nodeo.files.image_targets import check_warped_target, write_warped
 from monai_nodeo.files.images import ImageFileError, StoredImage, open_stored, stored_array, stored_itk, stored_nibabel
 from monai_nodeo.files.nifti import (
     check_image_target,
@@ -56,6 +57,7 @@ __all__ = [
     "check_points_target",
     "check_room",
     "check_transform_target",
+    "check_warped_target",
     "holds_points",
     "itk_geometry",
     "no_empty_folder",
@@ -74,4 +76,5 @@ __all__ = [
     "write_labels",
     "write_points",
     "write_transform",
+    "write_warped",
 ]

@@ -10,13 +10,14 @@ NiftyReg      intent name "NREG_TRANS", p1 = 0  places in RAS mm: read
 NiftyReg      the same, p1 = 1                  displacements in RAS mm: read
 NiftyReg      the same, p1 > 1                  control points or velocities: refused
 FSL           intent 2006 to 2018               need the header of the moving image too: refused
-AFNI          AFNI's extension                  in a space of its own for oblique images: refused
+AFNI          AFNI's extension                  displacements in LPS mm: read, unless the grid is oblique
 ============  ================================  ================================================
 """
 
 from __future__ import annotations
 
 import numpy as np
+from nibabel.affines import obliquity
 from nibabel.nifti1 import Nifti1Header, Nifti1Pair
 from nibabel.spatialimages import SpatialImage
 
@@ -31,6 +32,8 @@ _FSL = range(2006, 2019)
 _AFNI_EXTENSION = 4
 _SPM, _NIFTYREG = "Mapping", "NREG_TRANS"
 _PLACES, _DISPLACEMENTS = 0, 1  # NiftyReg's intent_p1
+_OBLIQUE = np.deg2rad(0.01)  # from there on AFNI turns a grid straight
+_SAME = np.eye(3)
 _BY_NITRANSFORMS = "convert it to ITK's format with nitransforms or wb_command -convert-warpfield"
 
 
@@ -51,7 +54,9 @@ def read_foreign(path: PathLike, image: SpatialImage) -> Displacement | None:
     if intent in _FSL:
         raise _refused(path, "FSL", f"intent code {intent}", _BY_NITRANSFORMS)
     if any(extension.get_code() == _AFNI_EXTENSION for extension in header.extensions):
-        raise _refused(path, "AFNI", "AFNI's header extension", _BY_NITRANSFORMS)
+        if obliquity(image.affine).max() > _OBLIQUE:
+            raise _refused(path, "AFNI", "on an oblique grid, in a space of its own", _BY_NITRANSFORMS)
+        return _read(path, image, places=False, to_ras=RAS_TO_LPS)
     if name == _SPM:
         return _read(path, image, places=True)
     if name == _NIFTYREG:
@@ -83,13 +88,13 @@ def _refused(path: PathLike, tool: str, found: str, advice: str) -> ValueError:
     return ValueError(f"{path}: a transform of {tool} ({found}), which is not read; {advice}.")
 
 
-def _read(path: PathLike, image: SpatialImage, places: bool) -> Displacement:
-    """Values in RAS mm, (X, Y, Z, 1, 3): the places of the voxels in the moving image, or the way there."""
+def _read(path: PathLike, image: SpatialImage, places: bool, to_ras: np.ndarray = _SAME) -> Displacement:
+    """Values in mm, (X, Y, Z, 1, 3): the places of the voxels in the moving image, or the way there."""
     shape = image.shape
     if len(shape) != 5 or shape[3:] != (1, 3):
         raise ValueError(f"{path}: a field of shape {shape}, expected (X, Y, Z, 1, 3).")
     grid = grid_of(path, image, shape[:3])
-    return displacement_from_ras(path, read_values(path, image)[:, :, :, 0], grid, places)
+    return displacement_from_ras(path, read_values(path, image)[:, :, :, 0] @ to_ras, grid, places)
 
 
 def _world(grid: ImageGrid) -> np.ndarray:

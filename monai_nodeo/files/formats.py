@@ -10,6 +10,9 @@ file                                   holds
 ``*.nii.gz``, ``*.nii``                ITK displacement field: all steps as one field
 ``disp_FFFF_MMMM.nii.gz``              Learn2Reg: the same in voxels of the fixed grid, (X, Y, Z, 3)
 ``*.x5``                               X5 of BIDS: an affine, or all steps as one field
+``*.aff12.1D``                         AFNI: an affine
+``*.zarr``                             OME-NGFF 0.6 (RFC-5): a field, affines as they are
+``*.dcm``                              DICOM: Spatial Registration, Deformable Spatial Registration
 =====================================  =================================================================
 
 Reading, the kinds of NIfTI are told apart by their headers, and those of other tools are read or refused, see
@@ -26,12 +29,17 @@ import SimpleITK as sitk
 from nibabel.nifti1 import Nifti1Pair
 from nibabel.spatialimages import SpatialImage
 
+from monai_nodeo.files.afni import read_aff12, write_aff12
 from monai_nodeo.files.atomic import atomic_path, check_folder
+from monai_nodeo.files.dicom_headers import pydicom_or_error
+from monai_nodeo.files.dicom_registration import read_registration_object, write_registration_object
 from monai_nodeo.files.foreign import read_foreign
 from monai_nodeo.files.grid import ImageGrid, PathLike, grid_of
 from monai_nodeo.files.images import open_nibabel
 from monai_nodeo.files.itk_transforms import read_itk_transform, write_itk_composite
+from monai_nodeo.files.ngff_transform import read_scene, write_scene
 from monai_nodeo.files.nifti import read_displacement, read_values, save_nifti, write_displacement
+from monai_nodeo.files.ome_zarr import check_zarr_target, is_zarr, is_zarr_target
 from monai_nodeo.files.places import warn
 from monai_nodeo.files.transform import Affine, Displacement, Transform
 from monai_nodeo.files.x5 import read_x5, write_x5
@@ -42,6 +50,9 @@ _COMPOSITE = (".h5", ".hdf5")
 _AFFINE = (".tfm", ".txt", ".mat")
 _NIFTI = (".nii", ".nii.gz")
 _X5 = (".x5",)
+_AFNI = (".aff12.1d",)
+_DICOM = (".dcm",)
+_ZARR = (".zarr",)
 _FIELD = (".mha", ".mhd", ".nrrd", ".nhdr")
 _LEARN2REG = re.compile(r"disp_\w+_\w+\.nii(\.gz)?")
 
@@ -57,6 +68,8 @@ def read_transform(path: PathLike) -> Transform:
         ValueError: when it is no such transform; names the file and what was found.
     """
     name = Path(path).name.lower()
+    if is_zarr(Path(path)):
+        return read_scene(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: there is no such file, expected a transform.")
     if name.endswith((*_COMPOSITE, *_AFFINE)):
@@ -65,28 +78,47 @@ def read_transform(path: PathLike) -> Transform:
         return Transform((_read_nifti(path),))
     if name.endswith(_X5):
         return Transform((read_x5(path),))
+    if name.endswith(_AFNI):
+        return Transform((read_aff12(path),))
+    if name.endswith(_DICOM):
+        return read_registration_object(path)
     if name.endswith(_FIELD):
         return Transform((_read_field(path),))
-    raise _unknown(path, (*_COMPOSITE, *_AFFINE, *_NIFTI, *_X5, *_FIELD))
+    raise _unknown(path, (*_COMPOSITE, *_AFFINE, *_NIFTI, *_X5, *_AFNI, *_DICOM, *_ZARR, *_FIELD))
 
 
-def write_transform(path: PathLike, transform: Transform, grid: ImageGrid | None = None) -> None:
+def write_transform(
+    path: PathLike,
+    transform: Transform,
+    grid: ImageGrid | None = None,
+    images: tuple[PathLike, PathLike] | None = None,
+) -> None:
     """Write a transform in the format that the file's name says.
 
     Args:
         path: target; a name of the table above.
         transform: what to write.
         grid: for the formats that hold one field, its grid; by default that of the first step.
+        images: files of the fixed and the moving image, for formats that name them: DICOM.
 
     Raises:
+        MissingExtraError: when the format needs a package of an extra; names it.
         ValueError: when the format cannot hold the transform, or a field has no grid.
     """
-    check_transform_target(path)
+    check_transform_target(path, images)
     name = Path(path).name.lower()
-    if name.endswith(_COMPOSITE):
+    if name.endswith(_DICOM):
+        assert images is not None
+        write_registration_object(path, transform, grid, *images)
+    elif name.endswith(_COMPOSITE):
         write_itk_composite(path, transform)
     elif name.endswith(_AFFINE):
         write_affine(path, _single_matrix(path, transform), transform.world_dims)
+    elif name.endswith(_ZARR):
+        fields = any(isinstance(step, Displacement) for step in transform.steps)
+        write_scene(path, transform, grid if grid or not fields else _field_grid(path, transform))
+    elif name.endswith(_AFNI):
+        write_aff12(path, _single_matrix(path, transform))
     elif name.endswith(_X5) and all(isinstance(step, Affine) for step in transform.steps):
         write_x5(path, Affine(_single_matrix(path, transform), transform.world_dims))
     else:
@@ -98,16 +130,31 @@ def write_transform(path: PathLike, transform: Transform, grid: ImageGrid | None
             (_write_learn2reg if _LEARN2REG.fullmatch(name) else write_displacement)(path, ddf, on)
 
 
-def check_transform_target(path: PathLike) -> None:
+def check_transform_target(path: PathLike, images: tuple[PathLike, PathLike] | None = None) -> None:
     """Refuse a target that `write_transform` cannot write, before there is something to write.
+
+    Args:
+        path: target.
+        images: files of the fixed and the moving image.
 
     Raises:
         FileNotFoundError: when its folder does not exist.
-        ValueError: when there is no format of that name; lists the endings.
+        MissingExtraError: when the format needs a package of an extra; names it.
+        ValueError: when there is no format of that name, or the images are missing; lists the endings.
     """
-    writable = (*_COMPOSITE, *_AFFINE, *_NIFTI, *_X5)
-    if not Path(path).name.lower().endswith(writable):
+    writable = (*_COMPOSITE, *_AFFINE, *_NIFTI, *_X5, *_AFNI, *_DICOM, *_ZARR)
+    name = Path(path).name.lower()
+    if not name.endswith(writable):
         raise _unknown(path, writable)
+    if is_zarr_target(path):
+        check_zarr_target(path)
+    if name.endswith(_DICOM):
+        pydicom_or_error(path)
+        if images is None:
+            raise ValueError(
+                f"{path}: a registration object of DICOM names both images; give their series, as the reference and as "
+                "the moving image."
+            )
     check_folder(path)
 
 

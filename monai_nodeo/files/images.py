@@ -28,11 +28,13 @@ from nibabel.spatialimages import SpatialImage
 
 from monai_nodeo.files.dicom import UNEVEN, frame_places
 from monai_nodeo.files.lps import itk_place
+from monai_nodeo.files.ome_zarr import is_zarr, open_zarr
 from monai_nodeo.files.places import ALIGNED, nifti_place, quiet_itk, warn
 
 __all__ = [
     "ImageFileError",
     "StoredImage",
+    "dicom_files",
     "load_voxels",
     "open_nibabel",
     "open_stored",
@@ -42,7 +44,7 @@ __all__ = [
 ]
 
 _NIBABEL = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz", ".mgz", ".mgh")
-_FORMATS = "NIfTI, NRRD, MHA, a folder of DICOM files, or PNG or TIFF for a slice"
+_FORMATS = "NIfTI, NRRD, MHA, OME-Zarr, a folder of DICOM files, or PNG or TIFF for a slice"
 _SERIES_NUMBER, _SERIES_DESCRIPTION, _POSITION = "0020|0011", "0008|103e", "0020|0032"
 _FRAMES = "0028|0008"
 
@@ -105,7 +107,7 @@ def open_stored(path: str | os.PathLike[str]) -> StoredImage:
     name = os.fspath(path)
     file, series = _existing(name)
     if file.is_dir():
-        return _open_series(name, file, series)
+        return _open_zarr(name, file) if is_zarr(file) else _open_series(name, file, series)
     if file.stat().st_size == 0:
         raise ImageFileError(f"{name}: the file is empty; copy or download it again.")
     by_nibabel = file.name.lower().endswith(_NIBABEL)
@@ -113,6 +115,17 @@ def open_stored(path: str | os.PathLike[str]) -> StoredImage:
     if 0 in stored.shape:
         raise ImageFileError(f"{name}: shape {stored.shape} holds no voxel; give an image.")
     return stored
+
+
+def dicom_files(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The files of a DICOM series, in the order of their places; that of one file is itself.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        ImageFileError: when a folder holds no series, or several and none is chosen.
+    """
+    file, series = _existing(os.fspath(path))
+    return _choose(os.fspath(path), file, series) if file.is_dir() else (str(file),)
 
 
 def _existing(name: str) -> tuple[Path, str]:
@@ -261,6 +274,25 @@ def _itk_values(image: sitk.Image) -> np.ndarray:
     """The voxels in the order of the axes, channels last."""
     values = sitk.GetArrayFromImage(image).T
     return np.moveaxis(values, 0, -1) if image.GetNumberOfComponentsPerPixel() > 1 else values
+
+
+def _open_zarr(name: str, folder: Path) -> StoredImage:
+    try:
+        image = open_zarr(folder)
+    except ValueError as error:
+        raise ImageFileError(f"{name}: {error}.") from error
+    if image.dtype.kind not in "iufb":
+        raise _complex(name, str(image.dtype))
+    shape = _shape(image.sizes)
+    load = image.load
+    return StoredImage(
+        name,
+        image.affine,
+        shape,
+        image.dtype,
+        lambda: load_voxels(name, lambda: load().reshape(shape)),
+        picture=image.flat,
+    )
 
 
 def _open_series(name: str, folder: Path, wanted: str) -> StoredImage:

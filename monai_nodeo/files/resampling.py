@@ -22,9 +22,10 @@ from monai_nodeo.files import (
     open_stored,
     read_points,
     read_transform,
-    save_nifti,
     write_points,
+    write_warped,
 )
+from monai_nodeo.files.reorientation import check_reorientable, reoriented
 
 __all__ = ["INTERPOLATIONS", "apply_to_image", "apply_to_points", "check_place", "read_chain", "resample"]
 
@@ -66,29 +67,34 @@ def apply_to_image(
     output: str,
     interpolation: str = "linear",
     outside: float | None = None,
+    reorient: str | None = None,
 ) -> None:
-    """Bring an image on to the grid of a reference and write it as NIfTI, with its own type of values.
+    """Bring an image on to the grid of a reference and write it, with its own type of values.
 
     Args:
         image: file of the moving image; the volumes of a series and the channels of an image are warped one by one.
         reference: file whose grid the result gets, such as the fixed image or the moving image itself.
         transform: points of the reference's space -> points of the image's space.
-        output: target, .nii.gz or .nii.
+        output: target, a name of `files.image_targets`.
         interpolation: a key of `INTERPOLATIONS`; "label" takes the label with the largest linear weight.
         outside: value where the image is not known; None: the `background` of each channel, 0 with labels and nearest
             neighbours.
+        reorient: turn vectors and tensors, whose components are along the axes of this frame, "lps" or "ras".
 
     Raises:
-        ValueError: when the transform and the two images do not belong together.
+        ValueError: when the transform and the two images do not belong together, or there is nothing to turn.
     """
     stored, target = open_stored(image), open_stored(reference)
     grid = _grid(target, transform.world_dims)
     check_place(transform, grid, stored)
+    if reorient:
+        check_reorientable(image, stored.shape, grid)
+        outside = 0.0 if outside is None else outside
     values = resample(stored, grid, transform, interpolation, outside)
-    further = stored.shape[3:]
-    if further:  # in a file, these come after three axes of space
-        values = values.reshape(*grid.shape, *[1] * (3 - len(grid.shape)), *further)
-    save_nifti(output, values, grid, "vector" if further[:1] == (1,) else "none", stored.steps)
+    if reorient:
+        values = reoriented(values, grid, transform, reorient)
+    tensors = reorient and stored.channels == 6
+    write_warped(output, values, grid, stored, reference, "symmetric matrix" if tensors else "vector")
 
 
 def resample(

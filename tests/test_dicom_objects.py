@@ -1,0 +1,155 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Registration objects and warped series of DICOM, checked by pydicom, SimpleITK and Plastimatch."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from click.testing import CliRunner
+from dicom import write_series
+from grids import FLIPPED, OBLIQUE, VOLUME, make_ddf, make_start, moved, registration, world
+from scipy.ndimage import map_coordinates
+
+from monai_nodeo.cli import main
+from monai_nodeo.extras import MissingExtraError
+from monai_nodeo.files import Affine, ImageGrid, Transform, open_stored, read_transform, write_transform
+
+pydicom = pytest.importorskip("pydicom")
+FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS
+INDEX = np.random.default_rng(5).integers(1, np.array(VOLUME.shape) - 1, (40, 3))
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory):
+    """Folders of a fixed and a moving series on the same grid."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("fixed", "moving")]
+    for number, folder in enumerate(folders):
+        values = np.random.default_rng(number).integers(-900, 900, VOLUME.shape)
+        write_series(folder, values, OBLIQUE, number + 1)
+    return tuple(map(str, folders))
+
+
+def sampled_by_the_standard(path, points):
+    """Points of the registered frame in the source frame, RAS mm, by equation C.20.3-1 of PS3.3."""
+    (item,) = pydicom.dcmread(path).DeformableRegistrationSequence
+    (grid,) = item.DeformableRegistrationGridSequence
+    row, column = np.reshape(grid.ImageOrientationPatient, (2, 3)).astype(float)
+    axes = np.stack([row, column, np.cross(row, column)], 1) * grid.GridResolution
+    lps = points @ FLIP[:3, :3]
+    index = np.linalg.solve(axes, (lps - np.array(grid.ImagePositionPatient, float)).T)
+    field = np.frombuffer(grid.VectorGridData, "<f4").reshape(*grid.GridDimensions[::-1], 3)
+    shift = np.stack([map_coordinates(field[..., c], index[::-1], order=1) for c in range(3)], 1)
+    for name, add in (("Pre", shift), ("Post", 0)):
+        (one,) = item[f"{name}DeformationMatrixRegistrationSequence"].value
+        matrix = np.reshape(one.FrameOfReferenceTransformationMatrix, (4, 4)).astype(float)
+        lps = lps @ matrix[:3, :3].T + matrix[:3, 3] + add
+    return lps @ FLIP[:3, :3]
+
+
+@pytest.mark.parametrize("affine", [OBLIQUE, FLIPPED], ids=["right-handed", "left-handed"])
+def test_deformable_object_goes_the_way_of_the_standard(affine, series, tmp_path):
+    grid = ImageGrid(affine, VOLUME.shape)
+    write_transform(tmp_path / "t.dcm", registration(grid), grid, series)
+    expected = moved(grid, make_ddf(grid), make_start(grid), INDEX)
+    assert np.abs(expected - world(grid, INDEX)).max() > 1
+    for there in (
+        sampled_by_the_standard(tmp_path / "t.dcm", world(grid, INDEX)),
+        read_transform(tmp_path / "t.dcm").map_points(world(grid, INDEX)),
+    ):
+        np.testing.assert_allclose(there, expected, rtol=0, atol=2e-5)
+    fixed, moving = (pydicom.dcmread(open_file(folder)) for folder in series)
+    data = pydicom.dcmread(tmp_path / "t.dcm")
+    assert data.FrameOfReferenceUID == fixed.FrameOfReferenceUID
+    assert data.DeformableRegistrationSequence[0].SourceFrameOfReferenceUID == moving.FrameOfReferenceUID
+    assert data.StudyInstanceUID == fixed.StudyInstanceUID
+
+
+def test_matrix_before_the_deformation_is_read(series, tmp_path):
+    write_transform(tmp_path / "t.dcm", registration(VOLUME), images=series)
+    data = pydicom.dcmread(tmp_path / "t.dcm")
+    (before,) = data.DeformableRegistrationSequence[0].PreDeformationMatrixRegistrationSequence
+    before.FrameOfReferenceTransformationMatrix = [1.1, 0.2, 0, 3, 0, 0.9, 0.1, -2, 0.05, 0, 1, 1, 0, 0, 0, 1]
+    data.save_as(tmp_path / "t.dcm")
+    points = world(VOLUME, INDEX)
+    there = read_transform(tmp_path / "t.dcm").map_points(points)
+    np.testing.assert_allclose(there, sampled_by_the_standard(tmp_path / "t.dcm", points), rtol=0, atol=2e-5)
+
+
+def test_matrix_of_a_spatial_registration_leads_from_the_moving_to_the_fixed_frame(series, tmp_path):
+    start = make_start(VOLUME)
+    write_transform(tmp_path / "t.dcm", Transform((Affine(start),)), images=series)
+    np.testing.assert_allclose(read_transform(tmp_path / "t.dcm").steps[0].matrix, start, atol=1e-9)
+    *_, item = pydicom.dcmread(tmp_path / "t.dcm").RegistrationSequence
+    assert item.FrameOfReferenceUID == pydicom.dcmread(open_file(series[1])).FrameOfReferenceUID
+    (stored,) = item.MatrixRegistrationSequence[0].MatrixSequence
+    matrix = np.reshape(stored.FrameOfReferenceTransformationMatrix, (4, 4)).astype(float)
+    np.testing.assert_allclose(FLIP @ np.linalg.inv(matrix) @ FLIP, start, atol=1e-9)
+
+
+@pytest.mark.skipif(shutil.which("plastimatch") is None, reason="plastimatch, a package of Debian, is not installed")
+def test_spatial_registration_of_plastimatch_is_read(series, tmp_path):
+    angle = sitk.Euler3DTransform((0, 0, 0), 0.1, -0.2, 0.15, (3, -5, 7))
+    affine = sitk.AffineTransform(3)
+    affine.SetMatrix(angle.GetMatrix())
+    affine.SetTranslation(angle.GetTranslation())
+    sitk.WriteTransform(affine, str(tmp_path / "t.tfm"))
+    command = ["plastimatch", "xf-convert", "--input", tmp_path / "t.tfm", "--output-dicom", tmp_path / "out"]
+    command += ["--fixed-rcs", series[0], "--moving-rcs", series[1], "--filenames-without-uids"]
+    subprocess.run(command, check=True, capture_output=True)
+    (step,) = read_transform(tmp_path / "out" / "sro.dcm").steps
+    np.testing.assert_allclose(step.matrix, Affine.from_itk(affine).matrix, atol=1e-4)  # it writes 6 decimals
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["whole numbers", "with a slope"])
+def test_warped_series_lies_in_the_fixed_study(scaled, series, tmp_path):
+    moving = series[1]
+    if scaled:
+        moving = str(tmp_path / "scaled")
+        shutil.copytree(series[1], moving)
+        for file in (tmp_path / "scaled").iterdir():
+            data = pydicom.dcmread(file)
+            data.RescaleSlope, data.RescaleIntercept = "0.37", "2.5"
+            data.save_as(file)
+    write_transform(tmp_path / "t.h5", registration(VOLUME))
+    for output in ("warped.nii.gz", "warped/"):
+        command = ["apply", "-i", moving, "-r", series[0], "-t", str(tmp_path / "t.h5"), "-o", f"{tmp_path}/{output}"]
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 0, result.output
+    expected = open_stored(tmp_path / "warped.nii.gz").load()
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "warped")))
+    image = reader.Execute()
+    values = sitk.GetArrayFromImage(image).T
+    step = np.abs(expected).max() / 32767 if scaled else 0
+    np.testing.assert_allclose(values, expected, rtol=0, atol=0.51 * step)
+    fixed, warped = (pydicom.dcmread(open_file(folder)) for folder in (series[0], tmp_path / "warped"))
+    assert warped.StudyInstanceUID == fixed.StudyInstanceUID
+    assert warped.FrameOfReferenceUID == fixed.FrameOfReferenceUID
+    assert warped.SeriesInstanceUID not in (
+        fixed.SeriesInstanceUID,
+        pydicom.dcmread(open_file(moving)).SeriesInstanceUID,
+    )
+    assert warped.ImageType[0] == "DERIVED"
+    np.testing.assert_allclose(open_stored(tmp_path / "warped").affine, open_stored(series[0]).affine, atol=1e-5)
+
+
+def test_what_dicom_does_not_hold_is_refused(series, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="names both images"):
+        write_transform(tmp_path / "t.dcm", registration(VOLUME))
+    with pytest.raises(ValueError, match="expected a Spatial Registration"):
+        read_transform(open_file(series[0]))
+    (tmp_path / "text.dcm").write_text("no object", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"text\.dcm: no registration object"):
+        read_transform(tmp_path / "text.dcm")
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(MissingExtraError, match=r"monai-nodeo\[dicom\]"):
+        write_transform(tmp_path / "t.dcm", registration(VOLUME), images=series)
+
+
+def open_file(folder):
+    return sorted(Path(folder).iterdir())[0]
