@@ -30,6 +30,7 @@ COMMANDS = (
     "convert",
     "evaluate",
     "report",
+    "view",
     "info",
 )
 
