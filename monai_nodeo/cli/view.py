@@ -14,7 +14,10 @@ __all__ = ["command"]
 @click.command()
 @click.argument("folder", metavar="OUT", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the page of a pair there, open nothing."
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the page of a pair there, open nothing.",
 )
 def command(folder: Path, output: Path | None) -> None:
     """Look at the registrations in OUT: planes, 3D, labels, Jacobian, grid and the way of the flow.
