@@ -246,19 +246,23 @@ def test_the_links_lead_to_the_reports(visit, cohort):
     assert (cohort.parent / "pair1" / "report.html").as_uri() in links
 
 
+def viewer(folder: Path, shape: tuple[int, ...], affine: np.ndarray, labelled: bool) -> Path:
+    """Page of a pair whose flow is nearly the true one."""
+    fixed, moving, ddf = deformed_pair(shape, largest=1.5)
+    images = {"fixed": fixed[0].numpy(), "moving": moving[0].numpy()}
+    labels = {f"{name}_label": image > 0.5 for name, image in images.items()} if labelled else {}
+    return write_view(save_result(folder, images | labels, ddf, affine))
+
+
 @pytest.fixture(scope="module")
-def volumes(pair) -> Path:
-    """Viewer of the labelled 3D pair."""
-    return write_view(pair.parent)
+def volumes(tmp_path_factory) -> Path:
+    return viewer(tmp_path_factory.mktemp("volumes"), (24, 18, 22), np.diag([1.5, 2.0, 1.0, 1.0]), labelled=True)
 
 
 @pytest.fixture(scope="module")
 def slices(tmp_path_factory) -> Path:
-    """Viewer of a coronal 2D pair without labels."""
-    fixed, moving, ddf = deformed_pair((24, 18), largest=3)
     coronal = np.array([[1.0, 0, 0, 5], [0, 0, 1, 0], [0, 2, 0, -3], [0, 0, 0, 1]])
-    images = {"fixed": fixed[0].numpy(), "moving": moving[0].numpy()}
-    return write_view(save_result(tmp_path_factory.mktemp("slices"), images, ddf, coronal))
+    return viewer(tmp_path_factory.mktemp("slices"), (24, 18), coronal, labelled=False)
 
 
 def drawn(page: playwright.Page, **choices: str) -> np.ndarray:
@@ -278,7 +282,7 @@ def difference(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.parametrize("kind", ["volumes", "slices"])
 def test_the_viewer_draws_the_images_the_way_and_what_lies_over_them(visit, kind, request):
-    page = visit(request.getfixturevalue(kind))
+    page = visit(request.getfixturevalue(kind), width=600)
     warped, moving = drawn(page), drawn(page, time="0")
     on_the_way = drawn(page, time="2")
     fixed = drawn(page, opacity="0")
@@ -298,7 +302,7 @@ def test_the_viewer_draws_the_images_the_way_and_what_lies_over_them(visit, kind
 
 
 def test_the_planes_of_the_viewer_are_linked_and_tell_values(visit, volumes):
-    page = visit(volumes)
+    page = visit(volumes, width=600)
     before = drawn(page)
     told = page.locator("#place").inner_text()
     assert all(word in told for word in ("mm", "fixed", "moving", "Jacobian", "fixed label", "moving label"))
@@ -314,7 +318,7 @@ def test_the_planes_of_the_viewer_are_linked_and_tell_values(visit, volumes):
 
 
 def test_the_viewer_flickers(visit, volumes):
-    page = visit(volumes)
+    page = visit(volumes, width=600)
     warped, fixed = drawn(page), drawn(page, opacity="0")
     page.locator("#flicker").click()
     shots = []

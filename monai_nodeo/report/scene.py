@@ -27,7 +27,8 @@ __all__ = ["scene_of"]
 _FRAMES = 6  # on the way, both ends included
 _MOST_VOXELS = 2**24  # of a volume
 _LONGEST = 2048  # voxels along an axis: what a texture of WebGL holds
-_CELLS_ACROSS = 24  # of the grid that is drawn
+_CELLS_ACROSS = 20  # of the grid that is drawn
+_CELL_VOXELS = 4  # at least: a side of a cell
 _COLOURED_LABELS = "tab20"
 _PLANES = ("sagittal", "coronal", "axial")  # by the RAS axis across them
 
@@ -55,7 +56,8 @@ def scene_of(registration: Registration) -> dict[str, Any]:
     moved = [_values(way.warp(pair.moving.image)) for way in ways]
     windows = {"fixed": grey_window(fixed), "moved": grey_window(moved[0])}
     whole = registration.displacement if step == 1 else ways[-1].flow_displacement
-    cell = max(n * size for n, size in zip(grid.spatial_shape, grid.spacing, strict=True)) / _CELLS_ACROSS
+    extent = max(n * size for n, size in zip(grid.spatial_shape, grid.spacing, strict=True))
+    cell = max(extent / _CELLS_ACROSS, _CELL_VOXELS * max(grid.spacing))
     scene = {
         "plane": None if grid.spatial_dims == 3 else _PLANES[int(np.abs(grid.affine[:3, 2]).argmax())],
         "to_voxel": np.linalg.inv(grid.affine).tolist(),

@@ -19,6 +19,7 @@
     const scene = JSON.parse(get("scene").textContent);
     const nv = new niivue.Niivue({
       backColor: [0, 0, 0, 1], show3Dcrosshair: true, dragAndDropEnabled: false, isColorbar: false, logLevel: "error",
+      crosshairColor: [1, 0.3, 0.2, 0.7], crosshairWidth: 0.2, crosshairWidthUnit: "percent",
       multiplanarShowRender: niivue.SHOW_RENDER.ALWAYS, multiplanarLayout: niivue.MULTIPLANAR_TYPE.GRID,
     });
     await nv.attachToCanvas(get("canvas"));
