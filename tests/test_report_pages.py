@@ -5,21 +5,32 @@
 import io
 import json
 import shutil
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
+import torch
+from click.testing import CliRunner
 from finished import save_result
 from PIL import Image
 from synthetic import deformed_pair
 
+from monai_nodeo.cli import main
+from monai_nodeo.registration import Registration
 from monai_nodeo.registration.table import failed_row, row_of, write_table
-from monai_nodeo.report import remake_report, write_index
+from monai_nodeo.report import remake_report, scene, write_index, write_view
+from monai_nodeo.report.server import RunServer
 
 playwright = pytest.importorskip("playwright.sync_api")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+# A processor draws what a graphics card would, and its slowness is no complaint.
+WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
+SLOW = "GPU stall due to ReadPixels"
 ROWS = 1000
 
 
@@ -29,7 +40,7 @@ def browser() -> Iterator[playwright.Browser]:
     if program is None:
         pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", *WEBGL])
         yield browser
         browser.close()
 
@@ -43,7 +54,7 @@ def visit(browser) -> Iterator[Callable[..., playwright.Page]]:
     def _visit(path: Path, width: int = 1200, colours: str = "light") -> playwright.Page:
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=colours, offline=True)
         pages.append(page)
-        page.on("console", lambda message: complaints.append(message.text))
+        page.on("console", lambda m: SLOW in m.text or complaints.append(m.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         allowed = path.as_uri()
         page.on("request", lambda r: r.url.startswith(("data:", allowed)) or complaints.append(f"asked for {r.url}"))
@@ -233,3 +244,133 @@ def test_the_links_lead_to_the_reports(visit, cohort):
     links = visit(cohort).locator("#pairs a").evaluate_all("(links) => links.map((link) => link.href)")
     assert len(links) == ROWS - ROWS // 100
     assert (cohort.parent / "pair1" / "report.html").as_uri() in links
+
+
+def viewer(folder: Path, shape: tuple[int, ...], affine: np.ndarray, labelled: bool) -> Path:
+    """Page of a pair whose flow is nearly the true one."""
+    fixed, moving, ddf = deformed_pair(shape, largest=1.5)
+    images = {"fixed": fixed[0].numpy(), "moving": moving[0].numpy()}
+    labels = {f"{name}_label": image > 0.5 for name, image in images.items()} if labelled else {}
+    return write_view(save_result(folder, images | labels, ddf, affine))
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory) -> Path:
+    return viewer(tmp_path_factory.mktemp("volumes"), (24, 18, 22), np.diag([1.5, 2.0, 1.0, 1.0]), labelled=True)
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory) -> Path:
+    coronal = np.array([[1.0, 0, 0, 5], [0, 0, 1, 0], [0, 2, 0, -3], [0, 0, 0, 1]])
+    return viewer(tmp_path_factory.mktemp("slices"), (24, 18), coronal, labelled=False)
+
+
+def drawn(page: playwright.Page, **choices: str) -> np.ndarray:
+    """What the viewer shows after some choices."""
+    for name, value in choices.items():
+        control = page.locator(f"#{name}")
+        choose = control.select_option if control.evaluate("(c) => c.tagName") == "SELECT" else control.fill
+        choose(value)
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    page.wait_for_selector("#stage[aria-busy=false]")
+    return pixels(page, "#canvas")
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+    return np.abs(one - other).mean()
+
+
+@pytest.mark.parametrize("kind", ["volumes", "slices"])
+def test_the_viewer_draws_the_images_the_way_and_what_lies_over_them(visit, kind, request):
+    page = visit(request.getfixturevalue(kind), width=600)
+    warped, moving = drawn(page), drawn(page, time="0")
+    on_the_way = drawn(page, time="2")
+    fixed = drawn(page, opacity="0")
+    assert fixed.std() > 10
+    assert 0.05 < difference(fixed, warped) < 0.5 * difference(fixed, moving)
+    assert difference(fixed, warped) < difference(fixed, on_the_way) < difference(fixed, moving)
+    half = drawn(page, time="5", opacity="50")
+    assert abs(difference(half, fixed) - difference(half, warped)) < 0.2 * difference(fixed, warped)
+    drawn(page, opacity="0")
+    names = page.locator("#overlay option").evaluate_all("(options) => options.map((option) => option.value)")
+    assert len(names) == (5 if kind == "volumes" else 3)
+    shots = [drawn(page, overlay=name) for name in names]
+    np.testing.assert_array_equal(shots[0], fixed)
+    for i, one in enumerate(shots):
+        assert all(difference(one, other) > 0.2 for other in shots[:i]), names[i]
+    assert difference(drawn(page, overlay="grid", time="0"), shots[names.index("grid")]) > 0.2
+
+
+def test_the_planes_of_the_viewer_are_linked_and_tell_values(visit, volumes):
+    page = visit(volumes, width=600)
+    before = drawn(page)
+    told = page.locator("#place").inner_text()
+    assert all(word in told for word in ("mm", "fixed", "moving", "Jacobian", "fixed label", "moving label"))
+    box = page.locator("#canvas").bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.25)  # in one plane
+    after = drawn(page)
+    assert page.locator("#place").inner_text() != told
+    changed = np.abs(after - before).max(-1) > 30
+    height, width = (n // 2 for n in changed.shape)
+    quarters = [changed[:height, :width], changed[:height, width:], changed[height:, :width]]
+    assert all(quarter.any() for quarter in quarters)
+    assert difference(drawn(page, layout="render"), after) > 1
+
+
+def test_the_viewer_flickers(visit, volumes):
+    page = visit(volumes, width=600)
+    warped, fixed = drawn(page), drawn(page, opacity="0")
+    page.locator("#flicker").click()
+    shots = []
+    for _ in range(20):
+        page.wait_for_timeout(200)
+        shots.append(drawn(page))
+        if {difference(shot, warped) == 0 for shot in shots} == {True, False}:
+            break
+    assert any(difference(shot, warped) == 0 for shot in shots)
+    assert any(difference(shot, fixed) == 0 for shot in shots)
+
+
+def test_a_run_is_served_to_those_who_know_the_address(pair):
+    folder = pair.parent.parent
+    write_table(folder, [row_of(json.loads((pair.parent / "metrics.json").read_text(encoding="utf-8")))])
+    with RunServer(folder) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+
+        def get(url: str) -> str:
+            with urllib.request.urlopen(url) as answer:
+                return answer.read().decode()
+
+        assert f'href="{pair.parent.name}/view.html"' in get(server.url)
+        assert 'id="canvas"' in get(f"{server.url}{pair.parent.name}/view.html")
+        assert get(f"{server.url}{pair.parent.name}/report.html") == pair.read_text(encoding="utf-8")
+        root = f"http://127.0.0.1:{server.server_port}/"
+        name = f"{pair.parent.name}/metrics.json"
+        for url in (root, f"{server.url}{name}", f"{server.url}../{name}", f"{server.url}%2e%2e/x/view.html"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                get(url)
+        server.shutdown()
+
+
+def test_view_writes_a_page_and_says_what_is_missing(pair, tmp_path):
+    target = tmp_path / "page.html"
+    done = CliRunner().invoke(main, ["view", str(pair.parent), "--output", str(target)])
+    assert (done.exit_code, done.output.strip()) == (0, str(target))
+    assert "https://" not in target.read_text(encoding="utf-8").split('id="scene"')[0]
+    for arguments in ([str(tmp_path)], [str(tmp_path), "--output", str(target)]):
+        failed = CliRunner().invoke(main, ["view", *arguments])
+        assert failed.exit_code == 1
+        assert str(tmp_path) in failed.output
+
+
+def test_a_scene_codes_volumes_and_thins_what_is_too_large(pair, monkeypatch):
+    still = torch.zeros(3, 6, 5, 4)
+    assert set(scene._volume_changes(still).ravel()) == {128}  # 1, in the middle
+    folded = still.clone()
+    folded[0] = -2.0 * torch.arange(6.0)[:, None, None]
+    assert set(scene._volume_changes(folded).ravel()) == {0}
+    monkeypatch.setattr(scene, "_MOST_VOXELS", 2000)
+    registration = Registration.load(pair.parent)
+    found = scene.scene_of(registration)
+    assert (found["step"], found["shape"]) == (2, (12, 9, 11))
+    np.testing.assert_allclose(np.linalg.inv(found["to_voxel"]), np.diag([3.0, 4.0, 2.0, 1.0]))

@@ -34,6 +34,7 @@ COMMANDS = (
     "convert",
     "evaluate",
     "report",
+    "view",
     "info",
 )
 

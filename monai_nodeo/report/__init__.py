@@ -9,5 +9,6 @@ from monai_nodeo.extras import extra
 with extra("report", "reports"):
     from monai_nodeo.report.cohort import write_index
     from monai_nodeo.report.page import remake_report, write_report
+    from monai_nodeo.report.view import write_view
 
-__all__ = ["remake_report", "write_index", "write_report"]
+__all__ = ["remake_report", "write_index", "write_report", "write_view"]

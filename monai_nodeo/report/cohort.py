@@ -16,12 +16,14 @@ from markupsafe import Markup
 from monai.config import PathLike
 
 from monai_nodeo.files import atomic_path
+from monai_nodeo.registration.folder import FIGURES
 from monai_nodeo.registration.table import read_table
 from monai_nodeo.report.layers import inline_svg
 from monai_nodeo.report.page import PAGE, SUMMARY, render
 from monai_nodeo.report.plots import plot_distribution
+from monai_nodeo.report.view import VIEW
 
-__all__ = ["INDEX", "write_index"]
+__all__ = ["INDEX", "index_page", "write_index"]
 
 INDEX = "index.html"
 
@@ -62,11 +64,30 @@ def write_index(output_dir: PathLike) -> Path:
         FileNotFoundError: when there is no table.
     """
     folder = Path(str(output_dir)).absolute()
+    page = index_page(folder)
+    with atomic_path(folder / INDEX) as partial_page:
+        partial_page.write_text(page, encoding="utf-8")
+    return folder / INDEX
+
+
+def index_page(folder: Path, served: bool = False) -> str:
+    """The page over many pairs as HTML.
+
+    Args:
+        folder: holds metrics.csv.
+        served: link to the viewers of all finished pairs, as `server.RunServer` makes them; else to those in files.
+
+    Raises:
+        FileNotFoundError: when there is no table.
+    """
     table = read_table(folder)
     columns = [column for column in _COLUMNS if any(row.get(column.name) for row in table)]
     summaries = _summaries(folder)
     rows = sorted((_row(row, summaries.get(row["id"]), columns) for row in table), key=_badness)
-    page = render(
+    for row in rows:
+        shown = (folder / row["id"] / (FIGURES if served else VIEW)).exists()
+        row["view"] = f"{quote(row['id'])}/{VIEW}" if shown else None
+    return render(
         "index.html.j2",
         title=f"Registrations in {folder.name}",
         name=folder.name,
@@ -77,9 +98,6 @@ def write_index(output_dir: PathLike) -> Path:
         + [{"title": column.title, "number": True} for column in columns],
         rows=rows,
     )
-    with atomic_path(folder / INDEX) as partial_page:
-        partial_page.write_text(page, encoding="utf-8")
-    return folder / INDEX
 
 
 def _row(row: Mapping[str, str], summary: Mapping[str, Any] | None, columns: Sequence[_Column]) -> dict[str, Any]:
