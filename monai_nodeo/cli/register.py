@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from monai_nodeo.cli.options import DEVICE, NUMBERS, PRESET, SET, configure_logging, settings_of
+from monai_nodeo.cli.options import DEVICE, MEMORY, NUMBERS, PRESET, SET, configure_logging, settings_of
 from monai_nodeo.data.keys import images_of
 
 __all__ = ["command"]
@@ -45,6 +45,7 @@ _NOT_DEFENDED = 4
 @click.option("--fixed-landmarks", help="CSV of points, x,y,z in LPS mm.")
 @click.option("--moving-landmarks", help="The same points in the moving image.")
 @DEVICE
+@MEMORY
 @click.option("--seed", type=int, help="Seed of the weights.")
 @click.option(
     "--uncertainty",
@@ -74,6 +75,7 @@ def command(
     smoothness_weight: float | None,
     use_labels: bool,
     device: str | None,
+    memory: int | None,
     seed: int | None,
     uncertainty: int,
     report: bool,
@@ -102,11 +104,11 @@ def command(
         click.echo(f"registering {', '.join(moving)} to {', '.join(fixed)}")
     from monai_nodeo.data.lists import single_pair
     from monai_nodeo.files import ImageGrid, check_output_dir, no_empty_folder
-    from monai_nodeo.registration.limits import needed_room
+    from monai_nodeo.registration.limits import fitting_settings, needed_room
 
-    dims = ImageGrid.from_file(fixed[0]).spatial_dims
+    grid = ImageGrid.from_file(fixed[0])
     settings = settings_of(
-        dims,
+        grid.spatial_dims,
         preset,
         changes,
         seed=seed,
@@ -116,6 +118,10 @@ def command(
         smoothness_weight=smoothness_weight,
         label_weight=1.0 if use_labels else None,
     )
+    if memory is not None:
+        settings, cost = fitting_settings(settings, grid.spatial_shape, memory, len(fixed))
+        if cost:
+            click.echo(f"to stay within {memory / 1e9:.3g} GB: {cost}.", err=True)
     (row,) = single_pair(**paths)
     with no_empty_folder(output):
         folder = check_output_dir(output, needed_room([row]))
