@@ -15,7 +15,7 @@ import click
 from monai_nodeo.registration.presets import preset_names
 from monai_nodeo.registration.settings import Settings
 
-__all__ = ["DEVICE", "MEMORY", "NUMBERS", "PRESET", "SET", "configure_logging", "file_of", "settings_of"]
+__all__ = ["Bytes", "DEVICE", "MEMORY", "NUMBERS", "PRESET", "SET", "configure_logging", "file_of", "settings_of"]
 
 _SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+) ?([kKmMgGtT])[bB]?")
 _NAMES = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
@@ -60,7 +60,7 @@ class _Numbers(click.ParamType):
             self.fail(f"{value!r} are no numbers with commas between them, as in 1,.5.", param, ctx)
 
 
-class _Bytes(click.ParamType):
+class Bytes(click.ParamType):
     """A number and its unit."""
 
     name = "SIZE"
@@ -73,7 +73,7 @@ class _Bytes(click.ParamType):
 
 
 NUMBERS = _Numbers()
-MEMORY = click.option("--memory", type=_Bytes(), help="Stay within it, with leaner settings if it has to be: 4GB.")
+MEMORY = click.option("--memory", type=Bytes(), help="Stay within it, with leaner settings if it has to be: 4GB.")
 DEVICE = click.option("--device", type=_Device(), help="cpu, cuda, cuda:1; by default a GPU if there is one.")
 SET = click.option("--set", "changes", multiple=True, type=_Setting(), help="Any setting; may be repeated.")
 
