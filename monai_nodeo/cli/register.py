@@ -126,7 +126,7 @@ def command(
     with no_empty_folder(output):
         folder = check_output_dir(output, needed_room([row]))
         registration, figures, interrupted = _register(
-            row, settings, folder, device, uncertainty, tensorboard, on_interrupt, quiet, started
+            row, settings, folder, device, uncertainty, tensorboard, on_interrupt, quiet, started, memory is not None
         )
     if report:
         _report(registration, figures, folder)
@@ -147,6 +147,7 @@ def _register(
     on_interrupt: str,
     quiet: bool,
     started: float,
+    limited: bool,
 ) -> tuple[Any, dict[str, Any], bool]:
     """The registration, its figures, and whether it was asked to end early."""
     from functools import partial
@@ -154,7 +155,7 @@ def _register(
     from monai_nodeo.data.load import load_pair
     from monai_nodeo.metrics.confidence import ALIGNED
     from monai_nodeo.registration import OnInterrupt, PairInferer, ProgressBar, TensorBoardCurves
-    from monai_nodeo.registration._malloc import keep_freed_memory
+    from monai_nodeo.registration._malloc import give_freed_memory_back, keep_freed_memory
     from monai_nodeo.registration.table import row_of, summary_of, write_table
 
     interrupt = OnInterrupt(on_interrupt)
@@ -163,7 +164,7 @@ def _register(
     inferer = PairInferer(settings, handlers=(*handlers, lambda: interrupt), uncertainty=uncertainty)
     pair = load_pair(row, settings.spatial_dims, inferer.components.velocity.min_size)
     try:
-        with interrupt.listening(), keep_freed_memory():
+        with interrupt.listening(), give_freed_memory_back() if limited else keep_freed_memory():
             registration = inferer.register([pair], device)[0]
             figures = registration.save(folder, seconds_total=time.perf_counter() - started)
     except KeyboardInterrupt:

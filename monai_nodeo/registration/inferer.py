@@ -26,6 +26,7 @@ from monai_nodeo.geometry.cropping import Box, foreground_box
 from monai_nodeo.geometry.sampling import warp, warp_in_slabs
 from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.metrics.certificate import certify_flow
+from monai_nodeo.registration._malloc import give_back_kept_memory
 from monai_nodeo.registration.channels import compared
 from monai_nodeo.registration.choice import Choice, choose, coarse_level, information
 from monai_nodeo.registration.components import make_loss, make_optimizer, make_score, make_solver, make_velocity
@@ -235,6 +236,7 @@ class PairInferer(Inferer):
         batch = PairBatch.of([task.tensors for task in tasks])
         fitted = fit(batch, tasks[0].prepared.spacing, settings, components)
         del batch
+        give_back_kept_memory()  # what comes now are other arrays
         flows = [self._finished(n, fitted, task, components) for n, task in enumerate(tasks)]
         seconds = (time.perf_counter() - started) / len(tasks)
         return [
