@@ -80,8 +80,10 @@ def fitting_settings(
     Raises:
         PairError: tells what the leanest ones need.
     """
-    changed, costs = settings, []
-    for changes, cost in ({}, ""), *_leaner(settings):
+    changed = settings
+    costs: list[str] = []
+    nothing: tuple[dict[str, Any], str] = {}, ""
+    for changes, cost in (nothing, *_leaner(settings)):
         changed = changed.replace(**changes)
         costs += [cost] if cost else []
         needed = _LIBRARIES + needed_memory(changed, spatial_shape, 1, channels)
