@@ -40,7 +40,7 @@ PathLike = str | os.PathLike[str]
 
 # ITK stores orthonormal direction cosines. A skew this small changes a displacement by half a percent at most.
 _MAX_SKEW = 5e-3
-_AT_A_TIME = 2**20  # vectors that are worked on in double precision
+_AT_A_TIME = 2**18  # vectors that are worked on in double precision
 _LEAVES = 1e-3  # of the thickness of a slice: a displacement that leads out of it by more is none of the slice
 
 
