@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -146,6 +147,8 @@ def fit(
             {"level": torch.full((done, len(pairs.fixed)), float(level.index))}
             | {name: values[:done].cpu() for name, values in trainer.state.history.items()}
         )
+        del trainer
+        gc.collect()  # a trainer and its handlers refer to each other, and hold fields of the image's size
         losses = curves[-1]["loss"]
         begin, end = losses[: pairs.cycle].mean(0), losses[-pairs.cycle :].mean(0)
         worse = (end > begin).tolist()  # images that are the same are moved by nothing but rounding
