@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from types import SimpleNamespace
 
+import click
 import pytest
 import torch
 from synthetic import deformed_pair, quick_settings
 
 from monai_nodeo import RegisterPair, Settings
+from monai_nodeo.cli.options import Bytes
 from monai_nodeo.data import PairError
 from monai_nodeo.files import check_output_dir
 from monai_nodeo.registration import limits
@@ -92,3 +94,30 @@ def test_a_disk_without_room_is_found_before_the_work(tmp_path, monkeypatch):
     assert check_output_dir(tmp_path / "fits", 1000).is_dir()
     with pytest.raises(OSError, match=r"results take some .* GB and .* GB are free"):
         check_output_dir(tmp_path / "out", 1001)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_settings_get_leaner_until_they_fit(dims):
+    shape = (512, 512, 300)[:dims]
+    settings = Settings.preset(spatial_dims=dims)
+
+    def whole(settings: Settings) -> int:
+        return limits._LIBRARIES + limits.needed_memory(settings, shape)
+
+    assert limits.fitting_settings(settings, shape, whole(settings)) == (settings, "")
+    fitting, cost = limits.fitting_settings(settings, shape, whole(settings) - 1)
+    assert whole(fitting) < whole(settings)
+    assert cost
+    with pytest.raises(PairError, match=r"^512x512.* voxels take .* GB of memory with the leanest settings, and .* GB"):
+        limits.fitting_settings(settings, shape, limits._LIBRARIES)
+
+
+@pytest.mark.parametrize(("text", "found"), [("4GB", 4e9), ("1.5 g", 1.5e9), ("800MB", 8e8)])
+def test_sizes_of_memory(text, found):
+    assert Bytes().convert(text, None, None) == found
+
+
+@pytest.mark.parametrize("text", ["0GB", "4", "GB"])
+def test_what_is_no_size_of_memory_is_refused(text):
+    with pytest.raises(click.BadParameter, match="is no size of memory; expected one such as 4GB"):
+        Bytes().convert(text, None, None)

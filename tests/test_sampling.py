@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from monai_nodeo.geometry import _slabs as slabs
 from monai_nodeo.geometry.coordinates import identity_grid
-from monai_nodeo.geometry.sampling import make_warp, sample, warp, weighted_mean
+from monai_nodeo.geometry.sampling import make_warp, sample, warp, warp_in_slabs, weighted_mean
 
 WARPED = [(9, 13), (9, 11, 13)]
 
@@ -64,6 +64,13 @@ def test_outside_is_border_or_what_is_asked_for():
     far = torch.full((1, 2, 5, 6), 20.0)
     assert (warp(image, far) == 1).all()
     assert (warp(image, far, padding_mode="zeros") == 0).all()
+
+
+@pytest.mark.parametrize("shape", WARPED)
+def test_slabs_warp_as_the_whole_does(shape, monkeypatch):
+    monkeypatch.setattr(slabs, "SLAB_VOXELS", 90)
+    image, ddf = torch.rand(2, 2, *shape), 3 * torch.randn(2, len(shape), *shape)
+    torch.testing.assert_close(warp_in_slabs(image, ddf), warp(image, ddf), rtol=0, atol=1e-5)
 
 
 def test_warp_is_monais_without_its_notice(recwarn):

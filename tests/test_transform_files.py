@@ -12,9 +12,11 @@ from monai_nodeo.files import (
     ImageGrid,
     Transform,
     read_affine,
+    read_displacement,
     read_points,
     read_transform,
     write_affine,
+    write_displacement,
     write_points,
     write_transform,
 )
@@ -281,3 +283,18 @@ def test_field_that_is_no_number_is_refused(tmp_path):
     nib.save(nib.Nifti1Image(values, OBLIQUE), tmp_path / "disp_1_2.nii.gz")
     with pytest.raises(ValueError, match=r"disp_1_2\.nii\.gz: .*NaN"):
         read_transform(tmp_path / "disp_1_2.nii.gz")
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_nothing_depends_on_the_parts_that_are_worked_on(name, tmp_path, monkeypatch):
+    grid, transform = GRIDS[name], registration(GRIDS[name])
+    found = []
+    for voxels in (2**20, 1):
+        monkeypatch.setattr("monai_nodeo.files.grid._AT_A_TIME", voxels)
+        whole = transform.displacement_on("it", grid)
+        write_transform(tmp_path / "it.h5", transform)
+        write_displacement(tmp_path / "it.nii", whole, grid)
+        read, _ = read_displacement(tmp_path / "it.nii")
+        np.testing.assert_allclose(read, whole, rtol=0, atol=1e-5)
+        found.append([(tmp_path / "it.h5").read_bytes(), (tmp_path / "it.nii").read_bytes()])
+    assert found[0] == found[1]

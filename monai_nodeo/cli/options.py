@@ -18,9 +18,11 @@ from monai_nodeo.registration.settings import Settings
 
 __all__ = [
     "DEVICE",
+    "MEMORY",
     "NUMBERS",
     "PRESET",
     "SET",
+    "Bytes",
     "configure_logging",
     "engine_of",
     "engine_options",
@@ -29,6 +31,7 @@ __all__ = [
     "settings_of",
 ]
 
+_SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+) ?([kKmMgGtT])[bB]?")
 _NAMES = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
 PRESET = click.option("--preset", type=click.Choice(preset_names()), help="Settings other than the default's.")
 
@@ -71,7 +74,20 @@ class _Numbers(click.ParamType):
             self.fail(f"{value!r} are no numbers with commas between them, as in 1,.5.", param, ctx)
 
 
+class Bytes(click.ParamType):
+    """A number and its unit."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = _SIZE.fullmatch(str(value))
+        if not found or not float(found[1]):
+            self.fail(f"{value!r} is no size of memory; expected one such as 4GB or 800MB.", param, ctx)
+        return round(float(found[1]) * {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[found[2].upper()])
+
+
 NUMBERS = _Numbers()
+MEMORY = click.option("--memory", type=Bytes(), help="Stay within it, with leaner settings if it has to be: 4GB.")
 DEVICE = click.option("--device", type=_Device(), help="cpu, cuda, cuda:1; by default a GPU if there is one.")
 _ENGINE = (
     click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine, shared out to its GPUs."),

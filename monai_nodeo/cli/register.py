@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from monai_nodeo.cli.options import DEVICE, NUMBERS, PRESET, SET, configure_logging, settings_of
+from monai_nodeo.cli.options import DEVICE, MEMORY, NUMBERS, PRESET, SET, configure_logging, settings_of
 from monai_nodeo.data.keys import images_of
 from monai_nodeo.extras import report_or_not
 
@@ -46,6 +46,7 @@ _NOT_DEFENDED = 4
 @click.option("--fixed-landmarks", help="CSV of points, x,y,z in LPS mm.")
 @click.option("--moving-landmarks", help="The same points in the moving image.")
 @DEVICE
+@MEMORY
 @click.option("--seed", type=int, help="Seed of the weights.")
 @click.option(
     "--uncertainty",
@@ -75,6 +76,7 @@ def command(
     smoothness_weight: float | None,
     use_labels: bool,
     device: str | None,
+    memory: int | None,
     seed: int | None,
     uncertainty: int,
     report: bool,
@@ -104,11 +106,11 @@ def command(
         click.echo(f"registering {', '.join(moving)} to {', '.join(fixed)}")
     from monai_nodeo.data.lists import single_pair
     from monai_nodeo.files import ImageGrid, check_output_dir, no_empty_folder
-    from monai_nodeo.registration.limits import needed_room
+    from monai_nodeo.registration.limits import fitting_settings, needed_room
 
-    dims = ImageGrid.from_file(fixed[0]).spatial_dims
+    grid = ImageGrid.from_file(fixed[0])
     settings = settings_of(
-        dims,
+        grid.spatial_dims,
         preset,
         changes,
         seed=seed,
@@ -118,11 +120,15 @@ def command(
         smoothness_weight=smoothness_weight,
         label_weight=1.0 if use_labels else None,
     )
+    if memory is not None:
+        settings, cost = fitting_settings(settings, grid.spatial_shape, memory, len(fixed))
+        if cost:
+            click.echo(f"to stay within {memory / 1e9:.3g} GB: {cost}.", err=True)
     (row,) = single_pair(**paths)
     with no_empty_folder(output):
         folder = check_output_dir(output, needed_room([row]))
         registration, figures, interrupted = _register(
-            row, settings, folder, device, uncertainty, tensorboard, on_interrupt, quiet, started
+            row, settings, folder, device, uncertainty, tensorboard, on_interrupt, quiet, started, memory is not None
         )
     if report:
         _report(registration, figures, folder)
@@ -143,6 +149,7 @@ def _register(
     on_interrupt: str,
     quiet: bool,
     started: float,
+    limited: bool,
 ) -> tuple[Any, dict[str, Any], bool]:
     """The registration, its figures, and whether it was asked to end early."""
     from functools import partial
@@ -150,7 +157,7 @@ def _register(
     from monai_nodeo.data.load import load_pair
     from monai_nodeo.metrics.confidence import ALIGNED
     from monai_nodeo.registration import OnInterrupt, PairInferer, ProgressBar, TensorBoardCurves
-    from monai_nodeo.registration._malloc import keep_freed_memory
+    from monai_nodeo.registration._malloc import give_freed_memory_back, keep_freed_memory
     from monai_nodeo.registration.table import row_of, summary_of, write_table
 
     interrupt = OnInterrupt(on_interrupt)
@@ -159,7 +166,7 @@ def _register(
     inferer = PairInferer(settings, handlers=(*handlers, lambda: interrupt), uncertainty=uncertainty)
     pair = load_pair(row, settings.spatial_dims, inferer.components.velocity.min_size)
     try:
-        with interrupt.listening(), keep_freed_memory():
+        with interrupt.listening(), give_freed_memory_back() if limited else keep_freed_memory():
             registration = inferer.register([pair], device)[0]
             figures = registration.save(folder, seconds_total=time.perf_counter() - started)
     except KeyboardInterrupt:

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ __all__ = [
     "grid_from_itk",
     "grid_of",
     "itk_geometry",
+    "parts",
+    "vectors_as_axes",
     "vectors_of",
     "within_slice",
 ]
@@ -36,6 +40,7 @@ PathLike = str | os.PathLike[str]
 
 # ITK stores orthonormal direction cosines. A skew this small changes a displacement by half a percent at most.
 _MAX_SKEW = 5e-3
+_AT_A_TIME = 2**18  # vectors that are worked on in double precision
 _LEAVES = 1e-3  # of the thickness of a slice: a displacement that leads out of it by more is none of the slice
 
 
@@ -115,11 +120,25 @@ class ImageGrid:
         return (RAS_TO_LPS @ self.affine[:3, :3])[:components, : self.spatial_dims]
 
 
-def displacement_to_lps(ddf: np.ndarray, grid: ImageGrid) -> np.ndarray:
-    """A ddf in voxels (D, *spatial) as ITK's vectors in LPS mm, (*spatial, components in the file)."""
-    # one matrix product, a tenth of the time of einsum
-    lps = grid.voxel_to_lps @ ddf.reshape(len(ddf), -1)
-    return np.moveaxis(lps.reshape(-1, *ddf.shape[1:]), 0, -1)
+def parts(shape: Sequence[int]) -> Iterator[slice]:
+    """Ranges of the first axis of a grid that are worked on at a time, so that doubles of it all are never held."""
+    step = max(1, _AT_A_TIME // math.prod(shape[1:]))
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))
+
+
+def displacement_to_lps(ddf: np.ndarray, grid: ImageGrid, dtype: np.typing.DTypeLike = np.float64) -> np.ndarray:
+    """A ddf in voxels (D, *spatial) as ITK's vectors in LPS mm, (*spatial, components in the file).
+
+    They are worked out in double precision, and laid out in memory as in a file of NIfTI or ITK.
+    """
+    matrix = grid.voxel_to_lps
+    lps = np.empty((len(matrix), *ddf.shape[1:]), dtype)
+    for part in parts(ddf.shape[1:]):
+        some = ddf[:, part]
+        # one matrix product, a tenth of the time of einsum
+        lps[:, part] = (matrix @ some.reshape(len(ddf), -1)).reshape(-1, *some.shape[1:])
+    return np.moveaxis(lps, 0, -1)
 
 
 def displacement_from_lps(name: PathLike, lps: np.ndarray, grid: ImageGrid) -> np.ndarray:
@@ -129,16 +148,20 @@ def displacement_from_lps(name: PathLike, lps: np.ndarray, grid: ImageGrid) -> n
         ValueError: when vectors of a slice point out of it; names the file.
     """
     reversed_axes = lps.T  # as files have them, so that nothing is copied
-    ddf = np.linalg.pinv(grid.voxel_to_lps) @ reversed_axes.reshape(len(reversed_axes), -1)
-    ddf = np.moveaxis(ddf.reshape(-1, *reversed_axes.shape[1:]).T, -1, 0)
-    if lps.shape[-1] > grid.spatial_dims:
-        out_of_plane = np.abs(displacement_to_lps(ddf, grid) - lps).max()
-        if out_of_plane > _LEAVES * np.linalg.norm(grid.affine[:3, 2]):
-            raise ValueError(
-                f"{name}: the displacement leaves the slice by up to {out_of_plane:.3g} mm, "
-                "expected none: a 2D ddf cannot hold it."
-            )
-    return ddf.astype(np.float32)
+    back = np.linalg.pinv(grid.voxel_to_lps)
+    found = np.empty((len(back), *reversed_axes.shape[1:]), np.float32)
+    for part in parts(reversed_axes.shape[1:]):
+        some = reversed_axes[:, part].reshape(len(reversed_axes), -1)
+        ddf = back @ some
+        if lps.shape[-1] > grid.spatial_dims:
+            out_of_plane = np.abs(grid.voxel_to_lps @ ddf - some).max()
+            if out_of_plane > _LEAVES * np.linalg.norm(grid.affine[:3, 2]):
+                raise ValueError(
+                    f"{name}: the displacement leaves the slice by up to {out_of_plane:.3g} mm, "
+                    "expected none: a 2D ddf cannot hold it."
+                )
+        found[:, part] = ddf.reshape(-1, *found[:, part].shape[1:])
+    return np.moveaxis(found.T, -1, 0)
 
 
 def within_slice(name: PathLike, lps: np.ndarray, grid: ImageGrid) -> np.ndarray:
@@ -159,7 +182,11 @@ def within_slice(name: PathLike, lps: np.ndarray, grid: ImageGrid) -> np.ndarray
 
 def vectors_of(field: sitk.Image) -> np.ndarray:
     """Vectors of an image of ITK, (*shape, components): a view in the order of the tensor axes."""
-    values = sitk.GetArrayViewFromImage(field)
+    return vectors_as_axes(sitk.GetArrayViewFromImage(field))
+
+
+def vectors_as_axes(values: np.ndarray) -> np.ndarray:
+    """Vectors as ITK's arrays have them, (*reversed shape, components): a view in the order of the tensor axes."""
     return values.transpose(*reversed(range(values.ndim - 1)), values.ndim - 1)
 
 

@@ -20,6 +20,7 @@ from monai_nodeo.files.grid import (
     displacement_from_lps,
     displacement_to_lps,
     grid_of,
+    parts,
 )
 from monai_nodeo.files.images import load_voxels, open_nibabel
 
@@ -57,9 +58,9 @@ def write_displacement(path: PathLike, ddf: ArrayLike, grid: ImageGrid) -> None:
         ValueError: when the ddf is not on the grid or not finite, or the path is not a NIfTI name.
     """
     values = _checked(path, "ddf", ddf, (grid.spatial_dims, *grid.spatial_shape))
-    lps = displacement_to_lps(values, grid)
+    lps = displacement_to_lps(values, grid, np.float32)
     volume = (*grid.shape, 1)[:3]
-    save_nifti(path, lps.astype(np.float32).reshape(*volume, 1, lps.shape[-1]), grid, intent="vector")
+    save_nifti(path, lps.reshape(*volume, 1, lps.shape[-1]), grid, intent="vector")
 
 
 def read_displacement(path: PathLike) -> tuple[np.ndarray, ImageGrid]:
@@ -77,7 +78,7 @@ def read_displacement(path: PathLike) -> tuple[np.ndarray, ImageGrid]:
     image = open_nibabel(path, path)
     _check_itk_layout(path, image)
     grid = grid_of(path, image, image.shape[: image.shape[4]])
-    lps = read_values(path, image).reshape(*grid.spatial_shape, -1)
+    lps = read_values(path, image, None).reshape(*grid.spatial_shape, -1)
     return displacement_from_lps(path, lps, grid), grid
 
 
@@ -98,9 +99,12 @@ def write_image(path: PathLike, image: ArrayLike, grid: ImageGrid, dtype: np.typ
     whole = np.dtype(dtype)
     if whole.kind in "iu" and whole.itemsize <= 4:
         limits = np.iinfo(whole)
-        values = np.rint(values.astype(np.float64)).clip(limits.min, limits.max).astype(whole)
+        rounded = np.empty(values.shape, whole)
+        for part in parts(values.shape):
+            rounded[part] = np.rint(values[part].astype(np.float64)).clip(limits.min, limits.max)
+        values = rounded
     else:
-        values = values.astype(np.float32)
+        values = values.astype(np.float32, copy=False)
     save_nifti(path, values.reshape(grid.shape), grid)
 
 
@@ -125,13 +129,13 @@ def write_labels(path: PathLike, labels: ArrayLike, grid: ImageGrid) -> None:
     raise ValueError(f"{path}: labels from {low} to {high} do not fit into int32; renumber them.")
 
 
-def read_values(path: PathLike, image: SpatialImage) -> np.ndarray:
-    """Voxels of an opened image in double precision, scaled as its header says.
+def read_values(path: PathLike, image: SpatialImage, dtype: np.typing.DTypeLike | None = np.float64) -> np.ndarray:
+    """Voxels of an opened image, scaled as its header says; without a type, in that of the file if nothing is scaled.
 
     Raises:
         ValueError: when the file is damaged or a value is not finite.
     """
-    values = load_voxels(path, lambda: np.asarray(image.dataobj, dtype=np.float64))
+    values = load_voxels(path, lambda: np.asarray(image.dataobj, dtype=dtype))
     if not np.isfinite(values).all():
         raise ValueError(f"{path}: the displacement holds NaN or infinite values.")
     return values

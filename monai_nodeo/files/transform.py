@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 import SimpleITK as sitk
@@ -16,6 +17,8 @@ from monai_nodeo.files.grid import (
     displacement_to_lps,
     grid_from_itk,
     itk_geometry,
+    parts,
+    vectors_as_axes,
     vectors_of,
     within_slice,
 )
@@ -104,8 +107,12 @@ class Displacement:
 
     def itk_vectors(self, dtype: np.typing.DTypeLike) -> np.ndarray:
         """Vectors in LPS mm as ITK's arrays have them, (*reversed grid.shape, components)."""
-        lps = displacement_to_lps(np.asarray(self.ddf, np.float64), self.grid).reshape(*self.grid.shape, -1)
-        return lps.transpose(*reversed(range(self.world_dims)), self.world_dims).astype(dtype, order="C")
+        size = (*self.grid.shape, self.world_dims)
+        values = np.empty((*reversed(self.grid.shape), self.world_dims), dtype)
+        of_axes = vectors_as_axes(values)
+        for part in parts(self.grid.spatial_shape):
+            of_axes[part] = displacement_to_lps(self.ddf[:, part], self.grid).reshape(-1, *size[1:])
+        return values
 
     @cached_property
     def itk(self) -> sitk.Transform:
@@ -249,13 +256,29 @@ class Transform:
                 f"{name}: the transform is of a {self.world_dims}D world and the grid has shape {grid.shape}; "
                 "give the reference that the transform was made for."
             )
-        if len(self.steps) == 1 and isinstance(self.steps[0], Displacement) and grid is self.steps[0].grid:
-            return self.steps[0].ddf
+        first, *others = self.steps
+        if isinstance(first, Displacement) and grid is first.grid and grid.spatial_dims == self.world_dims:
+            matrices = [step.matrix for step in others if isinstance(step, Affine)]
+            if len(matrices) == len(others):
+                return _on_from_its_voxels(first, matrices) if matrices else first.ddf
         field = sitk.TransformToDisplacementField(
             self.to_itk(), sitk.sitkVectorFloat64, grid.shape, *itk_geometry(grid).values()
         )
         lps = vectors_of(field).reshape(*grid.spatial_shape, -1)
         return displacement_from_lps(name, within_slice(name, lps, grid), grid)
+
+
+def _on_from_its_voxels(first: Displacement, matrices: Sequence[np.ndarray]) -> np.ndarray:
+    """A displacement and affines after it as one displacement of the same grid, (D, *spatial), float32."""
+    grid, dims = first.grid, first.grid.spatial_dims
+    matrix = np.linalg.inv(grid.affine) @ reduce(lambda before, after: after @ before, matrices) @ grid.affine
+    rows, offset = matrix[:dims, :dims], matrix[:dims, 3].reshape(-1, *[1] * dims)
+    ddf = np.empty(first.ddf.shape, np.float32)
+    for part in parts(grid.spatial_shape):
+        voxels = np.indices(ddf[0, part].shape, np.float64)
+        voxels[0] += part.start
+        ddf[:, part] = np.tensordot(rows, voxels + first.ddf[:, part], 1) + offset - voxels
+    return ddf
 
 
 def _step(name: str, part: sitk.Transform) -> Affine | Displacement:

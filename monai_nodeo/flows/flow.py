@@ -30,7 +30,7 @@ from monai_nodeo.geometry.sampling import sample
 __all__ = ["Flow", "FlowFileError"]
 
 _FORMAT = "monai_nodeo.flow.1"
-_AT_A_TIME = 2**21  # voxels, whose positions are held
+_AT_A_TIME = 2**20  # voxels, whose positions are held
 # numbers that may be made while a model is built: so many for each of it in the file, or as many as small models need
 _NUMBERS_MADE = 64
 _FEW_NUMBERS = 2**24

@@ -63,6 +63,7 @@ def unfolded(flow: Flow) -> tuple[Flow, Tensor]:
             touched = voxels.spread(moved, -1, 0, 2)
             cells = touched[~(smallest_volumes(flat, voxels, touched) > _SMALLEST_VOLUME)]
             round_ += 1
+        del ddf  # before there is another
         ddf = flow.displacement()  # what was missed at the edges of these places
     return flow, ddf
 

@@ -15,13 +15,17 @@ __all__ = ["slabs"]
 SLAB_VOXELS = 2**18
 
 
-def slabs(field: Tensor) -> Iterator[tuple[int, int]]:
+def slabs(field: Tensor, voxels: int | None = None) -> Iterator[tuple[int, int]]:
     """Ranges of the first spatial axis that a loss works through at a time.
 
     On a CPU they are small enough for the intermediate results to stay in its cache: one pass over the memory
     instead of one per operation. On an accelerator there is one slab, so few kernels.
+
+    Args:
+        field: (B, C, *spatial).
+        voxels: most in a slab of more than one plane; by default as many as stay in the cache.
     """
-    planes = field.shape[2]
-    step = max(1, SLAB_VOXELS // (len(field) * math.prod(field.shape[3:]))) if field.device.type == "cpu" else planes
+    planes, most = field.shape[2], voxels or SLAB_VOXELS
+    step = max(1, most // (len(field) * math.prod(field.shape[3:]))) if field.device.type == "cpu" else planes
     for start in range(0, planes, step):
         yield start, min(start + step, planes)

@@ -20,7 +20,10 @@ __all__ = ["axis_values", "ddf_to_phi", "identity_grid", "phi_to_ddf", "rescale_
 
 
 def identity_grid(
-    spatial_shape: Sequence[int], device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    spatial_shape: Sequence[int],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    planes: slice = slice(None),
 ) -> Tensor:
     """Positions of the voxel centres.
 
@@ -28,6 +31,7 @@ def identity_grid(
         spatial_shape: size of the grid, D entries; an axis of one voxel lies at 0.
         device: where the grid is made.
         dtype: floating point type of the grid.
+        planes: those along the first axis that are wanted.
 
     Returns:
         phi, (1, D, *spatial), in [-1, 1], tensor axis order.
@@ -36,7 +40,7 @@ def identity_grid(
         torch.linspace(-1, 1, n, device=device, dtype=dtype) if n > 1 else torch.zeros(1, device=device, dtype=dtype)
         for n in spatial_shape
     ]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij")).unsqueeze(0)
+    return torch.stack(torch.meshgrid(axes[0][planes], *axes[1:], indexing="ij")).unsqueeze(0)
 
 
 # Room for all that registrations use at a time: a recorded CUDA graph reads these tensors where they are, so that they

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from monai_nodeo.geometry._kernels import kernels_for
+from monai_nodeo.geometry._slabs import slabs
 from monai_nodeo.geometry.coordinates import identity_grid, voxels_per_unit
 from monai_nodeo.geometry.resizing import resize
 
@@ -29,6 +30,7 @@ __all__ = [
     "sample_resized",
     "sample_voxels",
     "warp",
+    "warp_in_slabs",
     "weighted_mean",
 ]
 
@@ -122,6 +124,19 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str =
     return make_warp(mode, padding_mode)(image, ddf)
 
 
+@torch.no_grad()
+def warp_in_slabs(image: Tensor, ddf: Tensor) -> Tensor:
+    """What :py:func:`warp` gives, without its gradient and its fields of the image's size: for a finished ddf."""
+    size = tuple(ddf.shape[2:])
+    scale = voxels_per_unit(size, ddf.dtype, ddf.device)
+    warped = image.new_empty((*image.shape[:2], *size))
+    for start, stop in slabs(ddf):
+        planes = slice(start, stop)
+        phi = torch.where(scale > 0, ddf[:, :, planes] / scale.clamp(min=0.5), 0)
+        warped[:, :, planes] = sample(image, phi + identity_grid(size, ddf.device, ddf.dtype, planes))
+    return warped
+
+
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
     """One displacement for two: first the inner one, then from there the outer one.
 
@@ -209,16 +224,15 @@ class _ResizedSamples(torch.autograd.Function):
     def forward(
         ctx: Any, image: Tensor, phi: Tensor, size: tuple[int, ...], offset: Tensor | None, kernels: Any
     ) -> Tensor:
-        values, slopes = kernels.sample_resized(image, phi, size, offset)
-        ctx.save_for_backward(slopes)
-        ctx.kernels, ctx.cloud_size = kernels, tuple(phi.shape[2:])
-        return values
+        ctx.save_for_backward(image, phi, offset)
+        ctx.kernels = kernels
+        return kernels.sample_resized(image, phi, size, offset)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None, None]:
-        (slopes,) = ctx.saved_tensors
-        return None, ctx.kernels.sample_resized_gradient(slopes, grad, ctx.cloud_size), None, None, None
+        image, phi, offset = ctx.saved_tensors
+        return None, ctx.kernels.sample_resized_gradient(image, phi, grad, offset), None, None, None
 
 
 class _SamplesAtItself(torch.autograd.Function):

@@ -21,20 +21,21 @@ __all__ = ["LocalNCCLoss"]
 
 
 class _LocalStatistics(NamedTuple):
-    """What the squared correlation needs of one image: centred values, window means and raised window variances."""
+    """What the squared correlation needs of one image: its mean, window means less that and raised window variances."""
 
-    values: Tensor
+    centre: Tensor
     mean: Tensor
     variance: Tensor
 
     @classmethod
     def of(cls, image: Tensor, windows: Windows, eps: float) -> _LocalStatistics:
         # Sums of squares of a flat bright region cancel in float32 unless the image's mean is taken off first.
-        values = image - windows.image_mean(image)
+        centre = windows.image_mean(image)
+        values = image - centre
         squares = values.square()
         mean = windows.mean(values)
         variance = (windows.mean(squares) - mean.square()).clamp(min=0)
-        return cls(values, mean, variance + eps * windows.image_mean(squares) + _tiny(image))
+        return cls(centre, mean, variance + eps * windows.image_mean(squares) + _tiny(image))
 
 
 def _tiny(image: Tensor) -> float:
@@ -42,9 +43,11 @@ def _tiny(image: Tensor) -> float:
     return 100 * torch.finfo(image.dtype).tiny ** 0.5
 
 
-def _squared_correlation(p: _LocalStatistics, t: _LocalStatistics, windows: Windows) -> Tensor:
+def _squared_correlation(
+    input: Tensor, p: _LocalStatistics, target: Tensor, t: _LocalStatistics, windows: Windows
+) -> Tensor:
     """Map of cov^2 / (var var), (B, C, *spatial)."""
-    cov = windows.mean(p.values * t.values) - p.mean * t.mean
+    cov = windows.mean((input - p.centre) * (target - t.centre)) - p.mean * t.mean
     return cov.square() / (p.variance * t.variance)
 
 
@@ -56,23 +59,28 @@ class _SquaredCorrelationSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, t: _LocalStatistics, windows: Windows, eps: float, kernels: Any) -> Tensor:
-        total, gradient = kernels.squared_correlation(input, t, windows, eps, _tiny(input), ctx.needs_input_grad[0])
+    def forward(
+        ctx: Any, input: Tensor, target: Tensor, t: _LocalStatistics, windows: Windows, eps: float, kernels: Any
+    ) -> Tensor:
+        images = input, (target, *t)
+        total, gradient = kernels.squared_correlation(*images, windows, eps, _tiny(input), ctx.needs_input_grad[0])
         ctx.save_for_backward(gradient)
         return total.sum(1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad.view(-1, *[1] * (gradient.ndim - 1)), None, None, None, None
+        return gradient * grad.view(-1, *[1] * (gradient.ndim - 1)), None, None, None, None, None
 
 
-def _squared_correlation_sum(input: Tensor, t: _LocalStatistics, windows: Windows, eps: float) -> Tensor:
+def _squared_correlation_sum(
+    input: Tensor, target: Tensor, t: _LocalStatistics, windows: Windows, eps: float
+) -> Tensor:
     kernels = kernels_for(input, "local_correlation")
     if kernels:
-        return _SquaredCorrelationSum.apply(input, t, windows, eps, kernels)
-    squared = _squared_correlation(_LocalStatistics.of(input, windows, eps), t, windows)
+        return _SquaredCorrelationSum.apply(input, target.detach(), t, windows, eps, kernels)
+    squared = _squared_correlation(input, _LocalStatistics.of(input, windows, eps), target, t, windows)
     return (squared if windows.weight is None else squared * windows.weight).flatten(1).sum(1)
 
 
@@ -143,7 +151,7 @@ class LocalNCCLoss(ImageLoss):
         if self.reduction == LossReduction.NONE or target.requires_grad:
             windows = self._windows(input, target, weight, spacing)
             p, t = (_LocalStatistics.of(image, windows, self.eps) for image in (input, target))
-            dissimilarity = 1 - _squared_correlation(p, t, windows)
+            dissimilarity = 1 - _squared_correlation(input, p, target, t, windows)
             if weight is not None:
                 dissimilarity = dissimilarity * weight.detach()
             if self.reduction == LossReduction.NONE:
@@ -167,7 +175,7 @@ class LocalNCCLoss(ImageLoss):
         windows = self._windows(input, target, weight, spacing)
         statistics = self._statistics_of_target(target, windows)
         voxels = voxel_counts(input, windows.weight)
-        return voxels - _squared_correlation_sum(input, statistics, windows, self.eps), voxels
+        return voxels - _squared_correlation_sum(input, target, statistics, windows, self.eps), voxels
 
     def _reduced(self, total: Tensor, count: Tensor) -> Tensor:
         return total if self.reduction == LossReduction.SUM else total / count

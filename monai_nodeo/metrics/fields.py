@@ -96,4 +96,7 @@ def mean_displacement(ddf: Tensor, spacing: float | Sequence[float] = 1.0) -> Te
     """
     size = torch.as_tensor(spacing, dtype=ddf.dtype, device=ddf.device).expand(ddf.shape[1])
     # a norm along an axis that is not the last one takes four times as long on a CPU
-    return (ddf * size.view(1, -1, *[1] * (ddf.ndim - 2))).square().sum(1).sqrt().flatten(1).mean(1)
+    squares = torch.zeros_like(ddf[:, 0])
+    for component, side in zip(ddf.unbind(1), size, strict=True):
+        squares += (component * side).square_()
+    return squares.sqrt_().flatten(1).mean(1)

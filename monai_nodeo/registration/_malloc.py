@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps glibc from handing memory back to the system between two uses of it."""
+"""Whether glibc hands memory back to the system between two uses of it: not at all, or at once."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["give_back_kept_memory", "keep_freed_memory"]
+__all__ = ["give_back_kept_memory", "give_freed_memory_back", "keep_freed_memory"]
 
 # malloc.h
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
 _DEFAULTS = {_M_TRIM_THRESHOLD: 128 * 1024, _M_TOP_PAD: 128 * 1024, _M_MMAP_MAX: 65536}
 _KEEP = {_M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 8 * 2**20, _M_MMAP_MAX: 0}
+
+_LARGE = 2**20  # bytes
 
 _trims: list[Callable[[], None]] = []  # of the contexts that this process is in
 
@@ -54,3 +56,22 @@ def keep_freed_memory() -> Iterator[Callable[[], None]]:
         for option, value in _DEFAULTS.items():
             mallopt(option, value)
         malloc_trim(0)
+
+
+@contextmanager
+def give_freed_memory_back() -> Iterator[None]:
+    """Inside, a large array goes back to the system when it is freed, so that a process takes what it holds.
+
+    For commands that have to stay within a limit. Other arrays leave no holes between which memory is kept, and each
+    large one is mapped and cleared anew, which takes time. Does nothing where the C library is not glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        yield
+        return
+    mallopt(_M_MMAP_THRESHOLD, _LARGE)
+    try:
+        yield
+    finally:
+        mallopt(_M_MMAP_THRESHOLD, _DEFAULTS[_M_TRIM_THRESHOLD])  # the same number in glibc

@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,10 @@ from ignite.engine import Events
 from torch import Tensor
 
 from monai_nodeo.flows import CloudModel, RungeKutta, Solver, Velocity, VelocityBatch, VelocityModel
+from monai_nodeo.geometry._slabs import slabs
 from monai_nodeo.geometry.coordinates import identity_grid
 from monai_nodeo.geometry.resizing import resize
+from monai_nodeo.geometry.separable import apply_along_axes, resampling_matrix
 from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.registration._malloc import give_back_kept_memory
 from monai_nodeo.registration.frames import Frames
@@ -27,6 +29,7 @@ from monai_nodeo.registration.trainer import PairTrainer
 __all__ = ["Components", "Fit", "fit"]
 
 _GIVE_BACK_EVERY = 20  # iterations
+_AT_A_TIME = 2**20  # voxels that follow the flow together
 _CORRECTING = RungeKutta(stretch=1.0)  # .005 voxels off on average, in half the time of a finished flow
 
 
@@ -114,12 +117,12 @@ def fit(
         offset = None
         if level.dense and optimizer:  # the same models and the same optimiser go on
             optimizer.zero_grad()  # the first loss is that of the models as they are
-            untouched = deepcopy(models)
             offset = _offset(VelocityBatch(models).velocity(), components.solver, pairs.fixed, level)
         else:
             starts = [model.finer for model in models] or [components.velocity.fresh] * len(pairs.fixed)
-            untouched, models = (_started(starts, level, pairs.fixed.device, settings.seed) for _ in range(2))
+            models = _started(starts, level, pairs.fixed.device, settings.seed)
             optimizer = components.optimizer(VelocityBatch(models).parameters())
+        untouched = [[x.detach().clone() for x in model.parameters()] for model in models]
         trainer = PairTrainer(
             pairs.at(level),
             VelocityBatch(models),
@@ -144,25 +147,41 @@ def fit(
             {"level": torch.full((done, len(pairs.fixed)), float(level.index))}
             | {name: values[:done].cpu() for name, values in trainer.state.history.items()}
         )
+        del trainer
+        gc.collect()  # a trainer and its handlers refer to each other, and hold fields of the image's size
         losses = curves[-1]["loss"]
         begin, end = losses[: pairs.cycle].mean(0), losses[-pairs.cycle :].mean(0)
         worse = (end > begin).tolist()  # images that are the same are moved by nothing but rounding
         if any(worse):
-            models = [old if undo else new for undo, old, new in zip(worse, untouched, models, strict=True)]
+            for undo, weights, model in zip(worse, untouched, models, strict=True):
+                if undo:
+                    _put_back(weights, model)
             optimizer = components.optimizer(VelocityBatch(models).parameters())
     history = {name: torch.cat([curve[name] for curve in curves]) for name in curves[0]}
     return Fit(models, levels[-1], history, interrupted)
 
 
 @torch.no_grad()
+def _put_back(weights: Sequence[Tensor], model: VelocityModel) -> None:
+    for kept, parameter in zip(weights, model.parameters(), strict=True):
+        parameter.copy_(kept)
+
+
+@torch.no_grad()
 def _offset(velocity: Velocity, solver: Solver, images: Tensor, level: Level) -> Tensor:
     """From where straight lines between the nodes take the voxels to where the flow does."""
-    voxels, nodes = (
-        identity_grid(size, images.device, images.dtype).expand(len(images), *[-1] * (images.ndim - 1))
-        for size in (level.image_size, level.cloud_size)
-    )
-    exact = _CORRECTING(velocity, voxels)[-1]
-    return exact.sub_(resize(solver(velocity, nodes)[-1], level.image_size))
+    count, size = len(images), level.image_size
+    nodes = identity_grid(level.cloud_size, images.device, images.dtype).expand(count, *[-1] * (images.ndim - 1))
+    # along the first axis as the last one, plane by plane: positions of all voxels would take as much as the result
+    lines = resize(solver(velocity, nodes)[-1], (level.cloud_size[0], *size[1:]))
+    matrix = resampling_matrix(level.cloud_size[0], size[0]).to(lines)
+    offset = images.new_empty((count, len(size), *size))
+    for start, stop in slabs(offset, _AT_A_TIME):
+        voxels = identity_grid(size, images.device, images.dtype, slice(start, stop))
+        exact = _CORRECTING(velocity, voxels.expand(count, *[-1] * (images.ndim - 1)))[-1]
+        straight = apply_along_axes(lines, [matrix[start:stop], *[None] * (len(size) - 1)])
+        torch.sub(exact, straight, out=offset[:, :, start:stop])
+    return offset
 
 
 def _started(

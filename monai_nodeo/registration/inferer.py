@@ -23,9 +23,10 @@ from monai_nodeo.files import ImageGrid
 from monai_nodeo.flows import CloudModel, Flow, Solver, VelocityField, VelocityModel
 from monai_nodeo.flows.unfolding import unfolded
 from monai_nodeo.geometry.cropping import Box, foreground_box
-from monai_nodeo.geometry.sampling import warp
+from monai_nodeo.geometry.sampling import warp, warp_in_slabs
 from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.metrics.certificate import certify_flow
+from monai_nodeo.registration._malloc import give_back_kept_memory
 from monai_nodeo.registration.channels import compared
 from monai_nodeo.registration.choice import Choice, choose, coarse_level, information
 from monai_nodeo.registration.components import make_loss, make_optimizer, make_score, make_solver, make_velocity
@@ -215,7 +216,9 @@ class PairInferer(Inferer):
             choice = choose(inside, prepared.spacing, seen.settings, lambda s: self._with_loss(trial, s))
         settings = seen.settings if choice is None else choice.settings
         recorded = seen.of_all(settings, self.settings)
-        return _Task(prepared, stored_grid(pair.fixed.image, "fixed"), inside, box, settings, choice, recorded)
+        return _Task(
+            prepared.held_by(tensors), stored_grid(pair.fixed.image, "fixed"), inside, box, settings, choice, recorded
+        )
 
     def _with_loss(self, components: Components, settings: Settings) -> Components:
         """With the loss of other settings."""
@@ -233,6 +236,7 @@ class PairInferer(Inferer):
         batch = PairBatch.of([task.tensors for task in tasks])
         fitted = fit(batch, tasks[0].prepared.spacing, settings, components)
         del batch
+        give_back_kept_memory()  # what comes now are other arrays
         flows = [self._finished(n, fitted, task, components) for n, task in enumerate(tasks)]
         seconds = (time.perf_counter() - started) / len(tasks)
         return [
@@ -322,7 +326,7 @@ class PairInferer(Inferer):
         if fixed.shape[2:] != ddf.shape[1:]:
             ddf = flow.displacement(grid_like(task.grid, affine_3d(matched.fixed).numpy(), fixed.shape[2:]))
         loss = components.loss.similarity
-        return loss(moving, fixed).item(), loss(warp(moving, ddf[None].to(fixed)), fixed).item()
+        return loss(moving, fixed).item(), loss(warp_in_slabs(moving, ddf[None].to(fixed)), fixed).item()
 
 
 def pair_of_tensors(

@@ -20,14 +20,17 @@ from monai_nodeo.data.pair import PairError
 from monai_nodeo.files import ImageGrid
 from monai_nodeo.registration.settings import Settings
 
-__all__ = ["check_memory", "free_memory", "needed_memory", "needed_room", "pairs_at_once"]
+__all__ = ["check_memory", "fitting_settings", "free_memory", "needed_memory", "needed_room", "pairs_at_once"]
 
-_BYTES = 100  # per voxel of a pair, of whatever settings
-_BYTES_CHANNEL = 40  # more for each channel after the first: images, their sample and its window statistics
-_BYTES_DENSE = 30  # more where every voxel follows the flow at the end
-_BYTES_STEP = 10  # more for each step of a solver that is differentiated directly
+_NUMBER = 4  # bytes, float32
+_IMAGES = 4  # that a pair is in memory as, for each channel: as it was loaded, and on one grid in one range
+_COMPARED = 4  # for each channel: window means and variances of the target, the warped image and its gradient
+_OF_CLOUD = 19  # vectors at the points of the cloud, and one more for each step of a solver differentiated directly
+_FINISHING = 13  # in a voxel, beside images, displacement and velocity: of the figures, or of a file that is written
+_LIBRARIES = 800_000_000  # bytes that a process holds for itself, compiled kernels with them
 _BYTES_ON_DISK = 20  # per voxel, of the compressed files of a result
-_USUAL = 2  # times the least is what small images take
+_USUAL = 2  # times that is what small images may take
+_WIDE = 2  # voxels from point to point
 _SQUARING = "scaling_and_squaring"  # takes as many steps as its powers of two
 
 logger = logging.getLogger(__name__)
@@ -36,7 +39,11 @@ _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def needed_memory(settings: Settings, spatial_shape: Sequence[int], pairs: int = 1, channels: int = 1) -> int:
-    """Bytes that the optimisation of pairs takes at least, above what the process holds already.
+    """Bytes that a registration of pairs takes, above what the process holds already.
+
+    The optimisation holds both images twice, what the similarity needs of the warped and of the target image, at every
+    voxel what the finished flow differs by, and at the points of the cloud some vectors. Later it is the displacement
+    and what is made of it. This is for the local correlation with compiled kernels; other similarities take more.
 
     Args:
         settings: of the registration.
@@ -47,14 +54,56 @@ def needed_memory(settings: Settings, spatial_shape: Sequence[int], pairs: int =
     steps = 0
     if not settings.adjoint:
         steps = settings.num_steps.bit_length() - 1 if settings.solver == _SQUARING else settings.num_steps
-    points = 1.0 if settings.dense_iterations else min(1.0, settings.point_spacing ** -len(spatial_shape))
-    each = (
-        _BYTES
-        + _BYTES_CHANNEL * (channels - 1)
-        + _BYTES_DENSE * bool(settings.dense_iterations)
-        + _BYTES_STEP * steps * points
-    )
+    dims = len(spatial_shape)
+    dense, finest = bool(settings.dense_iterations), min(settings.shrink_factors)
+    points = max(finest, settings.point_spacing) ** -dims
+    optimised = (_COMPARED * channels + dims * dense) * finest**-dims + dims * points * (_OF_CLOUD + steps)
+    finished = channels + dims * (1 + points) + _FINISHING
+    each = _NUMBER * (_IMAGES * channels + max(optimised, finished))
     return round(each * math.prod(spatial_shape) * pairs)
+
+
+def fitting_settings(
+    settings: Settings, spatial_shape: Sequence[int], memory: int, channels: int = 1
+) -> tuple[Settings, str]:
+    """The first of ever leaner settings with which a process stays within so much memory.
+
+    Args:
+        settings: that are wanted.
+        spatial_shape: of the grid, D sizes, the air around the images counted.
+        memory: bytes, of the whole process.
+        channels: of an image.
+
+    Returns:
+        the settings, and what was changed and what it costs, empty: nothing.
+
+    Raises:
+        PairError: tells what the leanest ones need.
+    """
+    changed = settings
+    costs: list[str] = []
+    nothing: tuple[dict[str, Any], str] = {}, ""
+    for changes, cost in (nothing, *_leaner(settings)):
+        changed = changed.replace(**changes)
+        costs += [cost] if cost else []
+        needed = _LIBRARIES + needed_memory(changed, spatial_shape, 1, channels)
+        if needed <= memory:
+            return changed, "; ".join(costs)
+    raise PairError(
+        f"{'x'.join(map(str, spatial_shape))} voxels take {needed / 1e9:.3g} GB of memory with the leanest settings, "
+        f"and {memory / 1e9:.3g} GB are allowed; allow more, crop the images, or resample them."
+    )
+
+
+def _leaner(settings: Settings) -> Iterator[tuple[dict[str, Any], str]]:
+    """Changes that save memory, the cheapest first, and what each costs; see docs/performance.md."""
+    if settings.point_spacing < _WIDE:
+        yield {"point_spacing": _WIDE}, f"points {_WIDE} voxels apart, not {settings.point_spacing:g} (Dice -.003)"
+    if settings.dense_iterations:
+        yield {"dense_iterations": 0}, "no iterations at every voxel at the end (Dice -.005)"
+    if len(settings.shrink_factors) > 1 and settings.shrink_factors[-1] < settings.shrink_factors[-2]:
+        levels = {"shrink_factors": settings.shrink_factors[:-1], "iterations": settings.iterations[:-1]}
+        yield levels, f"images compared in voxels {settings.shrink_factors[-2]:g} times as long"
 
 
 def free_memory(device: torch.device) -> int | None:

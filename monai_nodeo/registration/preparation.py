@@ -52,6 +52,14 @@ class Prepared:
         parts: dict[str, Any] = {name: None if x is None else _trainable(x, device) for name, x in tensors.items()}
         return PairBatch(**parts)
 
+    def held_by(self, batch: PairBatch) -> Prepared:
+        """The same with the images of :py:meth:`batch` in place of its own, so that they are in memory once."""
+        fixed, moving = (
+            MetaTensor(values[0], affine=image.affine, meta={k: x for k, x in image.meta.items() if k != "affine"})
+            for values, image in ((batch.fixed, self.matched.fixed), (batch.moving, self.matched.moving))
+        )
+        return replace(self, matched=MatchedPair(fixed, moving))
+
 
 def prepare(pair: Pair, settings: Settings, loss: RegistrationLoss) -> Prepared:
     """Find the start and bring the pair to one grid.

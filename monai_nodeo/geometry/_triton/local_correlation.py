@@ -60,7 +60,7 @@ def _window_sums(x, y, voxels, size, stride, REACH: tl.constexpr, BLOCK: tl.cons
 
 def squared_correlation(
     pred: Tensor,
-    target: tuple[Tensor, Tensor, Tensor],
+    target: tuple[Tensor, Tensor, Tensor, Tensor],
     windows: Windows,
     eps: float,
     tiny: float,
@@ -72,7 +72,8 @@ def squared_correlation(
 
     Args:
         pred: (B, C, *spatial).
-        target: values less their mean, means and raised variances in the windows, each (B, C, *spatial).
+        target: the image, (B, C, *spatial), its mean, (B, C, 1, ...), and the means, less that, and raised variances in
+            the windows, each (B, C, *spatial).
         windows: their sides and weights.
         eps: share of an image's variance that is added to those of its windows.
         tiny: added to them in any case.
@@ -86,7 +87,9 @@ def squared_correlation(
         shape = pred.shape[2:]
         voxels, images, channels = math.prod(shape), pred.shape[0] * pred.shape[1], pred.shape[1]
         row = voxels * images  # from a sum to the next one of the same voxel
-        pred, share, values, local_mean, variance = (x.contiguous() for x in (pred, share, *target))
+        pred, share, values, local_mean, variance = (
+            x.contiguous() for x in (pred, share, target[0] - target[1], *target[2:])
+        )
         weights = pred if weight is None else weight.contiguous()  # a pointer is needed in any case
         options = {"WEIGHTED": weight is not None, "BLOCK": _BLOCK}
         blocks = triton.cdiv(voxels, _BLOCK)
