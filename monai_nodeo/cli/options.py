@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def engine_options(command: Any) -> Any:
     return command
 
 
-def engine_of(given: dict[str, Any]) -> Any:
+def engine_of(given: Mapping[str, Any]) -> Any:
     """What registers the pairs: this process, workers that it starts, or a cluster that is there."""
     chosen = [name for name in ("workers", "scheduler", "scheduler_file") if given[name] is not None]
     if len(chosen) > 1:

@@ -186,7 +186,9 @@ def group(images: Sequence[PathLike], key: str | None = None) -> list[dict[str, 
     whole = [{**entry, "fixed": entry.get("moving")} if isinstance(entry, dict) else entry for entry in entries]
     rows = _make_rows(whole, base, ("moving",))
     if len(rows) < 2:
-        raise DataListError(f"{' '.join(map(os.fspath, images))}: {len(rows)} image; expected two or more, or a list.")
+        raise DataListError(
+            f"{' '.join(os.fspath(image) for image in images)}: {len(rows)} image; expected two or more, or a list."
+        )
     return [{name: value for name, value in row.items() if name != "fixed"} for row in rows]
 
 
