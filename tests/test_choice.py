@@ -12,6 +12,7 @@ from synthetic import deformed_pair, smooth_image
 
 from monai_nodeo.cli import main
 from monai_nodeo.data import load_pair
+from monai_nodeo.metrics import sd_log_jacobian
 from monai_nodeo.registration import PairInferer, RegisterPair, Registration, Settings
 from monai_nodeo.registration.choice import information
 from monai_nodeo.registration.components import make_loss
@@ -89,6 +90,16 @@ def test_the_strength_that_just_suffices_is_taken(monkeypatch):
         assert chosen.choice["strengths"] == [1.0, 3.0]
         weights.append(chosen.settings.smoothness_weight / free.settings.smoothness_weight)
     assert 1 < weights[0] < 1.2 < weights[1] < 3
+
+
+def test_what_is_asked_for_is_how_smooth_it_is():
+    fixed, moving, _ = deformed_pair(SHAPES[2], largest=4.0)
+    register = {sd: RegisterPair(settings(2, sd_log_jacobian=sd), handlers=()) for sd in (0.05, 0.1)}
+    for sd, one in register.items():
+        found = one(fixed, moving)
+        assert float(sd_log_jacobian(found.displacement[None])) == pytest.approx(sd, rel=0.25)
+        assert len(found.choice["strengths"]) == 1  # no other strength is tried; the similarity is chosen as ever
+        assert torch.equal(one(fixed, moving).ddf, found.ddf)  # nothing is left of the last pair
 
 
 def test_what_is_set_is_not_chosen():

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from monai_nodeo.geometry.coordinates import phi_to_ddf
-from monai_nodeo.losses import FoldingLoss, LogJacobianLoss, SmoothnessLoss, VelocityMagnitudeLoss
+from monai_nodeo.losses import FoldingLoss, LogJacobianBound, LogJacobianLoss, SmoothnessLoss, VelocityMagnitudeLoss
 
 SHAPES = [(11, 9), (9, 7, 5)]
 
@@ -106,3 +106,25 @@ def test_velocity_magnitude_is_the_mean_squared_length(shape):
 def test_determinant_and_phi_do_not_depend_on_voxel_sizes(loss):
     ddf = folded_field((9, 7, 5))
     assert torch.equal(loss(ddf, (1.0, 2.0, 3.0)), loss(ddf))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_pull_of_a_bound_grows_beyond_it_and_falls_below_it(shape):
+    eye = torch.eye(len(shape), dtype=torch.float64)
+    change = 0.2
+    fields = [linear_field((math.exp(factor * change / len(shape)) - 1) * eye, shape) for factor in (0.8, 1, 1.25)]
+    ddf = torch.cat(fields)  # log det is .8, 1 and 1.25 times the bound
+    bounded = LogJacobianBound(change)
+    pulls = []
+    for _ in range(4):
+        values = bounded.of_each(ddf)
+        assert values.sign().tolist()[::2] == [-1, 1]
+        assert values[1].abs() < 1e-12
+        pulls.append(gradient(lambda x: bounded.of_each(x).sum(), ddf).flatten(1).norm(dim=1))
+    of_one = gradient(lambda x: LogJacobianLoss().of_each(x).sum(), ddf).flatten(1).norm(dim=1)
+    growth = torch.stack(pulls) / of_one
+    assert (growth.diff(dim=0)[:, 0] < 0).all()
+    torch.testing.assert_close(growth[:, 1], growth[:1, 1].expand(4))
+    assert (growth.diff(dim=0)[:, 2] > 0).all()
+    with pytest.raises(ValueError, match="bound is 0"):
+        LogJacobianBound(0)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ __all__ = [
     "NUMBERS",
     "PRESET",
     "SET",
+    "SMOOTHNESS",
     "Bytes",
     "configure_logging",
     "engine_of",
@@ -87,7 +89,24 @@ class Bytes(click.ParamType):
         return round(float(found[1]) * {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[found[2].upper()])
 
 
+class _Smoothness(click.ParamType):
+    """A number, or a word for one."""
+
+    name = "[stiff|medium|free|NUMBER]"
+    _WORDS = {"stiff": 0.1, "medium": 0.25, "free": 0.45}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            found = float(self._WORDS.get(value, value))
+        except ValueError:
+            found = math.nan
+        if not 0 < found < math.inf:
+            self.fail(f"{value!r} is none of {', '.join(self._WORDS)}, and no number above 0.", param, ctx)
+        return found
+
+
 NUMBERS = _Numbers()
+SMOOTHNESS = _Smoothness()
 MEMORY = click.option("--memory", type=Bytes(), help="Stay within it, with leaner settings if it has to be: 4GB.")
 DEVICE = click.option("--device", type=_Device(), help="cpu, cuda, cuda:1; by default a GPU if there is one.")
 _ENGINE = (

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from monai_nodeo.cli.options import DEVICE, MEMORY, NUMBERS, PRESET, SET, configure_logging, settings_of
+from monai_nodeo.cli.options import DEVICE, MEMORY, NUMBERS, PRESET, SET, SMOOTHNESS, configure_logging, settings_of
 from monai_nodeo.data.keys import images_of
 from monai_nodeo.extras import report_or_not
 
@@ -36,7 +36,10 @@ _NOT_DEFENDED = 4
     "--channel-weights", type=NUMBERS, metavar="W,W,...", help="How much each contrast or colour counts; 0: not at all."
 )
 @click.option(
-    "--smoothness", "smoothness_weight", type=float, metavar="WEIGHT", help="Instead of what the images choose."
+    "--smoothness",
+    "sd_log_jacobian",
+    type=SMOOTHNESS,
+    help="SDlogJ of the result, instead of what the images choose: from stiff (.1) over medium (.25) to free (.45).",
 )
 @click.option("--fixed-mask", help="Where the fixed image counts.")
 @click.option("--moving-mask", help="Where the moving image counts.")
@@ -73,7 +76,7 @@ def command(
     initial_transform: str | None,
     similarity: str | None,
     channel_weights: tuple[float, ...] | None,
-    smoothness_weight: float | None,
+    sd_log_jacobian: float | None,
     use_labels: bool,
     device: str | None,
     memory: int | None,
@@ -117,7 +120,7 @@ def command(
         initial_transform=initial_transform,
         similarity=similarity,
         channel_weights=channel_weights,
-        smoothness_weight=smoothness_weight,
+        sd_log_jacobian=sd_log_jacobian,
         label_weight=1.0 if use_labels else None,
     )
     if memory is not None:

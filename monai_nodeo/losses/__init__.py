@@ -11,7 +11,14 @@ from monai_nodeo.losses.landmarks import landmark_errors, landmark_loss
 from monai_nodeo.losses.local_correlation import LocalNCCLoss
 from monai_nodeo.losses.mind import MINDSSCLoss, mind_ssc
 from monai_nodeo.losses.registration import RegistrationLoss
-from monai_nodeo.losses.regularity import DDFLoss, FoldingLoss, LogJacobianLoss, SmoothnessLoss, VelocityMagnitudeLoss
+from monai_nodeo.losses.regularity import (
+    DDFLoss,
+    FoldingLoss,
+    LogJacobianBound,
+    LogJacobianLoss,
+    SmoothnessLoss,
+    VelocityMagnitudeLoss,
+)
 from monai_nodeo.losses.similarity import ImageLoss, IntensityLoss, VoxelwiseLoss, voxel_counts
 from monai_nodeo.losses.tempered import TemperedLoss
 
@@ -23,6 +30,7 @@ __all__ = [
     "IntensityLoss",
     "LocalCorrelationRatioLoss",
     "LocalNCCLoss",
+    "LogJacobianBound",
     "LogJacobianLoss",
     "MINDSSCLoss",
     "MappedIntensityLoss",

@@ -22,7 +22,7 @@ from monai_nodeo.geometry.coordinates import axis_values
 from monai_nodeo.geometry.jacobian import check_ddf, jacobian_determinant
 from monai_nodeo.losses._base import SinglePrecisionLoss
 
-__all__ = ["DDFLoss", "FoldingLoss", "LogJacobianLoss", "SmoothnessLoss", "VelocityMagnitudeLoss"]
+__all__ = ["DDFLoss", "FoldingLoss", "LogJacobianBound", "LogJacobianLoss", "SmoothnessLoss", "VelocityMagnitudeLoss"]
 
 
 class _WithGradient(torch.autograd.Function):
@@ -140,6 +140,45 @@ class LogJacobianLoss(DDFLoss):
         """See :py:meth:`DDFLoss.of_each`."""
         check_ddf(ddf)
         return _log_jacobian_sum(ddf, self.floor) / math.prod(n - 1 for n in ddf.shape[2:])
+
+
+class LogJacobianBound(LogJacobianLoss):
+    """Steers the change of volume to a bound: ``multiplier * (mean(log(det J)^2) - bound^2)``, one multiplier an item.
+
+    The multiplier is that of Lagrange. It grows by each look at a field that changes more than the bound, and falls by
+    each look at one that changes less, until the pull of the images and the bound are in balance. What it has come to
+    is kept: take a new one, or a copy, for each optimisation. The bound is about the standard deviation of the
+    logarithm of the Jacobian determinant that :py:func:`monai_nodeo.metrics.sd_log_jacobian` gives.
+
+    Args:
+        bound: root mean square of log(det J).
+        floor: see :py:class:`LogJacobianLoss`.
+
+    Raises:
+        ValueError: for a bound that is not above 0.
+    """
+
+    _FIRST = 0.1
+    _RANGE = (1e-3, 30.0)
+    _RATE = 0.3  # power of the ratio of the squares by which the multiplier grows
+    _STEP = (0.5, 4.0)  # ratios beyond count as these: the first fields are all but 0
+
+    def __init__(self, bound: float, floor: float = 0.1) -> None:
+        super().__init__(floor)
+        if not bound > 0:
+            raise ValueError(f"bound is {bound}, expected more than 0.")
+        self.bound = bound
+        self.multiplier: Tensor | None = None  # (B,)
+
+    def of_each(self, ddf: Tensor, spacing: Sequence[float] | None = None) -> Tensor:
+        """See :py:meth:`DDFLoss.of_each`."""
+        square = super().of_each(ddf, spacing)
+        ratio = square.detach() / self.bound**2
+        if self.multiplier is None or self.multiplier.shape != ratio.shape:
+            self.multiplier = torch.full_like(ratio, self._FIRST)
+        value = self.multiplier.clone() * (square - self.bound**2)
+        self.multiplier.mul_(ratio.clamp(*self._STEP) ** self._RATE).clamp_(*self._RANGE)
+        return value
 
 
 class SmoothnessLoss(DDFLoss):

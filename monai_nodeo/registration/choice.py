@@ -78,7 +78,8 @@ def choose(
     The similarity is that of the settings where one image is locally a rising function of the other, and of the preset
     ``mind_ssc`` where it is not, for each channel. Then the pair is registered both ways on a coarse grid, with more
     smoothness as long as the way back contradicts the way there by more than the strength allows: what the images do
-    not say is left to the regulariser. The strength that just suffices is taken, by interpolation.
+    not say is left to the regulariser. The strength that just suffices is taken, by interpolation. Where the
+    settings bound the change of volume, that is the strength.
 
     Args:
         pair: a batch of one.
@@ -99,7 +100,7 @@ def choose(
     for strength in _STRENGTHS:
         tried = _with_strength(settings, strength)
         found.append(_disagreement(pair, spacing, tried, components(tried)))
-        if found[-1] <= _CONSISTENT * strength:
+        if found[-1] <= _CONSISTENT * strength or settings.sd_log_jacobian is not None:
             break
     return Choice(_with_strength(settings, _sufficient(found)), min(agreements), _STRENGTHS[: len(found)], tuple(found))
 

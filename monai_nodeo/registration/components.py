@@ -32,6 +32,7 @@ from monai_nodeo.losses import (
     IntensityLoss,
     LocalCorrelationRatioLoss,
     LocalNCCLoss,
+    LogJacobianBound,
     LogJacobianLoss,
     MappedIntensityLoss,
     MINDSSCLoss,
@@ -117,7 +118,7 @@ def make_loss(settings: Settings) -> RegistrationLoss:
         image_terms={"intensity": (settings.intensity_weight, _intensity(settings))},
         ddf_terms={
             "folding": (settings.folding_weight, FoldingLoss(settings.folding_margin)),
-            "log_jacobian": (settings.log_jacobian_weight, LogJacobianLoss()),
+            "log_jacobian": _log_jacobian(settings),
             "displacement_smoothness": (settings.displacement_smoothness_weight, SmoothnessLoss()),
         },
         velocity_terms={
@@ -127,6 +128,12 @@ def make_loss(settings: Settings) -> RegistrationLoss:
         landmark_weight=settings.landmark_weight,
         label_weight=settings.label_weight,
     )
+
+
+def _log_jacobian(settings: Settings) -> tuple[float, LogJacobianLoss]:
+    if settings.sd_log_jacobian is None:
+        return settings.log_jacobian_weight, LogJacobianLoss()
+    return 1.0, LogJacobianBound(settings.sd_log_jacobian)
 
 
 def _similarity(settings: Settings) -> nn.Module:

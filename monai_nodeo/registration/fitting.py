@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +109,7 @@ def fit(
     levels = make_levels(pairs.fixed.shape[2:], spacing, settings.shrink_factors, settings.point_spacing, dense)
     iterations = [*settings.iterations, settings.dense_iterations][: len(levels)]
     costs = [n * math.prod(level.image_size) for n, level in zip(iterations, levels, strict=True)]
+    loss = deepcopy(components.loss)  # a loss may keep something from one iteration to the next
     models: list[VelocityModel] = []
     curves: list[dict[str, Tensor]] = []
     interrupted: int | None = None
@@ -127,7 +129,7 @@ def fit(
             pairs.at(level),
             VelocityBatch(models),
             optimizer,
-            components.loss,
+            loss,
             components.solver,
             iterations[level.index],
             [factory() for factory in components.handlers],

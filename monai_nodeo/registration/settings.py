@@ -78,6 +78,8 @@ class Settings:
         folding_weight: of the penalty on determinants below ``folding_margin``.
         folding_margin: see there.
         log_jacobian_weight: of the squared logarithm of the determinants.
+        sd_log_jacobian: standard deviation of that logarithm to which its weight is steered, as far as the other
+            weights let the flow go; None: the weight stays.
         smoothness_weight: of the roughness of the velocity.
         displacement_smoothness_weight: of the roughness of the displacement.
         magnitude_weight: of the length of the velocity.
@@ -124,6 +126,7 @@ class Settings:
     folding_weight: float
     folding_margin: float
     log_jacobian_weight: float
+    sd_log_jacobian: float | None
     smoothness_weight: float
     displacement_smoothness_weight: float
     magnitude_weight: float
