@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from monai_nodeo.geometry._slabs import slabs
-from monai_nodeo.geometry.differences import determinant
+from monai_nodeo.geometry.determinants import determinant
 from monai_nodeo.geometry.jacobian import check_ddf
 
 __all__ = ["Places", "average_at", "folded_cells", "folds_by_difference", "smallest_volumes"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from monai_nodeo.geometry._slabs import slabs
-from monai_nodeo.geometry.differences import determinants
+from monai_nodeo.geometry.determinants import determinants
 
 __all__ = ["check_ddf", "jacobian_determinant"]
 

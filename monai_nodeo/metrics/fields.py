@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from monai_nodeo.geometry._slabs import slabs
-from monai_nodeo.geometry.differences import SMALLEST_DETERMINANT, central_determinants
+from monai_nodeo.geometry.determinants import SMALLEST_DETERMINANT, central_determinants
 from monai_nodeo.geometry.folding import folded_cells
 from monai_nodeo.geometry.jacobian import check_ddf, jacobian_determinant
 

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from monai_nodeo.files import Affine, Displacement, Transform
-from monai_nodeo.geometry.differences import SMALLEST_DETERMINANT, central_determinants, determinants
+from monai_nodeo.geometry.determinants import SMALLEST_DETERMINANT, central_determinants, determinants
 
 __all__ = ["affine_figures", "displacement_figures", "transform_figures"]
 

@@ -1,6 +1,9 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A finished registration as a transform for files, by its flow."""
+"""A finished registration as a transform for files, by its flow.
+
+Transforms of other tools: `files.resampling`; files of points, streamlines and surfaces: `files.points`.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Differences of a displacement: the same formulas for arrays of numpy and tensors of torch."""
+"""Determinants of a displacement from its differences: the same formulas for arrays of numpy and tensors of torch."""
 
 from __future__ import annotations
 
