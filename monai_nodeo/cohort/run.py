@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run over a cohort: what is not done yet goes to an engine, then the tables are written.
 
-Workers that die: `dask_engines` sends their pairs out again, `task` gives a pair up after too many deaths, which `ledger`
-counts.
+Workers that die: `dask_engines` sends their pairs out again, `task` gives a pair up after too many deaths, and `ledger`
+counts them.
 """
 
 from __future__ import annotations
