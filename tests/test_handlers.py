@@ -259,7 +259,7 @@ def test_tensorboard_gets_the_figures_of_each_run(tmp_path):
 
 def test_tensorboard_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(handlers, "find_spec", lambda _: None)
-    with pytest.raises(ValueError, match="pip install tensorboard"):
+    with pytest.raises(ValueError, match=r"pip install 'monai-nodeo\[tensorboard\]'"):
         TensorBoardCurves(tmp_path)
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import click
 
-from monai_nodeo.files.ome_zarr import is_zarr
 from monai_nodeo.registration.presets import preset_names
 from monai_nodeo.registration.settings import Settings
 
@@ -160,6 +159,8 @@ def engine_of(given: Mapping[str, Any]) -> Any:
 
 def is_registration(name: str) -> bool:
     """Whether a name is the folder of a registration; a Zarr group is a folder, too."""
+    from monai_nodeo.files.ome_zarr import is_zarr
+
     return Path(name).is_dir() and not is_zarr(Path(name))
 
 
