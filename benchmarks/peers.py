@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-Job = dict[str, str]
+Job = dict[str, Any]
 
 
 def greedy(job: Job) -> float:
@@ -35,6 +35,8 @@ def greedy(job: Job) -> float:
     command = (
         f"-d {dims} -m NCC {window} -i fixed moving -o field -n 100x50x20 -threads {os.environ['OMP_NUM_THREADS']}"
     )
+    if "smoothing" in job:
+        command += " -s {}vox {}vox".format(*job["smoothing"])
     started = time.perf_counter()
     tool.execute(command, fixed=fixed, moving=moving, field=None)
     seconds = time.perf_counter() - started
@@ -56,7 +58,7 @@ def demons(job: Job) -> float:
         method = sitk.DiffeomorphicDemonsRegistrationFilter()
         method.SetNumberOfIterations(iterations)
         method.SetSmoothDisplacementField(True)
-        method.SetStandardDeviations(1.0)
+        method.SetStandardDeviations(job.get("smoothing", 1.0))
         start = [] if field is None else [sitk.Resample(field, images[0])]
         field = method.Execute(*images, *start)
     seconds = time.perf_counter() - started

@@ -239,7 +239,7 @@ def test_page_of_templates(tmp_path, monkeypatch):
 
     scans = [f"scans/{name}.nii.gz" for name in "abc"]
     for words in commands("docs/templates.md"):
-        run([part for word in words for part in (scans if word == "scans/*.nii.gz" else [word])])
+        run([part for word in words for part in (scans if word == "scans/*.nii.gz" else [word])] + [*QUICK])
     exec("\n".join(blocks("docs/templates.md", "python")), {})
 
     found = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("*/metrics.json")}

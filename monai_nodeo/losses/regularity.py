@@ -172,7 +172,9 @@ class LogJacobianBound(LogJacobianLoss):
 
     def of_each(self, ddf: Tensor, spacing: Sequence[float] | None = None) -> Tensor:
         """See :py:meth:`DDFLoss.of_each`."""
-        square = super().of_each(ddf, spacing)
+        # forward differences alone would let a field change volumes that only backward ones see
+        backward = -ddf.flip(tuple(range(2, ddf.ndim)))
+        square = (super().of_each(ddf, spacing) + super().of_each(backward, spacing)) / 2
         ratio = square.detach() / self.bound**2
         if self.multiplier is None or self.multiplier.shape != ratio.shape:
             self.multiplier = torch.full_like(ratio, self._FIRST)
