@@ -22,7 +22,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz bundle bench bench-scaling reproduce oasis docs package lint format clean
+.PHONY: help venv demo test test-long fuzz bundle bench bench-scaling reproduce oasis docs package lint format clean
 
 help: ## Explain every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ demo: $(STAMP) ## Register the built-in example pair in 3D and 2D: a table and p
 
 test: $(STAMP) ## Run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+test-long: $(STAMP) ## Run the tests that take long, too
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'long or not long' $(PYTEST_ARGS)
 
 fuzz: $(STAMP) ## Run the fuzz tests with FUZZ_SCALE=100 times the cases of the test suite, and others every time
 	FUZZ_SCALE=$(FUZZ_SCALE) $(BIN)/python -m pytest tests/fuzz --show-capture=no $(PYTEST_ARGS)

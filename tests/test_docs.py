@@ -226,6 +226,7 @@ def test_page_of_bids(tmp_path):
     np.testing.assert_allclose(on_atlas, ours, atol=0.5)
 
 
+@pytest.mark.long
 def test_page_of_templates(tmp_path, monkeypatch):
     """The example's slices; the shell's pattern is read here."""
     (tmp_path / "scans").mkdir()

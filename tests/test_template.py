@@ -117,6 +117,7 @@ def values(path: Path) -> np.ndarray:
     return nib.load(path).get_fdata()
 
 
+@pytest.mark.long
 def test_command_is_free_of_order_and_goes_on(images):
     """The same images, in another order and by other names, twice."""
     assert template(images / "list.csv", "-o", images / "a").startswith("0 ")
@@ -169,6 +170,7 @@ def test_broken_images_are_named_and_left_out(images, monkeypatch):
         group([images / "image0.nii.gz"])
 
 
+@pytest.mark.long
 def test_template_of_one_image_moved_there_and_back_is_that_image(images):
     """Also from another start; headers that are far from one another are put on one another before."""
     middle, start = smooth_image(SHAPE, 0)[0].numpy(), images / "image0.nii.gz"
