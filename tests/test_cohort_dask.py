@@ -150,6 +150,7 @@ def test_lost_scheduler_ends_the_run(tmp_path, task):
         scheduler.wait(30)
 
 
+@pytest.mark.long
 def test_nothing_is_lost_or_done_twice_when_all_are_killed(tmp_path, monkeypatch):
     """The benchmark of 200 pairs, with a few tiny ones and without the part with a scheduler of its own."""
     for name, value in environment().items():

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from cohorts import QUICK, ROOT, as_it_was, environment, here, make_rows, stamps, table, write_list
 
 from monai_nodeo.cohort import ranks
@@ -22,6 +23,7 @@ def torchrun(pairs: Path, out: Path, processes: int = 2) -> subprocess.Completed
     return subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=180)
 
 
+@pytest.mark.long
 def test_ranks_share_pairs_and_ledger(tmp_path):
     """A broken pair on one rank stops no other; the command then finds all done but that one."""
     rows = make_rows(tmp_path / "data", 5)

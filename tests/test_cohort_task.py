@@ -157,6 +157,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.long
 def test_full_and_read_only_disk_stop_the_command(small_disk, tmp_path):
     pairs = write_list(tmp_path / "pairs.json", make_rows(tmp_path / "data", 15))
     words = (pairs, "-o", small_disk / "out", *QUICK)
