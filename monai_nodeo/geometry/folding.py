@@ -26,7 +26,6 @@ from monai_nodeo.geometry.jacobian import check_ddf
 __all__ = ["Places", "average_at", "folded_cells", "folds_by_difference", "smallest_volumes"]
 
 _AT_A_TIME = 2**14  # cells whose simplices are looked at together
-_SLAB_VOXELS = 2**16  # whose cells are looked at together: each has some hundred numbers
 _MANY = 2**16  # places among which the repeated ones are looked for before there are more
 
 
@@ -117,7 +116,7 @@ def folds_by_difference(ddf: Tensor) -> Tensor:
 def _volumes(ddf: Tensor) -> Iterator[list[Tensor]]:
     """Volumes of the simplices, (B, *cells) each, slab by slab along the first axis."""
     check_ddf(ddf)
-    for start, stop in slabs(ddf[:, :, 1:], _SLAB_VOXELS):
+    for start, stop in slabs(ddf[:, :, 1:]):
         part = ddf[:, :, start : stop + 1]
         corners = {}
         for place in product((0, 1), repeat=ddf.ndim - 2):

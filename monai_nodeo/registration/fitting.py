@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -149,8 +148,7 @@ def fit(
             {"level": torch.full((done, len(pairs.fixed)), float(level.index))}
             | {name: values[:done].cpu() for name, values in trainer.state.history.items()}
         )
-        del trainer
-        gc.collect()  # a trainer and its handlers refer to each other, and hold fields of the image's size
+        trainer.release()
         losses = curves[-1]["loss"]
         begin, end = losses[: pairs.cycle].mean(0), losses[-pairs.cycle :].mean(0)
         worse = (end > begin).tolist()  # images that are the same are moved by nothing but rounding

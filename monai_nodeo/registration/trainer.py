@@ -130,6 +130,16 @@ class PairTrainer(Trainer):
                 self.cuda_graph = self._recorded.recordable
                 self._recorded = None  # not at some time later: a trainer and its handlers refer to each other
 
+    def release(self) -> None:
+        """Let go of images and fields after the last look at them.
+
+        A trainer and its handlers refer to each other, so that Python finds out late that nobody needs them.
+        """
+        for name in ("output", "batch", "dataloader"):
+            setattr(self.state, name, None)
+        for name in ("data_loader", "identity", "offset", "labels", "landmarks", "_dataloader_iter"):
+            setattr(self, name, None)
+
     def _iteration(self, engine: Any, batchdata: PairBatch) -> dict[str, Tensor]:
         self.state.output = None  # a field less in memory at the peak
         step: Callable[[], tuple[list[str], Tensor, Tensor]] = partial(self._step, batchdata)

@@ -82,8 +82,10 @@ def _spread(by_image: NDArray, points: NDArray, values: NDArray, halves: NDArray
         by_image[:, low:high] += added
 
 
-def sample_resized(image: Tensor, phi: Tensor, size: tuple[int, int, int], offset: Tensor | None) -> Tensor:
-    """Samples of volumes at the positions of a coarser cloud, linear between its points.
+def sample_resized(
+    image: Tensor, phi: Tensor, size: tuple[int, int, int], offset: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Samples of volumes at the positions of a coarser cloud, linear between its points; and their slopes.
 
     Args:
         image: (B, C, X, Y, Z).
@@ -92,38 +94,31 @@ def sample_resized(image: Tensor, phi: Tensor, size: tuple[int, int, int], offse
         offset: is added to the positions, (B, 3, *size).
 
     Returns:
-        (B, C, *size).
+        (B, C, *size), and the derivatives by the position, (B, C, 3, *size).
     """
-    values = np.empty((*image.shape[:2], *size), as_array(image[:0]).dtype)
-    for volume, cloud, added, found in zip(*_volumes(image, phi, size, offset), values, strict=True):
-        in_threads(_sample_resized, size[0], volume, cloud, added, found, _halves(image))
-    return torch.from_numpy(values)
+    dtype = as_array(image[:0]).dtype
+    values = np.empty((*image.shape[:2], *size), dtype)
+    slopes = np.empty((*image.shape[:2], 3, *size), dtype)
+    offsets = np.empty((len(image), 0, *size), dtype) if offset is None else as_array(offset)
+    for volume, cloud, added, *found in zip(as_array(image), as_array(phi), offsets, values, slopes, strict=True):
+        in_threads(_sample_resized, size[0], volume, cloud, added, *found, _halves(image))
+    return torch.from_numpy(values), torch.from_numpy(slopes)
 
 
-def sample_resized_gradient(image: Tensor, phi: Tensor, grad: Tensor, offset: Tensor | None) -> Tensor:
+def sample_resized_gradient(slopes: Tensor, grad: Tensor, cloud_size: tuple[int, int, int]) -> Tensor:
     """Gradient of :py:func:`sample_resized` by the cloud, (B, 3, *cloud).
 
-    The slopes of the image are worked out again: kept, they would be the largest field of an iteration.
-
     Args:
-        image: as there.
-        phi: as there.
+        slopes: of the samples.
         grad: of the samples, (B, C, *size).
-        offset: as there.
+        cloud_size: of the cloud.
     """
-    by_phi = np.empty((len(grad), 3, *phi.shape[2:]), as_array(grad[:0]).dtype)
-    volumes = _volumes(image, phi, tuple(grad.shape[2:]), offset)
-    for volume, cloud, added, values, found in zip(*volumes, as_array(grad), by_phi, strict=True):
-        between = np.zeros((values.shape[1], 3, *phi.shape[3:]), found.dtype)
-        in_threads(_collect_planes, values.shape[1], volume, cloud, added, values, between, _halves(image))
-        in_threads(_collect, phi.shape[2], between, found)
+    by_phi = np.empty((len(grad), 3, *cloud_size), as_array(grad[:0]).dtype)
+    for slope, values, found in zip(as_array(slopes), as_array(grad), by_phi, strict=True):
+        between = np.zeros((values.shape[1], 3, *cloud_size[1:]), found.dtype)
+        in_threads(_collect_planes, values.shape[1], slope, values, between)
+        in_threads(_collect, cloud_size[0], between, found)
     return torch.from_numpy(by_phi)
-
-
-def _volumes(image: Tensor, phi: Tensor, size: tuple[int, ...], offset: Tensor | None) -> tuple[NDArray, ...]:
-    """Images, clouds and offsets, which are of no axis where there are none."""
-    none = np.empty((len(image), 0, *size), as_array(image[:0]).dtype)
-    return as_array(image), as_array(phi), none if offset is None else as_array(offset)
 
 
 def _halves(image: Tensor) -> NDArray:
@@ -248,52 +243,45 @@ def _between(place, size, coarse):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _positions_in_plane(cloud, x, planes, plane):  # type: ignore[no-untyped-def]
-    """The cloud at a plane of the finer grid, which has so many."""
-    first, way = _between(x, planes, cloud.shape[1])
-    _mix(cloud[:, first], cloud[:, min(first + 1, cloud.shape[1] - 1)], cloud.dtype.type(way), plane)
-
-
-@compiled
-def _positions_in_row(plane, y, rows, offset, row, fine):  # type: ignore[no-untyped-def]
-    """The cloud at a row of the finer grid, and the offset (axes, Z) added."""
-    first, way = _between(y, rows, plane.shape[1])
-    way = plane.dtype.type(way)
-    following = min(first + 1, plane.shape[1] - 1)
-    for axis in range(3):
-        for z in range(plane.shape[2]):
-            here = plane[axis, first, z]
-            row[axis, z] = here + (plane[axis, following, z] - here) * way
-    for z in range(fine.shape[1]):
-        first, way = _between(z, fine.shape[1], plane.shape[2])
-        way = plane.dtype.type(way)
-        last = min(first + 1, plane.shape[2] - 1)
-        for axis in range(3):
-            fine[axis, z] = row[axis, first] + (row[axis, last] - row[axis, first]) * way
-    for axis in range(len(offset)):
-        for z in range(fine.shape[1]):
-            fine[axis, z] += offset[axis, z]
-
-
-@compiled
-def _sample_resized(image, cloud, offset, values, halves, start, stop):  # type: ignore[no-untyped-def]
+def _sample_resized(image, cloud, offset, values, slopes, halves, start, stop):  # type: ignore[no-untyped-def]
     size, within = values.shape[1:], image.shape[1:]
     steps = _steps(within)
     flat = image.reshape(len(image), -1)
     plane = np.empty((3, *cloud.shape[2:]), cloud.dtype)
     row = np.empty((3, cloud.shape[3]), cloud.dtype)
     fine = np.empty((3, size[2]), cloud.dtype)
+    zero = halves[0] * 0
     for x in range(start, stop):
-        _positions_in_plane(cloud, x, size[0], plane)
+        first, way = _between(x, size[0], cloud.shape[1])
+        _mix(cloud[:, first], cloud[:, min(first + 1, cloud.shape[1] - 1)], zero + way, plane)
         for y in range(size[1]):
-            _positions_in_row(plane, y, size[1], offset[:, x, y], row, fine)
+            first, way = _between(y, size[1], cloud.shape[2])
+            way = zero + way
+            following = min(first + 1, cloud.shape[2] - 1)
+            for axis in range(3):
+                for z in range(cloud.shape[3]):
+                    here = plane[axis, first, z]
+                    row[axis, z] = here + (plane[axis, following, z] - here) * way
             for z in range(size[2]):
-                i, f, _ = _place(fine[0, z], halves[0], within[0])
-                j, g, _ = _place(fine[1, z], halves[1], within[1])
-                k, h, _ = _place(fine[2, z], halves[2], within[2])
+                first, way = _between(z, size[2], cloud.shape[3])
+                way = zero + way
+                last = min(first + 1, cloud.shape[3] - 1)
+                for axis in range(3):
+                    fine[axis, z] = row[axis, first] + (row[axis, last] - row[axis, first]) * way
+            for axis in range(len(offset)):
+                for z in range(size[2]):
+                    fine[axis, z] += offset[axis, x, y, z]
+            for z in range(size[2]):
+                i, f, in_x = _place(fine[0, z], halves[0], within[0])
+                j, g, in_y = _place(fine[1, z], halves[1], within[1])
+                k, h, in_z = _place(fine[2, z], halves[2], within[2])
                 at = np.uint64((i * within[1] + j) * within[2] + k)
                 for channel in range(len(flat)):
-                    values[channel, x, y, z], _, _, _ = _value_and_slopes(flat[channel], at, steps, f, g, h)
+                    value, by_x, by_y, by_z = _value_and_slopes(flat[channel], at, steps, f, g, h)
+                    values[channel, x, y, z] = value
+                    slopes[channel, 0, x, y, z] = by_x * halves[0] if in_x else zero
+                    slopes[channel, 1, x, y, z] = by_y * halves[1] if in_y else zero
+                    slopes[channel, 2, x, y, z] = by_z * halves[2] if in_z else zero
 
 
 @compiled
@@ -305,35 +293,13 @@ def _mix(one, other, way, target):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _collect_planes(image, cloud, offset, grad, between, halves, start, stop):  # type: ignore[no-untyped-def]
+def _collect_planes(slopes, grad, between, start, stop):  # type: ignore[no-untyped-def]
     """Gradients of the voxels of a plane, gathered at the points of the cloud's plane."""
-    size, coarse, within = grad.shape[1:], between.shape[2:], image.shape[1:]
-    steps = _steps(within)
-    flat = image.reshape(len(image), -1)
-    plane = np.empty((3, *coarse), cloud.dtype)
+    size, coarse = grad.shape[1:], between.shape[2:]
     row = np.empty((3, coarse[1]), between.dtype)
-    fine = np.empty((3, size[2]), cloud.dtype)
-    by_fine = np.empty((3, size[2]), between.dtype)
     zero = between.dtype.type(0)
     for x in range(start, stop):
-        _positions_in_plane(cloud, x, size[0], plane)
         for y in range(size[1]):
-            _positions_in_row(plane, y, size[1], offset[:, x, y], row, fine)
-            for z in range(size[2]):
-                i, f, in_x = _place(fine[0, z], halves[0], within[0])
-                j, g, in_y = _place(fine[1, z], halves[1], within[1])
-                k, h, in_z = _place(fine[2, z], halves[2], within[2])
-                at = np.uint64((i * within[1] + j) * within[2] + k)
-                by_x = by_y = by_z = zero
-                for channel in range(len(flat)):
-                    _, of_x, of_y, of_z = _value_and_slopes(flat[channel], at, steps, f, g, h)
-                    value = grad[channel, x, y, z]
-                    by_x += of_x * halves[0] * value
-                    by_y += of_y * halves[1] * value
-                    by_z += of_z * halves[2] * value
-                by_fine[0, z] = by_x if in_x else zero
-                by_fine[1, z] = by_y if in_y else zero
-                by_fine[2, z] = by_z if in_z else zero
             for axis in range(3):
                 for z in range(coarse[1]):
                     row[axis, z] = zero
@@ -342,7 +308,9 @@ def _collect_planes(image, cloud, offset, grad, between, halves, start, stop):  
                 way = zero + way
                 following = min(first + 1, coarse[1] - 1)
                 for axis in range(3):
-                    value = by_fine[axis, z]
+                    value = zero
+                    for channel in range(grad.shape[0]):
+                        value += slopes[channel, axis, x, y, z] * grad[channel, x, y, z]
                     row[axis, following] += value * way
                     row[axis, first] += value - value * way
             first, way = _between(y, size[1], coarse[0])
