@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from monai_nodeo.geometry.coordinates import lengths
+
 __all__ = ["Sources", "find_sources"]
 
 _ITERATIONS = 200
@@ -43,7 +45,7 @@ def find_sources(displacement: Callable[[Tensor], Tensor], targets: Tensor, tole
     """
     offset = -displacement(targets)
     lack = offset + displacement(targets + offset)
-    size = torch.linalg.vector_norm(lack, dim=0)
+    size = lengths(lack, 0)
     # Most points are done after a few steps, and only the others are looked at again.
     active = (size > tolerance).nonzero().squeeze(1)
     step = torch.ones_like(size[active])
@@ -52,7 +54,7 @@ def find_sources(displacement: Callable[[Tensor], Tensor], targets: Tensor, tole
             break
         tried = offset[:, active] - step * lack[:, active]
         left = tried + displacement(targets[:, active] + tried)
-        error = torch.linalg.vector_norm(left, dim=0)
+        error = lengths(left, 0)
         better = error < size[active]
         won = active[better]
         offset[:, won], lack[:, won], size[won] = tried[:, better], left[:, better], error[better]

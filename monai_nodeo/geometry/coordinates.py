@@ -16,7 +16,15 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["axis_values", "ddf_to_phi", "identity_grid", "phi_to_ddf", "rescale_points", "voxels_per_unit"]
+__all__ = [
+    "axis_values",
+    "ddf_to_phi",
+    "identity_grid",
+    "lengths",
+    "phi_to_ddf",
+    "rescale_points",
+    "voxels_per_unit",
+]
 
 
 def identity_grid(
@@ -97,6 +105,14 @@ def ddf_to_phi(ddf: Tensor, identity: Tensor) -> Tensor:
     # An axis of one voxel has no extent: whatever its displacement, phi stays at 0.
     scale = voxels_per_unit(tuple(ddf.shape[2:]), ddf.dtype, ddf.device)
     return identity + torch.where(scale > 0, ddf / scale.clamp(min=0.5), 0)
+
+
+def lengths(vectors: Tensor, dim: int) -> Tensor:
+    """Lengths of vectors whose components are along an axis, which is no longer there.
+
+    ``torch.linalg.vector_norm`` takes 8 to 80 times as long for two or three components.
+    """
+    return vectors.square().sum(dim).sqrt()
 
 
 def rescale_points(points: Tensor, spatial_shape: Sequence[int], new_shape: Sequence[int]) -> Tensor:

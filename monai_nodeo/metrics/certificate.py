@@ -14,6 +14,7 @@ from torch import Tensor
 
 from monai_nodeo.files import Displacement, Transform
 from monai_nodeo.flows.field_inversion import Inversion, invert
+from monai_nodeo.geometry.coordinates import lengths
 from monai_nodeo.geometry.folding import folded_cells, folds_by_difference
 from monai_nodeo.geometry.jacobian import jacobian_determinant
 
@@ -52,9 +53,9 @@ class Residual:
         """Of vectors (D, N) in voxels, and the matrix (3, D) that takes them to mm."""
         if not vectors.numel():
             return cls(*[0.0] * 6)
-        lengths = [torch.linalg.vector_norm(x.double(), dim=0) for x in (vectors, to_mm.to(vectors) @ vectors)]
+        both = [lengths(x.double(), 0) for x in (vectors, to_mm.to(vectors) @ vectors)]
         rank = max(1, round(0.999 * vectors.shape[1]))
-        return cls(*[f for x in lengths for f in (x.mean().item(), x.kthvalue(rank).values.item(), x.max().item())])
+        return cls(*[f for x in both for f in (x.mean().item(), x.kthvalue(rank).values.item(), x.max().item())])
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from monai_nodeo.flows import VelocityBatch
-from monai_nodeo.geometry.coordinates import identity_grid, phi_to_ddf
+from monai_nodeo.geometry.coordinates import identity_grid, lengths, phi_to_ddf
 from monai_nodeo.geometry.sampling import warp
 from monai_nodeo.geometry.smoothing import GaussianSmoothing
 from monai_nodeo.registration.fitting import Components, fit
@@ -169,7 +169,7 @@ def _disagreement(pair: PairBatch, spacing: tuple[float, ...], settings: Setting
     nodes = identity_grid(fitted.level.cloud_size, pair.fixed.device).expand(2, *[-1] * (pair.fixed.ndim - 1))
     phi = components.solver(VelocityBatch(fitted.models).velocity(), nodes, (0.0, 1.0))[-1]
     there, back = phi_to_ddf(phi, nodes).detach().split(1)
-    away = torch.linalg.vector_norm(there + warp(back, there), dim=1, keepdim=True)
+    away = lengths(there + warp(back, there), 1)[:, None]
     seen = pair.at(fitted.level)
     brightest = torch.maximum(seen.fixed - seen.fixed.amin(), seen.moving - seen.moving.amin()).amax(1, keepdim=True)
     inside = brightest > _FOREGROUND

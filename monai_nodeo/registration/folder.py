@@ -22,6 +22,7 @@ import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from os import PathLike
 from os.path import expanduser
@@ -130,13 +131,19 @@ def write_folder(path: str | PathLike[str], contents: Contents) -> dict[str, Any
         "certificate": proof,
         "peak_memory_mb": peak_memory_mb(ddf.device),
         "device": device_name(ddf.device),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "versions": {"python": platform.python_version(), **_versions()},
     }
     text = json.dumps(figures, indent=2)
     with atomic_path(folder / FIGURES) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
     as_written: dict[str, Any] = json.loads(text)
     return as_written
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Of the packages; each is a file to be searched for and parsed, some 50 ms in all."""
+    return {name: version(name) for name in _PACKAGES}
 
 
 def read_folder(path: str | PathLike[str]) -> tuple[Flow, dict[str, Tensor], dict[str, Any]]:

@@ -145,13 +145,14 @@ def build_template(
     shape = still if start else to_mean_shape([m.flow for m in members], [m.start for m in members], grid)
     mean = average(members, shape)
     image = _given(start, settings.spatial_dims) if start else sharpened(mean.image, sharpening, grid.spacing)
+    placed = settings.replace(initial_transform="none")  # but for those with a start of their own, which `_pairs` names
     table: list[dict[str, Any]] = []
     for number in range(1, rounds + 1):
         # those that failed before are tried again, from where the others are now
         members = [replace(m, start=m.start @ shape.before) for m in members]
         last = number == rounds
         pairs = _pairs(work, number, members, image, mean)
-        results = work.registered(number, pairs, settings if last else _coarse(settings), report and last)
+        results = work.registered(number, pairs, placed if last else _coarse(placed), report and last)
         found, failed = _registered(work.round(number), members, results)
         _check_some_left(found, failures | failed)
         shape = to_mean_shape([m.flow for m in found], [m.start for m in found], grid)
