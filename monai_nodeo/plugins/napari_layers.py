@@ -91,7 +91,7 @@ def register_layers(
     return register(**inputs, settings=settings, handlers=handlers)
 
 
-def inputs_of(layers: Mapping[str, Layer | None]) -> dict[str, MetaTensor | Tensor]:
+def inputs_of(layers: Mapping[str, Layer | None]) -> dict[str, Any]:
     """The images and points of layers as :py:func:`monai_nodeo.register` takes them.
 
     Labels and points of the moving image alone say nothing about the registration and are left out.
