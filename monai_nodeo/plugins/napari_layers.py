@@ -70,24 +70,22 @@ class Steps:
 def register_layers(
     layers: Mapping[str, Layer | None],
     preset: str | None = None,
-    labels_pull: bool = False,
     handlers: Sequence[Callable[[], Any]] = (),
+    **changes: Any,
 ) -> Registration:
     """Register the images of two layers, see :py:func:`monai_nodeo.register`.
 
     Args:
         layers: "fixed" and "moving"; perhaps "fixed_label", "moving_label", "fixed_landmarks", "moving_landmarks".
         preset: its name; None: the default.
-        labels_pull: let the labels that both images have pull, too.
         handlers: factories of trainer handlers.
+        changes: settings other than the preset's.
 
     Raises:
         ValueError: when a layer is no image, or anything is wrong with the pair; the message names the layer.
     """
     inputs = inputs_of(layers)
-    settings = Settings.preset(preset, inputs["fixed"].ndim - 1)
-    if labels_pull:
-        settings = settings.replace(label_weight=1.0)
+    settings = Settings.preset(preset, inputs["fixed"].ndim - 1, **changes)
     return register(**inputs, settings=settings, handlers=handlers)
 
 
@@ -148,8 +146,8 @@ def warped_layers(
         share: of the way of the flow; 0: where the affine start puts it, 1: on the fixed image.
 
     Returns:
-        "warped", and if there are any, "warped labels" and "warped points", as napari adds layers; images have the
-        registration in their metadata.
+        "warped", and if there are any, "warped labels" and "warped points", as napari adds layers, in the
+        place of the fixed one and with the registration in their metadata.
     """
     fixed, moving = layers["fixed"], layers["moving"]
     assert fixed is not None
@@ -164,8 +162,9 @@ def warped_layers(
         there = registration.at(1 - share, image_of(label, "moving_label"), "nearest")
         found.append((_array(there, fixed, np.dtype(np.int32)), {"name": "warped labels", **place}, "labels"))
     if (points := layers.get("moving_landmarks")) is not None:
-        lps = registration.inverse.points(points_of(points), 0.0, share).numpy() @ RAS_TO_LPS
-        found.append((lps[:, points.ndim - 1 :: -1], {"name": "warped points", "units": points.units}, "points"))
+        ras = registration.inverse.points(points_of(points), 0.0, share).numpy()
+        index = (np.pad(ras, ((0, 0), (0, 1)), constant_values=1) @ np.linalg.inv(_place(fixed)).T)[:, : fixed.ndim]
+        found.append((index[:, ::-1], {"name": "warped points", "size": points.size, **place}, "points"))
     return found
 
 

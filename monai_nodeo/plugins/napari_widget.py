@@ -61,6 +61,7 @@ class RegistrationWidget(Container):
                 self.status,
             ]
         )
+        self.status.native.setWordWrap(True)  # a long line would push the images aside
         self.start.changed.connect(self._register)
         self.cancel.changed.connect(self._end)
         self.time.changed.connect(self._move)
@@ -84,8 +85,8 @@ class RegistrationWidget(Container):
             _registered,
             layers,
             preset,
-            self.pull.value,
             self._steps,
+            {"label_weight": 1.0} if self.pull.value else {},
             _ignore_errors=True,
             _connect={"returned": registered, "errored": self._fail, "finished": lambda: self._set_running(False)},
         )
@@ -144,8 +145,8 @@ class RegistrationWidget(Container):
 
 
 def _registered(
-    layers: dict[str, Layer | None], preset: str | None, labels_pull: bool, steps: Steps
+    layers: dict[str, Layer | None], preset: str | None, steps: Steps, changes: dict[str, float]
 ) -> tuple[Registration, list[LayerData], str]:
-    """The registration, what is warped, and the figures in a line."""
-    registration = register_layers(layers, preset, labels_pull, [lambda: steps])
-    return registration, warped_layers(registration, layers), summary_of(registration.figures())
+    """The registration, what is warped, and the figures."""
+    registration = register_layers(layers, preset, [lambda: steps], **changes)
+    return registration, warped_layers(registration, layers), summary_of(registration.figures()).replace(", ", "\n")
