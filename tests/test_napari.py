@@ -78,7 +78,8 @@ def pair_of_layers(dims: int) -> tuple[dict[str, SimpleNamespace], dict[str, sit
 @pytest.mark.parametrize("dims", [2, 3])
 def test_layer_is_the_image_that_itk_has(dims):
     image = itk_image(np.random.default_rng(0).random(SHAPES[dims], np.float32))
-    found, expected = image_of(layer_of(image)), as_image(image)
+    layer = layer_of(image, data=sitk.GetArrayFromImage(image).astype(">f4"))  # as files of other machines are
+    found, expected = image_of(layer), as_image(image)
     assert torch.equal(found.as_tensor(), expected.as_tensor())
     torch.testing.assert_close(found.affine, expected.affine)
     index = np.array([[3.0, 2.0, 1.0], [0.5, 4.0, 6.0]])[:, :dims]
@@ -153,6 +154,9 @@ def viewer() -> Iterator[Any]:
     viewer = napari.Viewer(show=True)
     yield viewer
     viewer.close()
+    from qtpy.QtCore import QThreadPool
+
+    wait(lambda: not QThreadPool.globalInstance().activeThreadCount())
 
 
 def wait(condition: Callable[[], bool]) -> None:
@@ -219,3 +223,6 @@ def test_widget_in_a_viewer(viewer):
     wait(lambda: widget.start.enabled)
     assert notification_manager.records[-1].message.startswith("moving flat: every voxel is 1")
     assert "\n" not in notification_manager.records[-1].message
+
+    widget.choices["moving"].value = viewer.layers["moving"]
+    register("accurate")  # and the viewer is closed

@@ -119,7 +119,7 @@ def image_of(layer: Layer, key: str = "image") -> MetaTensor:
     """
     _check_axes(layer)
     voxels = _voxels(layer) if getattr(layer, "rgb", False) else _voxels(layer)[..., None]
-    values = torch.from_numpy(np.ascontiguousarray(voxels.T))
+    values = torch.from_numpy(np.ascontiguousarray(voxels.T, voxels.dtype.newbyteorder("=")))
     image = MetaTensor(values, affine=torch.from_numpy(_place(layer)), meta={"filename_or_obj": layer.name})
     return as_image(image, f"{key} {layer.name}", labels="label" in key)
 

@@ -4,12 +4,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 from magicgui.widgets import CheckBox, ComboBox, Container, FloatSlider, Label, ProgressBar, PushButton, create_widget
 from napari import Viewer
 from napari.layers import Image, Labels, Layer, Points
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
-from qtpy.QtCore import QTimer
+from qtpy.QtCore import QThreadPool, QTimer
 
 from monai_nodeo.plugins.napari_layers import CancelledError, LayerData, Steps, register_layers, warped_layers
 from monai_nodeo.registration import Registration
@@ -18,7 +23,7 @@ from monai_nodeo.registration.table import summary_of
 
 __all__ = ["RegistrationWidget"]
 
-_POLL_MS = 100
+_POLL_MS, _PATIENCE_MS = 100, 10_000
 _LAYERS = {
     "fixed": ("Fixed image", Image),
     "moving": ("Moving image", Image),
@@ -40,7 +45,7 @@ class RegistrationWidget(Container):
         self._viewer = napari_viewer
         self._steps = Steps()
         self._shown: tuple[Registration, dict[str, Layer | None], list[Layer]] | None = None
-        self.moving = False
+        self.moving = self._closed = False
         self.choices = {key: create_widget(label=label, annotation=kind) for key, (label, kind) in _LAYERS.items()}
         self.preset = ComboBox(label="Preset", choices=["default", *preset_names()])
         self.pull = CheckBox(text="Labels of both images pull")
@@ -67,7 +72,7 @@ class RegistrationWidget(Container):
         self.time.changed.connect(self._move)
         self._timer = QTimer(self.native)
         self._timer.timeout.connect(self._tell)
-        self.native.destroyed.connect(lambda: self._steps.cancel())
+        self.native.destroyed.connect(self._close)
 
     def _register(self) -> None:
         layers = {key: choice.value for key, choice in self.choices.items()}
@@ -81,14 +86,12 @@ class RegistrationWidget(Container):
             with self.time.changed.blocked():
                 self.time.value = 1
 
-        create_worker(
-            _registered,
-            layers,
-            preset,
-            self._steps,
-            {"label_weight": 1.0} if self.pull.value else {},
-            _ignore_errors=True,
-            _connect={"returned": registered, "errored": self._fail, "finished": lambda: self._set_running(False)},
+        changes = {"label_weight": 1.0} if self.pull.value else {}
+        self._work(
+            partial(_registered, layers, preset, self._steps, changes),
+            returned=registered,
+            errored=self._fail,
+            finished=lambda: self._set_running(False),
         )
 
     def _end(self) -> None:
@@ -134,19 +137,26 @@ class RegistrationWidget(Container):
             self.moving = False
             self._fail(error)
 
-        create_worker(
-            warped_layers,
-            registration,
-            layers,
-            share,
-            _ignore_errors=True,
-            _connect={"returned": moved, "errored": failed},
-        )
+        self._work(partial(warped_layers, registration, layers, share), returned=moved, errored=failed)
+
+    def _work(self, work: Callable[[], Any], **slots: Callable[..., Any]) -> None:
+        """Work in a thread. When the panel is closed, nobody hears what came of it."""
+
+        def heard(slot: Callable[..., Any]) -> Callable[..., None]:
+            return lambda *said: None if self._closed else slot(*said)
+
+        create_worker(work, _ignore_errors=True, _connect={name: heard(slot) for name, slot in slots.items()})
+
+    def _close(self) -> None:
+        self._closed = True
+        self._steps.cancel()
+        QThreadPool.globalInstance().waitForDone(_PATIENCE_MS)  # a thread that outlives Qt would crash it
 
 
 def _registered(
     layers: dict[str, Layer | None], preset: str | None, steps: Steps, changes: dict[str, float]
 ) -> tuple[Registration, list[LayerData], str]:
     """The registration, what is warped, and the figures."""
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it prints each exception, which is shown here
     registration = register_layers(layers, preset, [lambda: steps], **changes)
     return registration, warped_layers(registration, layers), summary_of(registration.figures()).replace(", ", "\n")

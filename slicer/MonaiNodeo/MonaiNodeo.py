@@ -107,6 +107,7 @@ class MonaiNodeoWidget(ScriptedLoadableModuleWidget):
         """Start."""
         self.lines.clear()
         with slicer.util.tryWithErrorDisplay("The registration could not be started.", waitCursor=True):
+            self.program.addCurrentPathToHistory()
             self.logic.command = command_of(self.program.currentPath)
             self.logic.start(
                 {role: selector.currentNode() for role, selector in self.selectors.items()},
