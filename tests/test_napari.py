@@ -137,6 +137,7 @@ def test_cancel():
         ({"moving": None}, "moving: no layer is chosen"),
         ({"moving": layer_of(itk_image(np.zeros((4, 5, 6), np.float32)), name="film", ndim=4)}, "film: 4 axes"),
         ({"fixed": layer_of(itk_image(np.ones((40, 44), np.float32)), name="flat")}, "flat"),
+        (dict.fromkeys(("fixed", "moving"), layer_of(itk_image(np.ones((40, 44), np.float32)))), "the same layer"),
         ({"moving_label": None}, "fixed_label"),
         ({"moving_landmarks": layer_of(itk_image(np.ones((4, 4), np.float32)), data=np.zeros((1, 2)))}, "points"),
     ],

@@ -65,6 +65,7 @@ def ended(process: Any) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.long
 def test_nodes_are_registered_by_the_command(nodes):
     from MonaiNodeoLib.command import RegistrationProcess, command_of
 

@@ -98,6 +98,8 @@ def inputs_of(layers: Mapping[str, Layer | None]) -> dict[str, Any]:
     for key in ("fixed", "moving"):
         if key not in given:
             raise PairError(f"{key}: no layer is chosen; add an image and choose it.")
+    if given["fixed"] is given["moving"]:
+        raise PairError(f"moving {given['moving'].name}: the same layer as the fixed one; choose another.")
     for what in _ALONE:
         if f"fixed_{what}" not in given:
             given.pop(f"moving_{what}", None)
