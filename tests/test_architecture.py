@@ -8,6 +8,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "monai_nodeo"
 FLOORS = {"geometry": 0, "files": 0, "flows": 1, "losses": 1, "data": 1, "metrics": 2, "registration": 3, "report": 4}
 FLOORS["extras"] = -1  # names what is not installed, for every room
 OWNERS = {"torchdiffeq": "flows.solvers.torchdiffeq_solver", "triton": "geometry._triton", "numba": "geometry._numba"}
+OWNERS |= dict.fromkeys(("napari", "magicgui", "qtpy"), "plugins.napari_widget")
 WITHOUT_TORCH = ("files", "geometry.determinants", "metrics.transforms", "registration.presets")
 WITHOUT_TORCH += ("data.keys", "data.lists", "data.list_formats")
 
