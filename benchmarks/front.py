@@ -9,7 +9,7 @@ steered to SDlogJ values (`sd_log_jacobian`); demons smooth the displacement by 
 velocity and the displacement. Every field is judged by SimpleITK and numpy: mean Dice over the labels of the fixed
 image, the standard deviation and the .1 and 99.9 % quantiles of the logarithm of the Jacobian determinant (central
 differences), Learn2Reg's SDlogJ, bending energy (mean of all squared second differences, per voxel) and folded
-voxels. The JSON file beside this script holds the means over the pairs, and a plot is drawn from it.
+voxels. The JSON file holds the means over the pairs; rows of methods that are not run again stay. A plot is drawn of it.
 """
 
 from __future__ import annotations
@@ -146,8 +146,10 @@ def main() -> None:
     rows = [{key: str(given.pairs.parent / path) for key, path in row.items()} for row in rows]
     images = tempfile.TemporaryDirectory()
     rows = plain(rows, Path(images.name))
-    found = []
-    for method in given.methods.split(","):
+    wanted = given.methods.split(",")
+    found = json.loads(given.json.read_text(encoding="utf-8")) if given.json.exists() else []
+    found = [x for x in found if x["method"] not in wanted]
+    for method in wanted:
         for strength in STRENGTHS[method]:
             made = ours(rows, strength) if method == "ours" else peer(given.peers, method, rows, strength)
             figures = [judged(row, field) for row, field in zip(rows, made[0], strict=True)]
@@ -155,7 +157,8 @@ def main() -> None:
             seconds = round(statistics.median(made[1]), 3)
             found.append({"method": method, "strength": strength, "pairs": len(rows), **means, "seconds": seconds})
             print(json.dumps(found[-1]), flush=True)
-    given.json.write_text("[\n" + ",\n".join(json.dumps(x) for x in found) + "\n]\n", encoding="utf-8")
+            lines = ",\n".join(json.dumps(x) for x in found)
+            given.json.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     plot(found, given.json.with_suffix(".png"))
 
 
