@@ -8,6 +8,7 @@ a random diffeomorphism, with another contrast, uneven brightness and noise. Gre
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -130,6 +131,7 @@ def write_pair(pair: ExamplePair, folder: str | Path) -> dict[str, str]:
     return row
 
 
+@cache  # read once, for all seeds
 def _template_maps() -> tuple[NDArray, NDArray]:
     """T1, grey and white matter at 1 mm, each in [0, 1], (3, 197, 233, 189), and their affine."""
     try:
