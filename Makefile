@@ -22,7 +22,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-long fuzz bundle bench bench-scaling reproduce oasis docs package lint format clean
+.PHONY: help venv demo test test-long fuzz bundle bench bench-scaling reproduce oasis tutorials docs package lint format clean
 
 help: ## Explain every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ reproduce: $(STAMP) ## Run the experiments that have no result yet, write docs/r
 
 oasis: $(STAMP) ## Download the OASIS data of the experiments (6.6 GB) and write data lists: OASIS=folder
 	$(BIN)/python -m experiments oasis $(OASIS)
+
+tutorials: $(STAMP) ## Run the notebooks of docs/tutorials and keep what they show
+	$(BIN)/jupyter execute --inplace docs/tutorials/*.ipynb
 
 docs: $(STAMP) ## Build the documentation site in site/; any warning is an error
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

@@ -18,12 +18,12 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from monai_nodeo.data.examples import ExamplePair, example_pair, write_pair
+from monai_nodeo.extras import MissingExtraError
 from monai_nodeo.files import ImageGrid, write_displacement, write_image
 from monai_nodeo.geometry.jacobian import jacobian_determinant
 from monai_nodeo.metrics.labels import label_metrics
 from monai_nodeo.registration import RegisterPair, WarpWithDDF
 from monai_nodeo.registration._malloc import keep_freed_memory
-from monai_nodeo.report.plots import plot_history, plot_registration
 
 __all__ = ["Figures", "assess", "main", "register_example"]
 
@@ -78,10 +78,15 @@ def register_example(spatial_dims: int, spacing: float, folder: Path) -> list[st
 
     Returns:
         The rows of the table: before, after, and with the true deformation.
+
+    Raises:
+        MissingExtraError: without nilearn or matplotlib.
     """
     name = f"{spatial_dims}D"
     print(f"{name}: making the example", end="", flush=True)
     pair = example_pair(spatial_dims, spacing)
+    from monai_nodeo.report.plots import plot_history, plot_registration  # may lack a package, of an extra
+
     write_pair(pair, folder)
     print(f", {' x '.join(str(n) for n in pair.fixed.shape)} at {spacing:g} mm; registering ...", flush=True)
 
@@ -120,7 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"cannot make the folder {options.output} ({error.strerror}); name another one with --output.")
 
     spacing = _QUICK_SPACING if options.quick else _SPACING
-    rows = [row for dims in (2, 3) for row in register_example(dims, spacing[dims], options.output / f"{dims}d")]
+    try:
+        rows = [row for dims in (2, 3) for row in register_example(dims, spacing[dims], options.output / f"{dims}d")]
+    except MissingExtraError as error:
+        parser.exit(1, f"\n{error}\n")
     print("", _HEADER, *rows, sep="\n")
     print(f"""
 Dice: overlap of the labels, 1 is perfect. With the true deformation it stays below 1, since voxels are finite.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {  # on the site -> in the repository
@@ -19,6 +20,9 @@ PAGES = {  # on the site -> in the repository
     "contributing.md": "CONTRIBUTING.md",
     "security.md": "SECURITY.md",
 }
+NOTEBOOKS = {f"tutorials/{path.stem}.md": path for path in sorted(ROOT.glob("docs/tutorials/*.ipynb"))}
+SITE = {source: page for page, source in PAGES.items()}  # in the repository -> on the site
+SITE.update({path.relative_to(ROOT).as_posix(): page for page, path in NOTEBOOKS.items()})
 OTHERS = (
     "LICENSE",
     "configs/*.json",
@@ -34,6 +38,13 @@ def on_files(files: Files, config: Any) -> Files:
     """Add what lies outside docs/."""
     for page, source in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+    for page, notebook in NOTEBOOKS.items():
+        text, resources = MarkdownExporter().from_filename(
+            str(notebook), {"output_files_dir": f"{notebook.stem}_files"}
+        )
+        files.append(File.generated(config, page, content=text))
+        for name, figure in resources["outputs"].items():
+            files.append(File.generated(config, f"tutorials/{name}", content=figure))
     for path in (path for pattern in OTHERS for path in sorted(ROOT.glob(pattern))):
         name = f"files/{path.relative_to(ROOT).as_posix()}"
         files.append(File.generated(config, name, abs_src_path=str(path)))
@@ -49,8 +60,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), match[1]))
         if (ROOT / target).is_dir():
             target = f"{target}/README.md"
-        pages = {repository: site for site, repository in PAGES.items()}
-        place = pages.get(target, target.removeprefix("docs/") if target.startswith("docs/") else f"files/{target}")
+        place = SITE.get(target, target.removeprefix("docs/") if target.startswith("docs/") else f"files/{target}")
         return f"]({posixpath.relpath(place, posixpath.dirname(here) or '.')}"
 
     return _LINK.sub(on_site, markdown)

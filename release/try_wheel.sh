@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A fresh environment with the wheel alone, no extras, registers a pair and warps its labels: what "make package" ends with.
+# A fresh environment with the wheel alone, no extras, registers a pair and warps its labels, and what needs an extra says
+# which: what "make package" ends with.
 # Usage: release/try_wheel.sh PYTHON_WITH_NILEARN FOLDER   (the first makes the example pair, the second is made anew)
 set -euo pipefail
 maker=$1 folder=$2
@@ -17,3 +18,23 @@ env/bin/monai-nodeo register -f fixed.nii.gz -m moving.nii.gz \
     --fixed-label fixed_label.nii.gz --moving-label moving_label.nii.gz -o out
 env/bin/monai-nodeo apply -i moving_label.nii.gz -r fixed.nii.gz -t out -n label -o warped_label.nii.gz
 env/bin/monai-nodeo info out
+
+# Usage: lacks EXTRA COMMAND...
+lacks() {
+    local extra=$1 said
+    shift
+    if said=$("$@" 2>&1) || [[ $said != *"pip install 'monai-nodeo[$extra]'"* ]]; then
+        echo "expected a failure that names [$extra]: $*"
+        echo "$said"
+        exit 1
+    fi
+    echo "[$extra] is named by: $*"
+}
+echo '[{"fixed": "fixed.nii.gz", "moving": "moving.nii.gz"}]' >pairs.json
+lacks cohort env/bin/monai-nodeo cohort pairs.json -o pairs --workers 2
+lacks report env/bin/monai-nodeo report out
+lacks report env/bin/monai-nodeo view out
+lacks bundle env/bin/python -c "import monai_nodeo.workflow"
+lacks dicom env/bin/monai-nodeo convert out/transform.h5 transform.dcm
+lacks zarr env/bin/monai-nodeo apply -i moving.nii.gz -r fixed.nii.gz -t out -o warped.ome.zarr
+lacks demo env/bin/python -m monai_nodeo.demo --quick

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from monai_nodeo.data import examples
 from monai_nodeo.data.examples import ExamplePair, example_pair, write_pair
 from monai_nodeo.geometry.jacobian import jacobian_determinant
 from monai_nodeo.geometry.sampling import warp
@@ -68,11 +69,13 @@ def test_needs_no_network(monkeypatch):
 
     monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setattr(socket, "create_connection", refuse)
+    examples._template_maps.cache_clear()
     example_pair(2, 4.0)
 
 
 def test_absent_nilearn_is_explained(monkeypatch):
     monkeypatch.setitem(sys.modules, "nilearn.datasets", None)
+    examples._template_maps.cache_clear()
     with pytest.raises(ImportError, match=r"pip install 'monai-nodeo\[demo\]'"):
         example_pair(2)
 

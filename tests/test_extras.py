@@ -13,11 +13,12 @@ from grids import VOLUME, make_image
 from monai_nodeo.files import ImageGrid, write_image
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("contourpy", "dask", "distributed", "fire", "jsonschema", "matplotlib", "tensorboard")
+EXTRAS = ("contourpy", "dask", "distributed", "fire", "jinja2", "jsonschema", "matplotlib", "nilearn", "pydicom")
+EXTRAS += ("tensorboard", "zarr")
 UNIX = ("fcntl", "grp", "pwd", "resource", "termios")
 
 SCRIPT = f"""
-import importlib, json, sys
+import contextlib, io, json, sys
 sys.path.insert(0, {str(ROOT)!r})
 sys.modules |= dict.fromkeys({EXTRAS + UNIX})
 import monai_nodeo.cohort.ledger, monai_nodeo.metrics.machine  # what takes locks and measures memory
@@ -33,6 +34,13 @@ try:
     import monai_nodeo.workflow
 except ImportError as error:
     found.append([1, str(error)])
+said = io.StringIO()
+with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    try:
+        from monai_nodeo import demo
+        demo.main(["--quick"])
+    except SystemExit as error:
+        found.append([error.code, said.getvalue()])
 print(json.dumps(found))
 """
 
@@ -52,11 +60,14 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]
         "cohort": ["cohort", "pairs.json", "-o", "pairs", "--workers", "2"],
         "report": ["report", "out"],
         "flow": ["flow", "out", "--animate", "film.gif"],
+        "view": ["view", "out"],
+        "dicom": ["convert", "out/transform.h5", "transform.dcm"],
+        "zarr": ["apply", "-i", "moving.nii.gz", "-r", "fixed.nii.gz", "-t", "out", "-o", "warped.ome.zarr"],
     }
     words = [sys.executable, "-c", SCRIPT, json.dumps([*calls.values()])]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return dict(zip([*calls, "workflow"], json.loads(done.stdout.splitlines()[-1]), strict=True))
+    return dict(zip([*calls, "workflow", "demo"], json.loads(done.stdout.splitlines()[-1]), strict=True))
 
 
 def test_core_registers_a_pair(found):
@@ -66,7 +77,17 @@ def test_core_registers_a_pair(found):
 
 
 @pytest.mark.parametrize(
-    ("what", "extra"), [("cohort", "cohort"), ("report", "report"), ("flow", "report"), ("workflow", "bundle")]
+    ("what", "extra"),
+    [
+        ("cohort", "cohort"),
+        ("demo", "demo"),
+        ("dicom", "dicom"),
+        ("flow", "report"),
+        ("report", "report"),
+        ("view", "report"),
+        ("workflow", "bundle"),
+        ("zarr", "zarr"),
+    ],
 )
 def test_missing_extra_is_named(what, extra, found):
     status, said = found[what]

@@ -3,19 +3,27 @@
 """The bundle as the MONAI model zoo gets it."""
 
 import json
+import os
+import re
 import runpy
+import shlex
 import shutil
+import subprocess
+import sys
 import unittest
 from pathlib import Path
 
 import pytest
 import torch
-from cohorts import as_it_was
+from cohorts import as_it_was, table
 from monai.bundle import load
+
+from monai_nodeo.data.examples import example_pair, write_pair
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning", "ignore:No hash value:UserWarning")
 
-ZOO = Path(__file__).resolve().parents[1] / "zoo"
+ROOT = Path(__file__).resolve().parents[1]
+ZOO = ROOT / "zoo"
 NAME = "nodeo_image_registration"
 
 
@@ -52,3 +60,31 @@ def test_monai_loads_the_start_and_the_configs_run(models, monkeypatch):
     result = unittest.TestResult()
     case("test_inference_configs").run(result)
     assert [text for _, text in (*result.errors, *result.failures)] == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("dims", "spacing"), [(2, 3.0), (3, 5.0)])
+def test_command_of_the_page_registers_a_pair_in_the_unpacked_folder(dims, spacing, models, tmp_path):
+    bundle = models / NAME
+    page = (bundle / "docs" / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    command = shlex.split(re.findall(r"^python (-m monai.bundle run --config_file .*)$", page, re.MULTILINE)[0])
+    if dims == 2:
+        command[command.index("configs/inference.json")] = re.findall(r'Slices: `--config_file "(.*?)"`', page)[0]
+    files = write_pair(example_pair(dims, spacing), tmp_path) | {"out": str(tmp_path / "out")}
+    labels = [word for name in ("fixed_label", "moving_label") for word in (f"--{name}", files[name])]
+    words = [files.get(word.partition(".nii.gz")[0], word) for word in command]
+    before = sorted(bundle.rglob("*"))
+
+    done = subprocess.run(
+        [sys.executable, *words, *labels, "--device", "cpu", "--report", "False"],
+        cwd=bundle,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stderr
+    (row,) = table(tmp_path / "out").values()
+    assert row["status"] == "done"
+    assert float(row["dice_mean_after"]) > float(row["dice_mean_before"]) + 0.02
+    assert sorted(bundle.rglob("*")) == before

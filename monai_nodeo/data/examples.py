@@ -8,6 +8,7 @@ a random diffeomorphism, with another contrast, uneven brightness and noise. Gre
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.signal.windows import tukey
+
+from monai_nodeo.extras import extra
 
 __all__ = ["ExamplePair", "example_pair", "write_pair"]
 
@@ -65,7 +68,7 @@ def example_pair(spatial_dims: int = 3, spacing: float | None = None, seed: int 
         The pair: about 70 x 80 x 70 voxels, or 170 x 210 pixels, with the default spacing.
 
     Raises:
-        ImportError: when nilearn is not installed.
+        MissingExtraError: when nilearn is not installed.
     """
     if spatial_dims not in (2, 3):
         raise ValueError(f"spatial_dims is {spatial_dims}, expected 2 or 3.")
@@ -130,14 +133,11 @@ def write_pair(pair: ExamplePair, folder: str | Path) -> dict[str, str]:
     return row
 
 
+@cache  # read once, for all seeds
 def _template_maps() -> tuple[NDArray, NDArray]:
     """T1, grey and white matter at 1 mm, each in [0, 1], (3, 197, 233, 189), and their affine."""
-    try:
+    with extra("demo", "example pairs"):  # it carries the template
         from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
-    except ImportError as error:
-        raise ImportError(
-            "The example pair is the MNI152 template that nilearn carries: pip install 'monai-nodeo[demo]'."
-        ) from error
     # At their own 1 mm these loaders read nilearn's package only.
     images = [load(1) for load in (load_mni152_template, load_mni152_gm_template, load_mni152_wm_template)]
     return np.stack([image.get_fdata(dtype=np.float32) for image in images]), images[0].affine

@@ -17,10 +17,11 @@ from torch import Tensor
 from monai_nodeo.data.pair import PairError
 from monai_nodeo.data.placement import affine_3d
 from monai_nodeo.files import ImageFileError, StoredImage, open_stored, stored_array, stored_itk, stored_nibabel
+from monai_nodeo.files.itk_python import is_itk_python, sitk_of_itk_python
 
 __all__ = ["Image", "as_image"]
 
-Image = str | PathLike[str] | np.ndarray | Tensor | SpatialImage | sitk.Image
+Image = str | PathLike[str] | np.ndarray | Tensor | SpatialImage | sitk.Image  # or one of itk, whose type is not known
 
 _SINGULAR = 1e-6  # determinant of the axes' unit vectors
 _FLOAT32_EXACT = 2**24  # whole numbers below it survive float32
@@ -33,7 +34,7 @@ def as_image(
     """An image from anywhere, in one form.
 
     Args:
-        value: a path; an image of nibabel or SimpleITK, perhaps with channels, such as the colours of a picture
+        value: a path; an image of nibabel, SimpleITK or itk, perhaps with channels, such as the colours of a picture
             (transparency is left out); an array (X, Y, Z) or (X, Y) without channels; or a tensor with
             channels first, (C, X, Y, Z) or (C, X, Y). Plain ones have voxels of 1 mm. The affine of a MetaTensor
             is taken as RAS mm, or as LPS mm if its meta says so.
@@ -111,13 +112,15 @@ def _stored(value: Image, name: str) -> StoredImage:
         return stored_nibabel(value.get_filename() or "", value)
     if isinstance(value, sitk.Image):
         return stored_itk("", value)
+    if is_itk_python(value):
+        return stored_itk("", sitk_of_itk_python(value))
     if isinstance(value, Tensor):
         return _stored_tensor(value, name)
     if isinstance(value, np.ndarray):
         return stored_array(value)
     raise PairError(
         f"{name}: a {type(value).__name__} is no image; give a path, an array (X, Y, Z), a tensor (C, X, Y, Z) or an "
-        "image of nibabel or SimpleITK."
+        "image of nibabel, SimpleITK or itk."
     )
 
 

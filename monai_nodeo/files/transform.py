@@ -58,7 +58,7 @@ class Affine:
         return Affine(inverse, self.world_dims)
 
     @cached_property
-    def itk(self) -> sitk.Transform:
+    def itk(self) -> sitk.AffineTransform:
         """The same for ITK."""
         dims = self.world_dims
         affine = sitk.AffineTransform(dims)

@@ -35,8 +35,8 @@ def register(
     """Find the flow that takes a fixed image to a moving one.
 
     Args:
-        fixed: image whose grid stays: a path, an image of nibabel or SimpleITK, an array (X, Y, Z) or (X, Y), or a
-            tensor with channels first; see :py:func:`monai_nodeo.data.as_image`. A list of images in one space, such
+        fixed: image whose grid stays: a path, an image of nibabel, SimpleITK or itk, an array (X, Y, Z) or (X, Y), or
+            a tensor with channels first; see :py:func:`monai_nodeo.data.as_image`. A list of images in one space, such
             as T1 and T2, are channels, on the grid of the first.
         moving: image that is warped, on a grid of its own; a list where ``fixed`` is one.
         settings: or the name of a preset; by default the best balance that was measured.
