@@ -9,7 +9,7 @@ steered to SDlogJ values (`sd_log_jacobian`); demons smooth the displacement by 
 velocity and the displacement. Every field is judged by SimpleITK and numpy: mean Dice over the labels of the fixed
 image, the standard deviation and the .1 and 99.9 % quantiles of the logarithm of the Jacobian determinant (central
 differences), Learn2Reg's SDlogJ, bending energy (mean of all squared second differences, per voxel) and folded
-voxels. The JSON file holds the means over the pairs; rows of methods that are not run again stay. A plot is drawn of it.
+voxels. The JSON file holds the means over the pairs; rows of methods that are not run again stay. A plot is made of it.
 """
 
 from __future__ import annotations
