@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from synthetic import smooth_ddf, smooth_image, voxels
 
 from monai_nodeo.cli import main
+from monai_nodeo.data import PairError
 from monai_nodeo.geometry.jacobian import cell_volumes
 from monai_nodeo.registration import Registration
 from monai_nodeo.registration.volumes import ALL, label_volumes
@@ -69,7 +70,9 @@ def test_labels_shrink_as_the_flow_does(shrunken):
         assert item.warped_change == pytest.approx(item.change, abs=6)  # of voxels that are few
         assert item.deviation > 5
     with pytest.raises(ValueError, match="no voxel of the label map"):
-        label_volumes(found, MetaTensor(torch.zeros_like(label)))
+        label_volumes(found, MetaTensor(torch.zeros_like(label), affine=placed.affine))
+    with pytest.raises(PairError, match="labels"):
+        label_volumes(found, MetaTensor(label[:, 1:], affine=placed.affine))
 
 
 def test_the_command_writes_a_table(shrunken, save):

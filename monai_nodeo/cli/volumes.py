@@ -40,7 +40,6 @@ def command(
     is best made with --symmetric, the earlier visit as the fixed image.
     """
     configure_logging(quiet)
-    from monai_nodeo.data.load import load_label
     from monai_nodeo.files import atomic_path, check_folder
     from monai_nodeo.registration import PairInferer, Registration
     from monai_nodeo.registration.volumes import label_volumes
@@ -50,7 +49,7 @@ def command(
     found = Registration.load(registration)
     if found.pair is None:
         raise ValueError(f"{registration}: the images that were registered are not where they were.")
-    label = load_label(labels, "labels", found.pair.fixed.image) if labels else found.pair.fixed.label
+    label = labels or found.pair.fixed.label
     if label is None:
         raise click.UsageError("the registration was made without --fixed-label; give --labels.")
     samples = []

@@ -17,6 +17,8 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
+from monai_nodeo.data.image import Image
+from monai_nodeo.data.load import load_label
 from monai_nodeo.files import ImageGrid
 from monai_nodeo.geometry.jacobian import cell_volumes
 from monai_nodeo.registration.pair_map import PairMap
@@ -57,13 +59,13 @@ class LabelVolume:
 
 
 def label_volumes(
-    registration: Registration, label: MetaTensor, samples: Sequence[PairMap] = (), warped: bool = False
+    registration: Registration, labels: Image | MetaTensor, samples: Sequence[PairMap] = (), warped: bool = False
 ) -> list[LabelVolume]:
     """The volume of each label, and of all together, before and after.
 
     Args:
         registration: of two images; best one with the setting ``symmetric``.
-        label: of the fixed image, on its grid, (1, *spatial).
+        labels: label map of the fixed image, on its grid, see :py:func:`monai_nodeo.data.as_image`.
         samples: other registrations of the pair, see :py:meth:`PairInferer.samples`, for the uncertainty.
         warped: work out the volumes by warping, too; needs the pair.
 
@@ -71,17 +73,20 @@ def label_volumes(
         An item for each label above 0, and the last one for all of them.
 
     Raises:
+        PairError: when it is no label map, or on another grid.
         ValueError: when no voxel has a label.
 
     Example:
         >>> registration = register("visit1.nii.gz", "visit2.nii.gz", Settings.preset(symmetric=True))
-        >>> hippocampus = label_volumes(registration, labels)[13]
-        >>> print(f"{hippocampus.change:.2f} %")
+        >>> changes = {item.label: item.change for item in label_volumes(registration, "visit1_labels.nii.gz")}
+        >>> print(f"hippocampus {changes[14]:.2f} %")
     """
+    grid = registration.flow.grid
+    nothing = torch.zeros(1).expand(1, *grid.spatial_shape)
+    label = load_label(labels, "labels", MetaTensor(nothing, affine=torch.from_numpy(grid.affine.copy())))
     values, numbers = label[0].as_tensor().cpu().unique(return_inverse=True)
     if not bool((values > 0).any()):
         raise ValueError("no voxel of the label map has a label above 0.")
-    grid = registration.flow.grid
     scale = 1.0 if registration.start is None else abs(float(torch.linalg.det(registration.start[:3, :3])))
     voxel = float(np.prod(grid.spacing))
     before = torch.bincount(numbers.flatten()).double()
