@@ -51,6 +51,7 @@ FILES = {2: ("oasis2d", "slice_norm", "slice_seg24"), 3: ("oasis3d", "aligned_no
 NOISE = 0.02  # of the range
 STEPS = 4  # of the midpoint rule
 MARGIN = 12  # voxels around the brain
+SAMPLES = 4  # more registrations, for standard deviations
 
 
 def structures(labels: NDArray) -> NDArray:
@@ -115,7 +116,7 @@ def visits(image: NDArray, parts: NDArray, still: bool, seed: int) -> tuple[Pair
     return Pair(scans[0], scans[1], id=str(seed)), true, there
 
 
-def row(data: Path, dims: int, subjects: int, **changes: Any) -> dict[str, Any]:
+def row(data: Path, dims: int, subjects: int, count: int = 0, **changes: Any) -> dict[str, Any]:
     """What is found in the subjects, and how far it is from what is true."""
     folder, *names = FILES[dims]
     still = changes.pop("still", False)
@@ -130,7 +131,7 @@ def row(data: Path, dims: int, subjects: int, **changes: Any) -> dict[str, Any]:
         began = time.process_time()
         registration = inferer.register([pair], "cpu")[0]
         seconds.append(time.process_time() - began)
-        samples = inferer.samples(registration, 4, "cpu") if dims == 2 and changes.get("symmetric") else []
+        samples = inferer.samples(registration, count, "cpu") if count else []
         items = label_volumes(registration, label, samples, warped=True)
         brain = items[-1].fixed
         for item in items:
@@ -174,7 +175,8 @@ def main() -> None:
             name = f"{dims}D{kind}"
             if not name.startswith(tuple(given.only.split(","))):
                 continue
-            rows[name] = row(given.data, dims, given.subjects if dims == 2 else 2, **changes)
+            count = SAMPLES if dims == 2 and kind else 0
+            rows[name] = row(given.data, dims, given.subjects if dims == 2 else 2, count, **changes)
             print(name, json.dumps(rows[name]), flush=True)
             text = ",\n".join(f"{json.dumps(key)}: {json.dumps(rows[key])}" for key in sorted(rows))
             target.write_text("{\n" + text + "\n}\n", encoding="utf-8")

@@ -4,6 +4,8 @@
 
 import csv
 import math
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,3 +91,14 @@ def test_the_command_writes_a_table(shrunken, save):
     failed = CliRunner().invoke(main, ["volumes", str(folder)])
     assert failed.exit_code == 2
     assert "give --labels" in failed.output
+
+
+def test_atrophy_of_a_known_size_is_found_in_a_real_brain(oasis):
+    spec = spec_from_file_location("longitudinal", Path(__file__).parents[1] / "benchmarks" / "longitudinal.py")
+    benchmark = module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    changed = benchmark.row(oasis, 2, 1, symmetric=True, self_tuning=False)
+    assert changed["whole brain"]["true"] < -0.2
+    assert abs(changed["whole brain"]["bias"]) < 0.15
+    assert changed["ventricles"]["found"] > 4
+    assert changed["hippocampi"]["found"] < -1.5
