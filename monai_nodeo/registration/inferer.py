@@ -21,7 +21,7 @@ from monai_nodeo.data.pair import Pair, PairError, source_name, stored_grid
 from monai_nodeo.data.placement import affine_3d, physical_map
 from monai_nodeo.files import ImageGrid
 from monai_nodeo.flows import CloudModel, Flow, Solver, VelocityField, VelocityModel
-from monai_nodeo.flows.unfolding import unfolded
+from monai_nodeo.flows.unfolding import unfolded, unfolded_both_ways
 from monai_nodeo.geometry.cropping import Box, foreground_box
 from monai_nodeo.geometry.sampling import warp, warp_in_slabs
 from monai_nodeo.losses import RegistrationLoss
@@ -256,9 +256,10 @@ class PairInferer(Inferer):
         # it needs
         solver = components.solver if isinstance(model, CloudModel) else components.finished
         flow = Flow(model.requires_grad_(False), solver, _domain(task, fitted.level), task.grid)
-        if self.settings.unfold and self.settings.symmetric:
-            flow = unfolded(flow.inverse)[0].inverse
-        flow, ddf = unfolded(flow) if self.settings.unfold else (flow, flow.displacement())
+        if self.settings.unfold:
+            flow, ddf = (unfolded_both_ways if self.settings.symmetric else unfolded)(flow)
+        else:
+            ddf = flow.displacement()
         if not ddf.isfinite().all():
             raise DivergedError(len(fitted.history["loss"]))
         return flow, ddf
