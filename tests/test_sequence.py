@@ -9,6 +9,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 from click.testing import CliRunner
+from monai.data import MetaTensor, list_data_collate
+from PIL import Image
 
 from monai_nodeo.cli import main
 from monai_nodeo.cli.sequence import command
@@ -25,7 +27,7 @@ from monai_nodeo.flows import (
     carried_to_each,
 )
 from monai_nodeo.geometry.coordinates import identity_grid
-from monai_nodeo.registration import Settings, register_sequence
+from monai_nodeo.registration import RegisterSequenced, SequenceRegistration, Settings, register_sequence
 
 SHORT = Settings.preset(spatial_dims=2, self_tuning=False, shrink_factors=[2], iterations=[25])
 
@@ -116,6 +118,7 @@ def test_the_command_writes_what_itk_reads_and_follows_labels_and_points(tmp_pat
     place = 2 * centre()[0]
     (tmp_path / "points.csv").write_text(f"x,y,z\n{-place[0]},{-place[1]},0\n", encoding="utf-8")
     options = ["--times", "0,0.2,0.5", "--labels", "label.nii.gz", "--points", "points.csv", "--quiet"]
+    options += ["--animate", str(tmp_path / "film.gif")]
     settings = [f"--set={name}" for name in ("self_tuning=false", "shrink_factors=[2]", "iterations=[25]")]
     paths = [str(tmp_path / x) if "." in x and x.endswith(("gz", "csv")) else x for x in options]
     out = tmp_path / "out"
@@ -133,6 +136,14 @@ def test_the_command_writes_what_itk_reads_and_follows_labels_and_points(tmp_pat
     assert -field[..., 13, 14, 0].ravel()[0] == pytest.approx(2 * way(0.5), abs=1.5)  # LPS
     figures = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert [row["time"] for row in figures["frames"]] == times
+    assert figures["points"][-1]["path_mm"] == pytest.approx(2 * way(0.5), abs=1.5)
+    with Image.open(tmp_path / "film.gif") as film:
+        assert film.n_frames == 3
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for name in ("frames", "labels", "points"):
+        assert f'<section class="card" id="{name}">' in page
+    assert "src=" not in page.replace("img-src", "")  # nothing beside it
+
     assert Flow.load(out / "flow.safetensors").span == (0.0, 0.5)
     points = [str(tmp_path / "points.csv"), "-t", str(out), "-o", str(tmp_path / "moved.csv")]
     for words in (["info", str(out)], ["flow", str(out)], ["report", str(out)], ["apply", "-i", *points]):
@@ -163,3 +174,37 @@ def test_a_series_is_read_from_a_table_or_a_folder(tmp_path):
     listed = open_series(tmp_path / "list.csv")
     assert listed.times == (0.7, 0.1)
     np.testing.assert_array_equal(listed.frame(0)[0].numpy(), disc(1.0))
+
+
+def test_a_step_of_a_compose_corrects_a_series():
+    times = [0.0, 0.25, 0.5]
+    series = MetaTensor(torch.from_numpy(np.stack([disc(t) for t in times])), affine=np.diag([2, 2, 2, 1.0]))
+    step = RegisterSequenced("cine", settings=SHORT, handlers=())
+    found = step({"cine": series, "times": times, "label": (series[:1] > 50).float()})
+    assert found["cine"].shape == series.shape
+    torch.testing.assert_close(found["cine"].affine, series.affine)
+    before, after = (abs(x[2] - series[0]).mean() for x in (series, found["cine"]))
+    assert after < 0.4 * before
+    assert found["sequence"].times == tuple(times)
+    assert found["sequence"].label is not None
+    assert len(list_data_collate([{"sequence": found["sequence"]}] * 2)["sequence"]) == 2
+
+
+@pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)], ids=["2D", "3D"])
+def test_strains_are_those_of_green_and_lagrange_in_millimetres(shape):
+    sides = np.array([2.0, 1.0, 0.5])
+    grid = ImageGrid(np.diag([*sides, 1.0]), (*shape, 1)[:3])
+    field = VelocityField(len(shape), shape)
+    label = MetaTensor((torch.rand(1, *shape) > 0.5).float())
+    series = open_series([np.zeros(shape, np.float32)] * 2)
+    flow = Flow(field, RungeKutta(), grid, grid)
+    found = SequenceRegistration(flow, series, 0, None, label, {}, SHORT, None, 1.0)
+    matrix = np.eye(len(shape))
+    matrix[0, 1] = 0.3  # a shear in mm
+    strains = np.linalg.eigvalsh((matrix.T @ matrix - np.eye(len(shape))) / 2)
+    in_voxels = (matrix - np.eye(len(shape))) * sides[: len(shape)] / sides[: len(shape), None]
+    way = torch.from_numpy(np.einsum("ij,j...->i...", in_voxels, np.indices(shape))).float()
+    label[..., -1:] = 0  # no difference ahead
+    label[:, -1:] = 0
+    label[:, :, -1:] = 0
+    assert found.label_strains(way)[1] == pytest.approx((strains[-1], strains[0]), abs=1e-5)

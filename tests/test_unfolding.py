@@ -9,7 +9,7 @@ from torch import Tensor
 
 from monai_nodeo.files import ImageGrid
 from monai_nodeo.flows import Flow, NODEONet, ODESolver, RungeKutta, VelocityField
-from monai_nodeo.flows.unfolding import unfolded
+from monai_nodeo.flows.unfolding import unfolded, unfolded_both_ways
 from monai_nodeo.geometry import folding
 from monai_nodeo.geometry.folding import folded_cells
 
@@ -112,3 +112,15 @@ def test_other_velocities_and_grids_without_extent_stay():
         assert not ddf.requires_grad
         with torch.no_grad():
             assert torch.equal(ddf, flow.displacement())
+
+
+def test_neither_way_comes_first_where_both_fold():
+    grid, nodes = GRIDS["slice"]
+    flow = flow_of(grid, rough(nodes, 1, 7.0))
+    back = Flow(VelocityField.of(-flow.velocity.images), flow.solver, flow.domain, grid)
+    assert folds(flow.displacement()) > 0
+    assert folds(flow.inverse.displacement()) > 0
+    (mended, ddf), (exchanged, _) = unfolded_both_ways(flow), unfolded_both_ways(back)
+    assert folds(ddf) == folds(mended.inverse.displacement()) == 0
+    torch.testing.assert_close(exchanged.velocity.images, -mended.velocity.images)
+    assert not torch.allclose(unfolded(back)[0].velocity.images, -unfolded(flow)[0].velocity.images)

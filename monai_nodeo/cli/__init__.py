@@ -29,6 +29,7 @@ COMMANDS = (
     "propagate",
     "template",
     "flow",
+    "volumes",
     "apply",
     "invert",
     "convert",

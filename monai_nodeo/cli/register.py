@@ -41,6 +41,7 @@ _NOT_DEFENDED = 4
     type=SMOOTHNESS,
     help="SDlogJ of the result, instead of what the images choose: from stiff (.1) over medium (.25) to free (.45).",
 )
+@click.option("--symmetric", is_flag=True, help="Prefer neither image: for visits of one person.")
 @click.option("--fixed-mask", help="Where the fixed image counts.")
 @click.option("--moving-mask", help="Where the moving image counts.")
 @click.option("--fixed-label", help="Label map of the fixed image, for Dice and HD95.")
@@ -77,6 +78,7 @@ def command(
     similarity: str | None,
     channel_weights: tuple[float, ...] | None,
     sd_log_jacobian: float | None,
+    symmetric: bool,
     use_labels: bool,
     device: str | None,
     memory: int | None,
@@ -121,6 +123,7 @@ def command(
         similarity=similarity,
         channel_weights=channel_weights,
         sd_log_jacobian=sd_log_jacobian,
+        symmetric=symmetric or None,
         label_weight=1.0 if use_labels else None,
     )
     if memory is not None:

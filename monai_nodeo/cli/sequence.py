@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from monai_nodeo.cli.options import DEVICE, PRESET, SET, configure_logging, settings_of
+from monai_nodeo.extras import report_or_not
 
 __all__ = ["command"]
 
@@ -37,6 +38,8 @@ class _Times(click.ParamType):
 @click.option("--periodic", type=float, metavar="PERIOD", help="Time after which the motion begins again.")
 @click.option("--labels", metavar="FILE", help="Label map of the reference frame, that is followed.")
 @click.option("--points", metavar="FILE", help="CSV of points of the reference frame, LPS mm, that are followed.")
+@click.option("--animate", metavar="FILE", help="Film of the frames and the corrected ones: .gif, or a folder for PNG.")
+@click.option("--report/--no-report", default=True, help="Make report.html, with the curves.")
 @PRESET
 @DEVICE
 @click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
@@ -49,6 +52,8 @@ def command(
     periodic: float | None,
     labels: str | None,
     points: str | None,
+    animate: str | None,
+    report: bool,
     preset: str | None,
     device: str | None,
     quiet: bool,
@@ -60,6 +65,9 @@ def command(
     the files themselves. --set changes any setting of the pairs that those of the series are made of.
     """
     configure_logging(quiet)
+    report = report_or_not(report)
+    if animate and Path(animate).suffix not in ("", ".gif"):
+        raise click.BadParameter(f"{animate!r} is neither a .gif nor a folder.", param_hint="--animate")
     from monai_nodeo.data.series import open_series
     from monai_nodeo.files import check_output_dir, no_empty_folder, read_points
     from monai_nodeo.registration import ProgressBar, register_sequence
@@ -80,6 +88,14 @@ def command(
             handlers=[] if quiet else [ProgressBar],
         )
         figures = sequence.save(folder, table)
+        if report:
+            from monai_nodeo.report import write_sequence_report
+
+            write_sequence_report(sequence, figures, folder)
+        if animate:
+            from monai_nodeo.report.film import write_sequence_film
+
+            write_sequence_film(sequence, Path(animate))
     if not quiet:
         moved = [row for row in figures["frames"] if row["frame"] != sequence.reference]
         before, after = (fmean(row[f"similarity_{side}"] for row in moved) for side in ("before", "after"))

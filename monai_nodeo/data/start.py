@@ -71,7 +71,7 @@ class _Side:
     mass: Tensor
 
 
-def find_start(pair: Pair, initial_transform: str | PathLike[str] | None) -> Start:
+def find_start(pair: Pair, initial_transform: str | PathLike[str] | None, rigid: bool = False) -> Start:
     """The affine that a registration starts from.
 
     ``"auto"`` lets the headers, a shift, a rigid and an affine map compete: the simplest one wins that explains the
@@ -86,6 +86,7 @@ def find_start(pair: Pair, initial_transform: str | PathLike[str] | None) -> Sta
         pair: as it was loaded.
         initial_transform: a method, the path of a linear transform of ITK or ANTs (.mat, .tfm, .txt, .h5), or
             ``"none"`` or None to start from the headers.
+        rigid: leave affine maps out of ``"auto"``.
 
     Raises:
         ValueError: when it is neither a method nor a file.
@@ -105,7 +106,9 @@ def find_start(pair: Pair, initial_transform: str | PathLike[str] | None) -> Sta
     length = float((fixed.extent.prod() * moving.extent.prod()) ** (0.5 / dims))
     shift = ((fixed.centre - moving.centre) / length).float()
     headers = Poses(torch.eye(dims)[None], shift[None])
-    kinds = ("headers", "translation", "rigid", "affine") if initial_transform == "auto" else (str(initial_transform),)
+    kinds: tuple[str, ...] = (str(initial_transform),)
+    if initial_transform == "auto":
+        kinds = ("headers", "translation", "rigid") if rigid else ("headers", "translation", "rigid", "affine")
     views = [_pyramid(side, length) for side in (fixed, moving)]
     found = best_pose([Level(*both) for both in zip(*views, strict=True)], headers, kinds)
     if not found.evidence["headers"]:

@@ -17,13 +17,14 @@ from monai_nodeo.flows.flow import Flow
 from monai_nodeo.flows.velocity import VelocityField
 from monai_nodeo.geometry.folding import Places, average_at, folded_cells, smallest_volumes
 
-__all__ = ["unfolded"]
+__all__ = ["unfolded", "unfolded_both_ways"]
 
 _SMALLEST_VOLUME = 1e-3  # of an unfolded simplex, 1 is that of an undeformed one
 _LOOKS = 8  # at the whole displacement
 _ROUNDS = 100
 _GROW_EVERY = 5  # rounds
 _AVERAGES = 2  # a round
+_TOGETHER = 6  # rounds of both ways
 _TIMES = 8  # on the way, at which voxels and nodes are looked for
 
 
@@ -66,6 +67,27 @@ def unfolded(flow: Flow) -> tuple[Flow, Tensor]:
         del ddf  # before there is another
         ddf = flow.displacement()  # what was missed at the edges of these places
     return flow, ddf
+
+
+@torch.no_grad()
+def unfolded_both_ways(flow: Flow) -> tuple[Flow, Tensor]:
+    """The flow with a velocity that is smoothed where it or the way back folds, and its displacement.
+
+    Neither way comes first: the inverse flow gives the inverse of the result, as far as a few rounds of smoothing for
+    both suffice.
+
+    Args:
+        flow: see :py:func:`unfolded`.
+    """
+    if isinstance(flow.velocity, VelocityField):
+        for _ in range(_TOGETHER):
+            images = flow.velocity.images.data
+            there, back = (unfolded(way)[0].velocity.get_parameter("images") - images for way in (flow, flow.inverse))
+            if not bool(there.any() or back.any()):
+                break
+            changes = torch.where((there != 0) & (back != 0), (there + back) / 2, there + back)
+            flow = Flow(VelocityField.of(images + changes), flow.solver, flow.domain, flow.grid, flow.backward)
+    return unfolded(flow)
 
 
 def _smooth(field: VelocityField, sides: Sequence[float], region: Tensor) -> None:

@@ -108,14 +108,16 @@ class VelocityBatch(nn.Module):
     """A model for each pair of a batch; the item of a cloud's batch goes to the model with its number.
 
     Args:
-        models: of one class, for clouds of one shape.
+        models: of one class, for clouds of one shape; both ways, velocities of places.
+        both_ways: the second half of the cloud's batch goes the ways of the first half back.
     """
 
     models: Any  # a ModuleList, whose items are VelocityModels
 
-    def __init__(self, models: Sequence[VelocityModel]) -> None:
+    def __init__(self, models: Sequence[VelocityModel], both_ways: bool = False) -> None:
         super().__init__()
         self.models = nn.ModuleList(models)
+        self.both_ways = both_ways
 
     def forward(self, phi: Tensor, t: Tensor | None = None) -> Tensor:
         """See :py:meth:`VelocityModel.forward`."""
@@ -123,7 +125,8 @@ class VelocityBatch(nn.Module):
 
     def velocity(self) -> Velocity:
         """The velocity for one integration: what depends on neither position nor time is worked out once."""
-        return self.models[0].together(list(self.models))
+        velocity = self.models[0].together(list(self.models))
+        return velocity.both_ways() if self.both_ways and isinstance(velocity, NodeVelocity) else velocity
 
 
 class NodeVelocity:
@@ -141,6 +144,11 @@ class NodeVelocity:
     def stationary(self) -> bool:
         """Whether the velocity is the same at all times."""
         return len(self.keyframes) == 1
+
+    def both_ways(self) -> NodeVelocity:
+        """The same for B items, and behind them for B that go back: ``-v(x, 1 - t)``."""
+        ways = zip(self.keyframes, reversed(self.keyframes), strict=True)
+        return NodeVelocity([torch.cat([there, -back]) for there, back in ways])
 
     def at_nodes(self, t: Tensor | None = None) -> Tensor:
         """The velocity at the nodes, (B, D, *spatial)."""

@@ -1,16 +1,20 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The Jacobian determinant of a displacement, by forward differences."""
+"""The Jacobian determinant of a displacement, by forward differences, and its integral over cells."""
 
 from __future__ import annotations
+
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from monai_nodeo.geometry._slabs import slabs
-from monai_nodeo.geometry.determinants import determinants
+from monai_nodeo.geometry.determinants import determinant, determinants
 
-__all__ = ["check_ddf", "jacobian_determinant"]
+__all__ = ["cell_volumes", "check_ddf", "jacobian_determinant"]
+
+_GAUSS = 0.5 / 3**0.5  # from the middle of a side to a point of Gauss
 
 
 def check_ddf(ddf: Tensor) -> None:
@@ -41,3 +45,38 @@ def jacobian_determinant(ddf: Tensor) -> Tensor:
     check_ddf(ddf)
     parts = [determinants(ddf[:, :, start : stop + 1]) for start, stop in slabs(ddf[:, :, 1:])]
     return torch.cat(parts, dim=1)
+
+
+def cell_volumes(ddf: Tensor) -> Tensor:
+    """Volume that each cell between the points of a grid has after a displacement, linear between them; 1 before.
+
+    The integral of the Jacobian determinant over the cell. It is exact (two points of Gauss along each axis), so that
+    the sum over a region is the volume within its displaced border.
+
+    Args:
+        ddf: displacement of the corners in voxels, (B, D, *spatial), D = 2 or 3, tensor axis order.
+
+    Returns:
+        (B, *(spatial - 1)).
+
+    Raises:
+        ValueError: when the channels do not match the spatial axes, or an axis has fewer than two points.
+    """
+    check_ddf(ddf)
+    return torch.cat([_cell_volumes(ddf[:, :, start : stop + 1]) for start, stop in slabs(ddf[:, :, 1:])], dim=1)
+
+
+def _cell_volumes(ddf: Tensor) -> Tensor:
+    dims = ddf.shape[1]
+    steps = [ddf.diff(dim=2 + axis) for axis in range(dims)]
+    points = list(product((0.5 - _GAUSS, 0.5 + _GAUSS), repeat=dims))
+    total = torch.zeros((), dtype=ddf.dtype, device=ddf.device)
+    for point in points:
+        columns = []
+        for axis, step in enumerate(steps):
+            for other in set(range(dims)) - {axis}:
+                n = step.shape[2 + other] - 1
+                step = torch.lerp(step.narrow(2 + other, 0, n), step.narrow(2 + other, 1, n), point[other])
+            columns.append(step)
+        total = total + determinant([[columns[a][:, i] + (a == i) for a in range(dims)] for i in range(dims)])
+    return total / len(points)

@@ -25,6 +25,7 @@ from .register_pair import register as register
 from .result import Registration as Registration
 from .sequence import register_sequence as register_sequence
 from .sequence_result import SequenceRegistration as SequenceRegistration
+from .sequence_transform import RegisterSequenced as RegisterSequenced
 from .settings import Settings as Settings
 from .settings import SettingsError as SettingsError
 from .trainer import DivergedError as DivergedError

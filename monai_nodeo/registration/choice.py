@@ -165,24 +165,13 @@ def _differences(spatial_dims: int) -> dict[str, Any]:
 def _disagreement(pair: PairBatch, spacing: tuple[float, ...], settings: Settings, components: Components) -> float:
     """See :py:class:`Choice`."""
     coarse = settings.replace(shrink_factors=[_FACTOR], iterations=[-(-settings.iterations[0] // 2)], cuda_graph=False)
-    fitted = fit(_both_ways(pair), spacing, coarse, components)
+    fitted = fit(pair.both_ways(), spacing, coarse, components)
     nodes = identity_grid(fitted.level.cloud_size, pair.fixed.device).expand(2, *[-1] * (pair.fixed.ndim - 1))
     phi = components.solver(VelocityBatch(fitted.models).velocity(), nodes, (0.0, 1.0))[-1]
     there, back = phi_to_ddf(phi, nodes).detach().split(1)
-    away = lengths(there + warp(back, there), 1)[:, None]
+    ways = [(there, back), (back, there)] if settings.symmetric else [(there, back)]
+    away = torch.cat([lengths(one + warp(other, one), 1)[:, None] for one, other in ways])
     seen = pair.at(fitted.level)
     brightest = torch.maximum(seen.fixed - seen.fixed.amin(), seen.moving - seen.moving.amin()).amax(1, keepdim=True)
-    inside = brightest > _FOREGROUND
+    inside = (brightest > _FOREGROUND).expand_as(away)
     return float(away[inside].median()) if bool(inside.any()) else 0.0
-
-
-def _both_ways(pair: PairBatch) -> PairBatch:
-    """A batch of one, and the same with the images exchanged."""
-    masks = [pair.fixed_mask, pair.moving_mask]
-    if any(mask is not None for mask in masks):
-        masks = [torch.ones_like(pair.fixed[:, :1]) if mask is None else mask for mask in masks]
-    fixed_mask, moving_mask = masks
-    landmarks = None if pair.landmarks is None else pair.landmarks.flip(2)
-    labels = None if pair.labels is None else pair.labels.flip(1)
-    there = PairBatch(pair.fixed, pair.moving, fixed_mask, moving_mask, None, pair.landmarks, pair.labels)
-    return PairBatch.of([there, PairBatch(pair.moving, pair.fixed, moving_mask, fixed_mask, None, landmarks, labels)])

@@ -88,6 +88,7 @@ def fit(
     spacing: Sequence[float],
     settings: Settings,
     components: Components,
+    both_ways: bool = False,
 ) -> Fit:
     """Optimise a velocity model for each pair of a batch, coarse to fine.
 
@@ -103,7 +104,10 @@ def fit(
         spacing: voxel size along each axis, mm.
         settings: levels, iterations, seed.
         components: what the settings name.
+        both_ways: the second half of the pairs is the first one with its images exchanged, and both have the models in
+            common; see :py:meth:`PairBatch.both_ways`.
     """
+    count = len(pairs.fixed) // 2 if both_ways else len(pairs.fixed)
     dense = settings.dense_iterations > 0 and not isinstance(components.velocity, CloudModel)
     levels = make_levels(pairs.fixed.shape[2:], spacing, settings.shrink_factors, settings.point_spacing, dense)
     iterations = [*settings.iterations, settings.dense_iterations][: len(levels)]
@@ -118,15 +122,15 @@ def fit(
         offset = None
         if level.dense and optimizer:  # the same models and the same optimiser go on
             optimizer.zero_grad()  # the first loss is that of the models as they are
-            offset = _offset(VelocityBatch(models).velocity(), components.solver, pairs.fixed, level)
+            offset = _offset(VelocityBatch(models, both_ways).velocity(), components.solver, pairs.fixed, level)
         else:
-            starts = [model.finer for model in models] or [components.velocity.fresh] * len(pairs.fixed)
+            starts = [model.finer for model in models] or [components.velocity.fresh] * count
             models = _started(starts, level, pairs.fixed.device, settings.seed)
             optimizer = components.optimizer(VelocityBatch(models).parameters())
         untouched = [[x.detach().clone() for x in model.parameters()] for model in models]
         trainer = PairTrainer(
             pairs.at(level),
-            VelocityBatch(models),
+            VelocityBatch(models, both_ways),
             optimizer,
             loss,
             components.solver,
@@ -145,7 +149,7 @@ def fit(
             interrupted = level.index
         done = trainer.state.iteration
         curves.append(
-            {"level": torch.full((done, len(pairs.fixed)), float(level.index))}
+            {"level": torch.full((done, count), float(level.index))}
             | {name: values[:done].cpu() for name, values in trainer.state.history.items()}
         )
         trainer.release()

@@ -21,7 +21,7 @@ from monai_nodeo.data.pair import Pair, PairError, source_name, stored_grid
 from monai_nodeo.data.placement import affine_3d, physical_map
 from monai_nodeo.files import ImageGrid
 from monai_nodeo.flows import CloudModel, Flow, Solver, VelocityField, VelocityModel
-from monai_nodeo.flows.unfolding import unfolded
+from monai_nodeo.flows.unfolding import unfolded, unfolded_both_ways
 from monai_nodeo.geometry.cropping import Box, foreground_box
 from monai_nodeo.geometry.sampling import warp, warp_in_slabs
 from monai_nodeo.losses import RegistrationLoss
@@ -34,6 +34,7 @@ from monai_nodeo.registration.fitting import Components, Fit, fit
 from monai_nodeo.registration.handlers import BestFit, EarlyStop, ProgressBar
 from monai_nodeo.registration.levels import Level, PairBatch
 from monai_nodeo.registration.limits import check_memory, pairs_at_once
+from monai_nodeo.registration.pair_map import PairMap
 from monai_nodeo.registration.preparation import Prepared, grid_like, grid_of_nodes, prepare
 from monai_nodeo.registration.result import Registration
 from monai_nodeo.registration.settings import Settings
@@ -197,6 +198,8 @@ class PairInferer(Inferer):
                 f"{pair.id or 'the pair'} is {pair.spatial_dims}D and the settings are for {dims}D; "
                 f"take Settings.preset(spatial_dims={pair.spatial_dims})."
             )
+        if self.settings.symmetric and isinstance(velocity, CloudModel):
+            raise PairError(f"symmetric: {type(velocity).__name__} is no velocity of places; take another velocity.")
         smallest = min(pair.fixed.image.shape[1:])
         if smallest < velocity.min_size:
             raise PairError(
@@ -234,7 +237,9 @@ class PairInferer(Inferer):
         check_memory(settings, one.shape[2:], len(tasks), one.device, one.shape[1])
         components = self._with_loss(replace(self.components, velocity=velocity), settings)
         batch = PairBatch.of([task.tensors for task in tasks])
-        fitted = fit(batch, tasks[0].prepared.spacing, settings, components)
+        if settings.symmetric:
+            batch = batch.both_ways()
+        fitted = fit(batch, tasks[0].prepared.spacing, settings, components, settings.symmetric)
         del batch
         give_back_kept_memory()  # what comes now are other arrays
         flows = [self._finished(n, fitted, task, components) for n, task in enumerate(tasks)]
@@ -251,7 +256,10 @@ class PairInferer(Inferer):
         # it needs
         solver = components.solver if isinstance(model, CloudModel) else components.finished
         flow = Flow(model.requires_grad_(False), solver, _domain(task, fitted.level), task.grid)
-        flow, ddf = unfolded(flow) if self.settings.unfold else (flow, flow.displacement())
+        if self.settings.unfold:
+            flow, ddf = (unfolded_both_ways if self.settings.symmetric else unfolded)(flow)
+        else:
+            ddf = flow.displacement()
         if not ddf.isfinite().all():
             raise DivergedError(len(fitted.history["loss"]))
         return flow, ddf
@@ -290,26 +298,49 @@ class PairInferer(Inferer):
 
     def _with_uncertainty(self, result: Registration, device: torch.device, velocity: VelocityModel) -> Registration:
         """The same, and how far other registrations of the pair are from it."""
+        found = self.samples(result, self.uncertainty, device, velocity)
+        return replace(result, uncertainty=deviation(result, (way.ddf for way in found))) if found else result
+
+    def samples(
+        self,
+        result: Registration,
+        count: int,
+        device: torch.device | str | None = None,
+        network: VelocityModel | None = None,
+    ) -> list[PairMap]:
+        """Other registrations of a pair, with what its result should not depend on changed.
+
+        Args:
+            result: of the pair, with its images.
+            count: how many.
+            device: where to compute; by default a GPU if there is one.
+            network: velocity model whose options are used, instead of the inferer's.
+
+        Returns:
+            What each has for the flow of the result; none if one could not be made or was interrupted.
+        """
+        where = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        velocity = network or self.components.velocity
         again = copy(self)
         again.uncertainty = 0
         several = [factory for factory in self.components.handlers if not _for_one_pair(factory)]
         again.components = self._with_loss(replace(self.components, handlers=several), result.settings)
         again.settings = result.settings.replace(initial_transform=None, self_tuning=False)
-        changed = [perturbed(result, again.settings.seed + n, again._takes_masks()) for n in range(self.uncertainty)]
+        changed = [perturbed(result, again.settings.seed + n, again._takes_masks()) for n in range(count)]
         assert result.pair is not None
-        most = pairs_at_once(again.settings, result.pair.fixed.image.shape[1:], device)
-        logger.info("%s more registrations for the uncertainty", self.uncertainty)
-        displacements = []
+        most = pairs_at_once(again.settings, result.pair.fixed.image.shape[1:], where)
+        logger.info("%s more registrations for the uncertainty", count)
+        ways: list[PairMap] = []
         try:
             for part in (changed[n : n + most] for n in range(0, len(changed), most)):
-                found = again.register([one.pair for one in part], device, velocity)
+                found = again.register([one.pair for one in part], where, velocity)
                 if any(one.interrupted is not None for one in (result, *found)):
-                    return result
-                displacements += [c.displacement(f.flow, result.flow.grid) for c, f in zip(part, found, strict=True)]
+                    return []
+                ways += [c.map(f.flow, result.flow.grid) for c, f in zip(part, found, strict=True)]
         except (PairError, DivergedError) as error:  # the registration is there
             logger.warning("%s: no uncertainty: %s", result.pair.id, error)
-            return result
-        return replace(result, uncertainty=deviation(result, displacements))
+            return []
+        return ways
 
     def _takes_masks(self) -> bool:
         try:
@@ -323,8 +354,9 @@ class PairInferer(Inferer):
         """The similarity loss before and after, on the grid of the optimisation, without masks."""
         matched = task.prepared.matched
         fixed, moving = (x.as_tensor()[None].to(ddf.device) for x in (matched.fixed, matched.moving))
-        if fixed.shape[2:] != ddf.shape[1:]:
-            ddf = flow.displacement(grid_like(task.grid, affine_3d(matched.fixed).numpy(), fixed.shape[2:]))
+        if task.settings.symmetric or fixed.shape[2:] != ddf.shape[1:]:
+            grid = grid_like(task.grid, affine_3d(matched.fixed).numpy(), fixed.shape[2:])
+            ddf = flow.displacement(task.prepared.in_fixed(grid))
         loss = components.loss.similarity
         return loss(moving, fixed).item(), loss(warp_in_slabs(moving, ddf[None].to(fixed)), fixed).item()
 
@@ -362,10 +394,16 @@ def _defended(task: _Task, choice: Choice, flow: Flow) -> bool:
     but for rounding.
     """
     level = coarse_level(task.tensors, task.prepared.spacing)
-    seen = replace(task.tensors.at(level), moving_mask=None)  # it would have to be moved too
-    ddf = flow.displacement(_domain(task, level))[None].to(seen.moving)
-    before, after = (information(pair)[0] for pair in (seen, replace(seen, moving=warp(seen.moving, ddf))))
-    return not choice.hopeless and after >= _KEPT * before
+    ways = [(task.tensors, flow)]
+    if task.settings.symmetric:
+        ways.append((replace(task.tensors, fixed=task.tensors.moving, moving=task.tensors.fixed), flow.inverse))
+    kept = []
+    for tensors, way in ways:
+        seen = replace(tensors.at(level), moving_mask=None)  # it would have to be moved too
+        ddf = way.displacement(_domain(task, level))[None].to(seen.moving)
+        before, after = (information(pair)[0] for pair in (seen, replace(seen, moving=warp(seen.moving, ddf))))
+        kept.append(after >= _KEPT * before)
+    return not choice.hopeless and all(kept)
 
 
 def _start_alone(registration: Registration) -> Registration:
@@ -393,8 +431,8 @@ def _warn_of_refusal(pair: Pair) -> None:
 
 
 def _domain(task: _Task, level: Level) -> ImageGrid:
-    """Grid of the nodes of the last level's velocity."""
-    return grid_of_nodes(task.prepared.matched.fixed, task.box, level, task.grid)
+    """Grid of the nodes of the last level's velocity, in the space of the fixed image."""
+    return task.prepared.in_fixed(grid_of_nodes(task.prepared.matched.fixed, task.box, level, task.grid))
 
 
 def usable(device: torch.device | str) -> torch.device:

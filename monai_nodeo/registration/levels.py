@@ -136,6 +136,17 @@ class PairBatch:
         """Iterations in which all images are seen."""
         return 1
 
+    def both_ways(self) -> PairBatch:
+        """The pairs, and behind them the same with their images exchanged."""
+        masks = [self.fixed_mask, self.moving_mask]
+        if any(mask is not None for mask in masks):
+            masks = [torch.ones_like(self.fixed[:, :1]) if mask is None else mask for mask in masks]
+        landmarks = None if self.landmarks is None else self.landmarks.flip(2)
+        labels = None if self.labels is None else self.labels.flip(1)
+        there = replace(self, fixed_mask=masks[0], moving_mask=masks[1], fixed_certainty=None)
+        back = PairBatch(self.moving, self.fixed, masks[1], masks[0], None, landmarks, labels)
+        return PairBatch.of([there, back])
+
     def cropped(self, box: Box) -> PairBatch:
         """The pairs in a box of voxels."""
         landmarks = self.landmarks

@@ -57,7 +57,8 @@ def needed_memory(settings: Settings, spatial_shape: Sequence[int], pairs: int =
     dims = len(spatial_shape)
     dense, finest = bool(settings.dense_iterations), min(settings.shrink_factors)
     points = max(finest, settings.point_spacing) ** -dims
-    optimised = (_COMPARED * channels + dims * dense) * finest**-dims + dims * points * (_OF_CLOUD + steps)
+    ways = 2 if settings.symmetric else 1
+    optimised = ways * (_COMPARED * channels + dims * dense) * finest**-dims + dims * points * (_OF_CLOUD + steps)
     finished = channels + dims * (1 + points) + _FINISHING
     each = _NUMBER * (_IMAGES * channels + max(optimised, finished))
     return round(each * math.prod(spatial_shape) * pairs)

@@ -23,6 +23,7 @@ from monai_nodeo.geometry.cropping import Box
 from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.registration.levels import Level, PairBatch
 from monai_nodeo.registration.settings import Settings
+from monai_nodeo.registration.symmetric import half_of, on_mean_grid, symmetric_start, with_masks_of_air
 from monai_nodeo.registration.thick_slices import refine
 
 __all__ = ["Prepared", "grid_like", "grid_of_nodes", "prepare"]
@@ -35,10 +36,16 @@ class Prepared:
     Attributes:
         start: where the pair starts from.
         matched: both images on one grid, with values in [0, 1].
+        half: (4, 4), RAS mm, from the fixed image to that grid, see `registration.symmetric`; None: it is its own.
     """
 
     start: Start
     matched: MatchedPair
+    half: Tensor | None = None
+
+    def in_fixed(self, grid: ImageGrid) -> ImageGrid:
+        """A grid in the space of ``matched`` as one in that of the fixed image."""
+        return grid if self.half is None else replace(grid, affine=np.linalg.inv(self.half.numpy()) @ grid.affine)
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -69,14 +76,20 @@ def prepare(pair: Pair, settings: Settings, loss: RegistrationLoss) -> Prepared:
             or labels are to be used that there are not.
     """
     _check_masks(pair, settings, loss)
-    start = find_start(pair, pair.start or settings.initial_transform)
+    initial, half = pair.start or settings.initial_transform, None
+    start = symmetric_start(pair, initial) if settings.symmetric else find_start(pair, initial)
+    rest = start.affine
     if settings.mask_air:
-        pair = with_mask_of_air(pair)
-    fine, certainty = refine(pair)
-    matched = match(fine, start.affine, certainty)
-    labels = matched_labels(pair, matched.fixed, start.affine) if settings.label_weight else None
+        pair = with_masks_of_air(pair) if settings.symmetric else with_mask_of_air(pair)
+    if settings.symmetric:
+        rest = half = half_of(start.affine)
+        fine, certainty = on_mean_grid(pair, half), None
+    else:
+        fine, certainty = refine(pair)
+    matched = match(fine, rest, certainty)
+    labels = matched_labels(fine, matched.fixed, rest) if settings.label_weight else None
     fixed, moving = to_unit_range(matched.fixed), to_unit_range(matched.moving)
-    return Prepared(start, replace(matched, fixed=fixed, moving=moving, labels=labels))
+    return Prepared(start, replace(matched, fixed=fixed, moving=moving, labels=labels), half)
 
 
 def grid_of_nodes(fixed: MetaTensor, box: Box, level: Level, grid: ImageGrid) -> ImageGrid:

@@ -28,7 +28,7 @@ from monai_nodeo.registration.handlers import ProgressBar
 from monai_nodeo.registration.inferer import usable
 from monai_nodeo.registration.preparation import Prepared, grid_of_nodes, prepare
 from monai_nodeo.registration.sequence_result import SequenceRegistration
-from monai_nodeo.registration.settings import Settings
+from monai_nodeo.registration.settings import Settings, SettingsError
 from monai_nodeo.registration.trainer import DivergedError
 
 __all__ = ["register_sequence", "sequence_settings"]
@@ -95,6 +95,8 @@ def register_sequence(
         settings = Settings.preset(settings, fixed.ndim - 1)
     followed = None if label is None else load_label(label, "labels", fixed)
     where = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if settings.symmetric:
+        raise SettingsError("symmetric is for pairs; a sequence has a reference frame.")
     with TemporaryDirectory(prefix="monai_nodeo_") as temporary, torch.inference_mode(False), torch.enable_grad():
         laid = _lay_out(series, reference, span, settings, Path(temporary), where)
         choice = _choice(laid, settings)

@@ -7,7 +7,7 @@
 ``corrected.nii.gz``                     every frame carried to the reference frame, 4D
 ``displacement/0000.nii.gz``, ...        for each frame an ITK displacement field, reference point -> point in the frame
 ``frames.csv``                           name, time, similarity before and after, folds and displacement of each frame
-``labels.csv``                           size of each label at the time of each frame
+``labels.csv``                           size and mean principal strains of each label at the time of each frame
 ``points.csv``                           where points are at the time of each frame, and how far they have come
 ``history.csv``                          every loss term at every iteration
 ``metrics.json``                         figures and settings; written last: with it, all is there
@@ -25,6 +25,7 @@ from importlib.metadata import version
 from os import PathLike
 from os.path import expanduser
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -112,6 +113,30 @@ class SequenceRegistration:
         ids = self.label[0].as_tensor().to(determinant.device)
         return {int(k): float(determinant[ids == k].double().sum()) * voxel for k in ids.unique().tolist() if k}
 
+    def label_strains(self, displacement: Tensor) -> dict[int, tuple[float, float]]:
+        """The largest and the least principal strain of each label after a displacement of the reference frame, means.
+
+        Those of Green and Lagrange, ``(F^T F - I) / 2`` for the gradient F of the map in mm: above 0 where tissue
+        becomes longer.
+
+        Raises:
+            ValueError: without a label map.
+        """
+        if self.label is None:
+            raise ValueError("there is no label map; give one of the reference frame.")
+        dims, sides = len(displacement), displacement.new_tensor(self.flow.grid.spacing)
+        ids = self.label[0].as_tensor().to(displacement.device)
+        ends = [(0, 0) * (dims - 1 - axis) + (0, 1) for axis in range(dims)]
+        steps = [
+            F.pad(displacement.diff(dim=1 + axis)[None], end + (0, 0) * axis, mode="constant")[0][:, ids > 0]
+            for axis, end in enumerate(ends)
+        ]
+        gradient = torch.stack(steps).permute(2, 1, 0) * sides.view(-1, 1) / sides + torch.eye(dims).to(sides)
+        strain = torch.linalg.eigvalsh((gradient.mT @ gradient - torch.eye(dims).to(sides)) / 2)
+        inside = ids[ids > 0]
+        means = {int(k): strain[inside == k].mean(0) for k in inside.unique().tolist()}
+        return {k: (float(mean[-1]), float(mean[0])) for k, mean in means.items()}
+
     def save(self, path: str | PathLike[str], points: Points | None = None) -> dict[str, Any]:
         """Write the result folder; see the top of this module for its files.
 
@@ -131,12 +156,14 @@ class SequenceRegistration:
         _write_table(folder / "frames.csv", frames)
         if labels:
             _write_table(folder / "labels.csv", labels)
-        if points is not None:
-            _write_table(folder / "points.csv", self._followed(points))
+        followed = [] if points is None else self._followed(points)
+        if followed:
+            _write_table(folder / "points.csv", followed)
         write_history(folder / HISTORY, self.history)
         figures = {
             "frames": frames,
             "labels": labels,
+            "points": _mean_paths(followed),
             "reference": self.reference,
             "periodic": self.periodic,
             "span": list(self.flow.span),
@@ -184,7 +211,11 @@ class SequenceRegistration:
                 )
                 sizes = {} if self.label is None else self.label_sizes(ddf)
                 unit = "volume_mm3" if grid.spatial_dims == 3 else "area_mm2"
-                labels += [{"time": self.times[number], "label": k, unit: size} for k, size in sizes.items()]
+                strains = self.label_strains(ddf) if sizes else {}
+                for k, size in sizes.items():
+                    most, least = strains[k]
+                    row = {"time": self.times[number], "label": k, unit: size}
+                    labels.append({**row, "strain_largest": most, "strain_least": least})
             ordered = [self.times[number] for number in order]
             step = (ordered[-1] - ordered[0]) / (len(ordered) - 1)
             save_nifti(folder / "corrected.nii.gz", corrected, grid, steps=((step,), "unknown"))
@@ -223,6 +254,12 @@ def _unit(image: MetaTensor, fixed: MetaTensor) -> tuple[Tensor, Tensor]:
     low, high = plain[1].min(), plain[1].max()
     first, second = ((x - low) / (high - low) for x in plain)
     return first, second
+
+
+def _mean_paths(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """The mean length of the paths of points at each time."""
+    times = sorted({row["time"] for row in rows})
+    return [{"time": t, "path_mm": fmean(row["path_mm"] for row in rows if row["time"] == t)} for t in times]
 
 
 def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -59,6 +59,8 @@ class Settings:
         point_spacing: smallest distance of the points that are integrated, in (smallest) voxel sides.
         learning_rate: of Adam, in points of the cloud.
         amsgrad: variant of Adam.
+        symmetric: no image is preferred: both are sampled half-way, and exchanged they give the inverse; see
+            `registration.symmetric`.
         velocity: "lattice", "decoder" or "coordinates", parametrisations of a velocity of places, or "nodeo", the
             published network.
         keyframes: velocities at as many equally spaced times; 1: the same at all times.
@@ -109,6 +111,7 @@ class Settings:
     point_spacing: float
     learning_rate: float
     amsgrad: bool
+    symmetric: bool
     velocity: str
     keyframes: int
     bottleneck: int

@@ -51,7 +51,8 @@ class PairTrainer(Trainer):
     Args:
         pairs: images of one shape, and masks, on the device to compute on; or the frames of a series, of which each
             iteration sees a few, and whose terms are the means over them.
-        network: velocity models for clouds of ``level.cloud_size``, one a pair, or one for the series.
+        network: velocity models for clouds of ``level.cloud_size``, one a pair, or one for the series; both ways, one
+            for each pair of the first half, and terms are the means of there and back.
         optimizer: optimiser of the network's parameters, which treats each parameter by itself, as all in torch do but
             LBFGS.
         loss_function: gives the dict of loss terms, see :py:class:`monai_nodeo.losses.RegistrationLoss`.
@@ -182,6 +183,8 @@ class PairTrainer(Trainer):
         )
         if pairs.times is not None:
             terms = {name: value.mean(0, keepdim=True) for name, value in terms.items()}
+        if self.network.both_ways:
+            terms = {name: value.unflatten(0, (2, -1)).mean(0) for name, value in terms.items()}
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         del warped, velocities  # the backward pass frees what it has used
         terms["loss"].sum().backward()

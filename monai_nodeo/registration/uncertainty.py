@@ -43,10 +43,10 @@ class Perturbed:
     shift: Tensor
     exchanged: bool
 
-    def displacement(self, flow: Flow, grid: ImageGrid) -> Tensor:
-        """What the flow of the pair is for the pair before it was changed, (D, *spatial), voxels of the grid."""
+    def map(self, flow: Flow, grid: ImageGrid) -> PairMap:
+        """What the flow of the pair is for the pair before it was changed, on its fixed grid."""
         way = flow.inverse if self.exchanged else flow
-        return PairMap(way, grid, torch.eye(4, dtype=torch.float64), self.shift).ddf
+        return PairMap(way, grid, torch.eye(4, dtype=torch.float64), self.shift)
 
 
 def perturbed(registration: Registration, seed: int, weights: bool = True) -> Perturbed:

@@ -15,12 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_nodeo.report.plots.planes import as_array
 
-__all__ = ["plot_dice", "plot_distribution", "plot_history"]
+__all__ = ["plot_curves", "plot_dice", "plot_distribution", "plot_history"]
 
 _BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#8c8c8c"  # of Okabe and Ito, for the colour-blind
 _LEVELS_MAP = colormaps["cividis"]
 _IN_A_ROW = 2
 _MANY_BINS = 30
+_MANY_CURVES = 8
 
 
 def plot_history(history: Mapping[str, ArrayLike], step: str = "iteration") -> Figure:
@@ -81,6 +82,34 @@ def plot_dice(before: Mapping[Hashable, float | None], after: Mapping[Hashable, 
     ax.set_ylabel("label", fontsize=8)
     figure.legend(loc="outside upper right", ncols=2, fontsize=7, frameon=False)
     _tidy(ax)
+    return figure
+
+
+def plot_curves(panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]], along: str = "time") -> Figure:
+    """Draw curves, in small plots beside each other.
+
+    Args:
+        panels: title -> name of each curve -> where along the axis, and its values there.
+        along: what the axis is.
+
+    Returns:
+        The figure.
+    """
+    columns = min(len(panels), _IN_A_ROW)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.1 * rows), dpi=100, layout="constrained")
+    places = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in places[len(panels) :]:
+        ax.remove()
+    for ax, (title, curves) in zip(places, panels.items(), strict=False):
+        for shade, (name, (at, values)) in zip(np.linspace(0.1, 0.85, len(curves)), curves.items(), strict=True):
+            colour = _LEVELS_MAP(shade)
+            ax.plot(as_array(at), as_array(values), color=colour, linewidth=1.2, marker=".", markersize=3, label=name)
+        ax.set_title(title, fontsize=9)
+        ax.set_xlabel(along, fontsize=8)
+        if 1 < len(curves) <= _MANY_CURVES:
+            ax.legend(fontsize=6, frameon=False)
+        _tidy(ax)
     return figure
 
 
