@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Overlap against roughness: ours and other tools, each over its own regularisation.
 
-    python benchmarks/front.py PAIRS.json --peers .venv-peers/bin/python [--methods ours,demons,greedy]
+    python benchmarks/front.py PAIRS.json --peers .venv-peers/bin/python --json benchmarks/front_2d.json
 
 PAIRS.json is a list of "fixed", "moving", "fixed_label" and "moving_label", affinely aligned, of one grid. Ours is
 steered to SDlogJ values (`sd_log_jacobian`); demons smooth the displacement by a Gaussian of some voxels, greedy the
 velocity and the displacement. Every field is judged by SimpleITK and numpy: mean Dice over the labels of the fixed
 image, the standard deviation and the .1 and 99.9 % quantiles of the logarithm of the Jacobian determinant (central
 differences), Learn2Reg's SDlogJ, bending energy (mean of all squared second differences, per voxel) and folded
-voxels. The JSON file holds the means over the pairs; rows of methods that are not run again stay. A plot is made of it.
+voxels. The JSON file holds the means over the pairs; rows of methods (`--methods`) that are not run again stay. All
+files ``front_*.json`` beside it are plotted in ``docs/front.png``.
 """
 
 from __future__ import annotations
@@ -119,19 +120,22 @@ def peer(python: str, method: str, rows: list[Row], strength: Any) -> tuple[list
         return [sitk.ReadImage(job["field"]) for job in jobs], json.loads(done.stdout)
 
 
-def plot(found: list[dict[str, Any]], path: Path) -> None:
-    """Dice against SDlogJ, a line for each method."""
+def plot(tables: list[Path], path: Path) -> None:
+    """Dice against SDlogJ: a panel for each table, a line for each method."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(5, 3.4), layout="constrained")
-    for method in STRENGTHS:
-        points = sorted((row["sd_log_jacobian"], row["dice"]) for row in found if row["method"] == method)
-        if points:
-            axes.plot(*zip(*points, strict=True), "o-", label=method, markersize=4)
-    axes.set(xlabel="SDlogJ", ylabel="Dice")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=130)
+    figure, panels = plt.subplots(1, len(tables), figsize=(4.2 * len(tables), 3.2), layout="constrained", squeeze=False)
+    for axes, table in zip(panels[0], tables, strict=True):
+        found = json.loads(table.read_text(encoding="utf-8"))
+        for method in STRENGTHS:
+            points = sorted((row["sd_log_jacobian"], row["dice"]) for row in found if row["method"] == method)
+            if points:
+                axes.plot(*zip(*points, strict=True), "o-", label=method, markersize=4)
+        pairs = found[0]["pairs"]
+        axes.set(xlabel="SDlogJ", ylabel="Dice", title=f"{table.stem.removeprefix('front_').upper()}, {pairs} pairs")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -140,7 +144,7 @@ def main() -> None:
     parser.add_argument("pairs", type=Path)
     parser.add_argument("--methods", default="ours,demons,greedy")
     parser.add_argument("--peers", help="Python of the environment that has the other tools")
-    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--json", type=Path, default=Path(__file__).with_name("front_2d.json"))
     given = parser.parse_args()
     rows = json.loads(given.pairs.read_text(encoding="utf-8"))
     rows = [{key: str(given.pairs.parent / path) for key, path in row.items()} for row in rows]
@@ -159,7 +163,7 @@ def main() -> None:
             print(json.dumps(found[-1]), flush=True)
             lines = ",\n".join(json.dumps(x) for x in found)
             given.json.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    plot(found, given.json.with_suffix(".png"))
+    plot(sorted(given.json.parent.glob("front_*.json")), Path(__file__).parents[1] / "docs" / "front.png")
 
 
 if __name__ == "__main__":
