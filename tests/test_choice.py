@@ -147,8 +147,8 @@ def test_what_is_doubtful_is_told_at_once_and_the_report_says_what_was_chosen(tm
         nib.save(nib.Nifti1Image(image, torch.eye(4).numpy()), tmp_path / f"{name}.nii.gz")
     f, m, out = (tmp_path / name for name in ("f.nii.gz", "m.nii.gz", "out"))
     words = ["register", "-f", f, "-m", m, "-o", out, "--init", "none", "--set", "iterations=[20,4]", "--quiet"]
-    done = CliRunner().invoke(main, [str(word) for word in words])
-    assert done.exit_code == 0
+    done = CliRunner().invoke(main, [*map(str, words), "--strict"])
+    assert done.exit_code == 4
     figures = json.loads((out / "metrics.json").read_text())
     assert f"with a probability of {figures['wrong_probability']:.0%}; look at the images." in done.stderr
     assert figures["choice"]["smoothness_weight"] == figures["settings"]["smoothness_weight"]

@@ -116,6 +116,12 @@ def test_page(page, tmp_path):
     assert [name for name in outputs if not (tmp_path / name).exists()] == []
 
 
+def test_every_page_is_in_the_navigation_of_the_site():
+    named = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")]
+    assert sorted(set(pages) - set(named)) == sorted(page for page in pages if re.match("decisions/(?!README)", page))
+
+
 @pytest.mark.parametrize("page", BESIDE)
 def test_commands_beside_other_tools_can_be_read(page):
     """Options, presets and settings that the page names are there; what it says is not run."""

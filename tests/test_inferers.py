@@ -246,6 +246,11 @@ def test_optimiser_and_loss_are_the_given_ones_at_every_level():
         assert curve.unique().numel() == 1  # a learning rate of 0
 
 
+def test_an_image_loss_alone_is_refused():
+    with pytest.raises(ValueError, match=r"loss is a LocalNCCLoss; put it in a RegistrationLoss\("):
+        PairInferer(loss=LocalNCCLoss(3, 9))
+
+
 def test_a_handler_is_made_for_every_level_and_knows_it():
     seen = []
 

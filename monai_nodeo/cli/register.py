@@ -68,7 +68,7 @@ _NOT_DEFENDED = 4
     show_default=True,
     help="What ctrl-C does to the flow so far.",
 )
-@click.option("--strict", is_flag=True, help="End with status 4 if no deformation can be defended.")
+@click.option("--strict", is_flag=True, help="End with status 4 if no deformation can be defended, or the result is not aligned.")
 @click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
 @SET
 def command(
@@ -141,8 +141,15 @@ def command(
     if interrupted:
         click.echo(f"interrupted: the flow is saved as far as it came, in {folder}.", err=True)
         sys.exit(_INTERRUPTED)
-    if strict and not registration.accepted:
+    if strict and not _to_be_trusted(registration, figures):
         sys.exit(_NOT_DEFENDED)
+
+
+def _to_be_trusted(registration: Any, figures: dict[str, Any]) -> bool:
+    """Whether there is a deformation, and the verdict is not that the images are not aligned."""
+    from monai_nodeo.metrics.confidence import NOT_ALIGNED
+
+    return bool(registration.accepted and figures["wrong_probability"] < NOT_ALIGNED)
 
 
 def _register(

@@ -90,8 +90,8 @@ class PairInferer(Inferer):
             `registration.uncertainty`.
 
     Raises:
-        ValueError: when the settings name something that there is not, or ``uncertainty`` is no whole number of 0 or
-            more.
+        ValueError: when the settings name something that there is not, ``loss`` is an image loss alone, or
+            ``uncertainty`` is no whole number of 0 or more.
 
     Example:
         >>> inferer = PairInferer(Settings.preset("fast"), loss=RegistrationLoss(MyLoss()))
@@ -111,6 +111,9 @@ class PairInferer(Inferer):
         super().__init__()
         if isinstance(uncertainty, bool) or not isinstance(uncertainty, int) or uncertainty < 0:
             raise ValueError(f"uncertainty is {uncertainty!r}, expected how often to register again, 0 or more.")
+        if isinstance(loss, torch.nn.Module) and not isinstance(loss, RegistrationLoss):
+            kind = type(loss).__name__
+            raise ValueError(f"loss is a {kind}; put it in a RegistrationLoss({kind}(...), velocity_terms=...).")
         self.settings = settings or Settings.preset()
         self.uncertainty = uncertainty
         own: list[Callable[[], Any]] = []
