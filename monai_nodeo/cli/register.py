@@ -68,7 +68,9 @@ _NOT_DEFENDED = 4
     show_default=True,
     help="What ctrl-C does to the flow so far.",
 )
-@click.option("--strict", is_flag=True, help="End with status 4 if no deformation can be defended, or the result is not aligned.")
+@click.option(
+    "--strict", is_flag=True, help="End with status 4 if no deformation can be defended, or the result is not aligned."
+)
 @click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
 @SET
 def command(
