@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -38,6 +37,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+from monai_nodeo.metrics.machine import peak_memory_mb
 from monai_nodeo.registration import Settings, register, register_sequence
 
 # name -> folder, part of the image, frames, how far the tissue goes
@@ -45,6 +45,7 @@ MOVED: dict[str, tuple[str, tuple[slice, ...], int, float]] = {
     "heart_8": ("cine2d_n02", (slice(64, 192),) * 2, 8, 8.0),
     "heart_30": ("cine2d_hyp37", (slice(64, 192),) * 2, 30, 8.0),
     "hippocampus_8": ("hippocampus_004_165", (), 8, 4.0),
+    "liver_8": ("liver4dmr_19_cyc_1_6", (slice(0, 166, 2), slice(0, 196, 2), slice(None)), 8, 8.0),
 }
 PAIRS = ("cine2d_hfi05", "cine2d_hyp01", "cine2d_hyp37", "cine2d_n02", "cine2d_n05")
 STEP = 0.02  # of the true flow
@@ -173,7 +174,7 @@ def process(kind: str, frames: int) -> None:
         settings = Settings.preset(spatial_dims=len(SIDES[kind]), self_tuning=False)
         short = settings.replace(iterations=[2] * len(settings.iterations))
         register_sequence(paths, settings=short, handlers=())
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+    print(peak_memory_mb(torch.device("cpu")))
 
 
 def main() -> None:
