@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,7 +60,8 @@ class Job:
         settings: of the registrations, as a dict.
         settings_key: of what results depend on.
         device: where to compute; None: a GPU if there is one.
-        report: make the page of each pair.
+        images: write the warped images, and what they say of the result; without them, the flow and its figures alone.
+        report: make the page of each pair, with images.
         threads: of a worker, None: as many as it has.
         run: name of this run of the command.
         version: of this package, which the workers have to have, too.
@@ -72,6 +73,7 @@ class Job:
     settings: Mapping[str, Any]
     settings_key: str
     device: str | None = None
+    images: bool = True
     report: bool = True
     threads: int | None = None
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -225,9 +227,11 @@ def _saved(job: Job, row: Mapping[str, Any], registration: Any, share: float) ->
     started = time.perf_counter()
     id = row["id"]
     folder = job.ledger.pair_folder(id)
+    if not job.images:
+        registration = replace(registration, pair=None)
     figures = registration.save(folder, seconds_total=share + time.perf_counter() - started)
     job.derivatives.write(row, registration, folder)
-    if job.report:
+    if job.report and job.images:
         from monai_nodeo.report import write_report
 
         try:

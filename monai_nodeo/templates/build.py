@@ -75,6 +75,7 @@ class _Work:
             folder=str(ledger.folder),
             settings=settings.to_dict(),
             settings_key=ledger.settings_key,
+            images=report,
             report=report,
         )
         run_cohort(job, rows, rows, self.engine, self.batch)
