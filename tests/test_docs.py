@@ -116,6 +116,11 @@ def test_page(page, tmp_path):
     assert [name for name in outputs if not (tmp_path / name).exists()] == []
 
 
+def test_no_text_holds_both_sides_of_a_conflict():
+    texts = TEXTS | {"CHANGELOG.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")}
+    assert not [page for page, text in texts.items() if re.search(r"^(<<<<<<<|>>>>>>>) ", text, flags=re.MULTILINE)]
+
+
 def test_every_page_is_in_the_navigation_of_the_site():
     named = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE)
     pages = [path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")]
