@@ -31,7 +31,7 @@ import torch
 
 from monai_nodeo.data import load_pair
 from monai_nodeo.files import ImageGrid, read_transform
-from monai_nodeo.geometry.folding import folded_cells
+from monai_nodeo.geometry.folds import folded_cells
 from monai_nodeo.geometry.jacobian import jacobian_determinant
 from monai_nodeo.geometry.sampling import warp
 from monai_nodeo.metrics.fields import sd_log_jacobian

@@ -19,7 +19,7 @@ from monai_nodeo.cohort import task
 from monai_nodeo.cohort.task import Job, register_pairs
 from monai_nodeo.data import Pair
 from monai_nodeo.flows import ODESolver
-from monai_nodeo.geometry.folding import folded_cells
+from monai_nodeo.geometry.folds import folded_cells
 from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.registration import DivergedError, PairInferer
 from monai_nodeo.registration.inferer import pair_of_tensors

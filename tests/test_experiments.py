@@ -21,7 +21,7 @@ from experiments.recorded import is_done, made_with, read_result, relevant_setti
 from experiments.running import _reproduction_dice, run_all
 from experiments.tables import ablation_table, cohort_table, paired_difference, volume_table
 from monai_nodeo.registration import PairInferer, Settings
-from monai_nodeo.registration.components import make_velocity
+from monai_nodeo.registration.named_parts import make_velocity
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = {run.name: run for group in experiments().values() for run in group.values()}

@@ -10,7 +10,7 @@ from monai.metrics import CumulativeIterationMetric
 from synthetic import determinants, noise
 from torch import Tensor
 
-from monai_nodeo.geometry.folding import folded_cells
+from monai_nodeo.geometry.folds import folded_cells
 from monai_nodeo.metrics import (
     FoldedCellCountMetric,
     FoldingFractionMetric,

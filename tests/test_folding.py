@@ -9,8 +9,8 @@ from scipy import ndimage
 from synthetic import noise, smooth_ddf
 from torch import Tensor
 
-from monai_nodeo.geometry import folding
-from monai_nodeo.geometry.folding import (
+from monai_nodeo.geometry import folds
+from monai_nodeo.geometry.folds import (
     Places,
     average_at,
     folded_cells,
@@ -110,7 +110,7 @@ def test_what_is_no_field_with_cells_is_refused(shape):
 @pytest.mark.parametrize(("first", "end", "last"), [(0, 0, 1), (-1, 0, 2), (-2, 3, 1)])
 @pytest.mark.parametrize("many", [4, 2**16])
 def test_places_spread_over_boxes_around_them(shape, first, end, last, many, monkeypatch):
-    monkeypatch.setattr(folding, "_MANY", many)
+    monkeypatch.setattr(folds, "_MANY", many)
     chosen = torch.randint(0, 2, shape).mul(torch.rand(shape) < 0.05)
     chosen[(-1,) * len(shape)] = 1
     expected = np.zeros(shape, bool)

@@ -20,7 +20,7 @@ from monai_nodeo import PairInferer, Registration, Settings, WarpWithDDF
 from monai_nodeo.flows import EulerianVelocity, ODESolver, ScalingAndSquaring, Solver, VelocityBatch
 from monai_nodeo.losses import IntensityLoss, RegistrationLoss
 from monai_nodeo.registration import BestFit, PairBatch, PairTrainer, make_levels
-from monai_nodeo.registration.components import make_loss
+from monai_nodeo.registration.named_parts import make_loss
 from monai_nodeo.registration.presets import preset_names
 
 pytestmark = pytest.mark.gpu

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from monai_nodeo.data import PairError, load_pair
 from monai_nodeo.flows import Coordinates, EulerianVelocity
-from monai_nodeo.geometry.folding import folded_cells
+from monai_nodeo.geometry.folds import folded_cells
 from monai_nodeo.geometry.jacobian import jacobian_determinant
 from monai_nodeo.geometry.sampling import warp
 from monai_nodeo.losses import LocalNCCLoss, RegistrationLoss, SmoothnessLoss, landmark_errors

@@ -11,7 +11,7 @@ from synthetic import deformed_pair, smooth_image
 
 from monai_nodeo.data import Pair, Scan, as_image, match
 from monai_nodeo.data.pair import stored_grid
-from monai_nodeo.geometry.folding import folded_cells
+from monai_nodeo.geometry.folds import folded_cells
 from monai_nodeo.metrics.labels import label_metrics
 from monai_nodeo.registration import PairInferer, Registration, Settings, preparation
 from monai_nodeo.registration.thick_slices import parts_of, refine, refined

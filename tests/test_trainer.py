@@ -19,7 +19,7 @@ from monai_nodeo.geometry.sampling import warp
 from monai_nodeo.losses import ImageLoss, RegistrationLoss, VelocityMagnitudeLoss
 from monai_nodeo.registration import BestFit, DivergedError, EarlyStop, Level, PairBatch, PairTrainer, make_levels
 from monai_nodeo.registration._cuda_graphs import RecordedStep
-from monai_nodeo.registration.components import make_loss
+from monai_nodeo.registration.named_parts import make_loss
 
 SHAPES = [(25, 21), (13, 17, 11)]
 TERMS = ["loss", "similarity", "intensity", "log_jacobian", "smoothness"]

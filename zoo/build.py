@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from monai_nodeo.registration import Settings
-from monai_nodeo.registration.components import make_velocity
+from monai_nodeo.registration.named_parts import make_velocity
 
 NAME = "nodeo_image_registration"
 BUNDLE = Path(__file__).resolve().parents[1] / "bundle"

@@ -1,6 +1,9 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The affine start of a registration: found from the images, or read from a file."""
+"""The affine start of a registration: found from the images, or read from a file.
+
+The search, over all rotations where it has to be, is in `data.pose`.
+"""
 
 from __future__ import annotations
 

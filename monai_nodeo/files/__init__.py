@@ -20,13 +20,6 @@ from __future__ import annotations
 
 from monai_nodeo.files.atomic import atomic_path, check_folder, check_output_dir, check_room, no_empty_folder
 from monai_nodeo.files.background import background
-from monai_nodeo.files.formats import (
-    check_transform_target,
-    read_affine,
-    read_transform,
-    write_affine,
-    write_transform,
-)
 from monai_nodeo.files.grid import ImageGrid, itk_geometry
 from monai_nodeo.files.image_targets import check_warped_target, write_warped
 from monai_nodeo.files.images import ImageFileError, StoredImage, open_stored, stored_array, stored_itk, stored_nibabel
@@ -40,6 +33,13 @@ from monai_nodeo.files.nifti import (
 )
 from monai_nodeo.files.points import Points, check_points_target, holds_points, read_points, write_points
 from monai_nodeo.files.transform import Affine, Displacement, Transform
+from monai_nodeo.files.transform_formats import (
+    check_transform_target,
+    read_affine,
+    read_transform,
+    write_affine,
+    write_transform,
+)
 
 __all__ = [
     "Affine",

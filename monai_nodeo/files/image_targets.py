@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from monai_nodeo.files.dicom_series import check_series_target, is_series_target, write_series
+from monai_nodeo.files.dicom_series_writer import check_series_target, is_series_target, write_series
 from monai_nodeo.files.grid import ImageGrid, PathLike
 from monai_nodeo.files.images import StoredImage
 from monai_nodeo.files.nifti import check_image_target, save_nifti

@@ -26,7 +26,7 @@ import SimpleITK as sitk
 from nibabel.nifti1 import Nifti1Header, unit_codes
 from nibabel.spatialimages import SpatialImage
 
-from monai_nodeo.files.dicom import UNEVEN, frame_places
+from monai_nodeo.files.dicom_frames import UNEVEN, frame_places
 from monai_nodeo.files.lps import itk_place
 from monai_nodeo.files.ome_zarr import is_zarr, open_zarr
 from monai_nodeo.files.places import ALIGNED, nifti_place, quiet_itk, warn

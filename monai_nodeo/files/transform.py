@@ -1,6 +1,9 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A spatial transform as the steps that take a point of the fixed image to its place in the moving image."""
+"""A spatial transform as the steps that take a point of the fixed image to its place in the moving image.
+
+Files of any format are read and written by `files.transform_formats`.
+"""
 
 from __future__ import annotations
 

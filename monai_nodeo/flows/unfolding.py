@@ -15,7 +15,7 @@ from torch import Tensor
 
 from monai_nodeo.flows.flow import Flow
 from monai_nodeo.flows.velocity import VelocityField
-from monai_nodeo.geometry.folding import Places, average_at, folded_cells, smallest_volumes
+from monai_nodeo.geometry.folds import Places, average_at, folded_cells, smallest_volumes
 
 __all__ = ["unfolded", "unfolded_both_ways"]
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every velocity model offers, and velocities that are images at the nodes of a grid.
 
-The models are files beside this one; their names in the settings: `registration.components`.
+The models are files beside this one; their names in the settings: `registration.named_parts`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@ from .coordinates import ddf_to_phi as ddf_to_phi
 from .coordinates import identity_grid as identity_grid
 from .coordinates import phi_to_ddf as phi_to_ddf
 from .coordinates import rescale_points as rescale_points
-from .folding import folded_cells as folded_cells
+from .folds import folded_cells as folded_cells
 from .jacobian import jacobian_determinant as jacobian_determinant
 from .resizing import resize as resize
 from .resizing import resize_ddf as resize_ddf

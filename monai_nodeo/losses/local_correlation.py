@@ -1,6 +1,9 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Local normalised cross-correlation, in windows in millimetres."""
+"""Local normalised cross-correlation, in windows in millimetres.
+
+Its gradient by hand: `geometry._numba.local_correlation`, on CUDA `geometry._triton.local_correlation`.
+"""
 
 from __future__ import annotations
 

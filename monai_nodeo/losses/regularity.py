@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Regularity of a displacement or of a velocity.
 
-`registration.components` makes the terms that settings give a weight.
+`registration.named_parts` makes the terms that settings give a weight.
 """
 
 from __future__ import annotations

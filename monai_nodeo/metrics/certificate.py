@@ -15,7 +15,7 @@ from torch import Tensor
 from monai_nodeo.files import Displacement, Transform
 from monai_nodeo.flows.field_inversion import Inversion, invert
 from monai_nodeo.geometry.coordinates import lengths
-from monai_nodeo.geometry.folding import folded_cells, folds_by_difference
+from monai_nodeo.geometry.folds import folded_cells, folds_by_difference
 from monai_nodeo.geometry.jacobian import jacobian_determinant
 
 if TYPE_CHECKING:  # figures of other tools' fields need neither a model nor MONAI

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from monai_nodeo.geometry._slabs import slabs
 from monai_nodeo.geometry.determinants import SMALLEST_DETERMINANT, central_determinants
-from monai_nodeo.geometry.folding import folded_cells
+from monai_nodeo.geometry.folds import folded_cells
 from monai_nodeo.geometry.jacobian import check_ddf, jacobian_determinant
 
 __all__ = [
@@ -37,7 +37,7 @@ def folding_fraction(ddf: Tensor) -> Tensor:
 
 
 def folded_cell_count(ddf: Tensor) -> Tensor:
-    """Cells in which any finite difference shows a fold, see :py:mod:`monai_nodeo.geometry.folding`.
+    """Cells in which any finite difference shows a fold, see :py:mod:`monai_nodeo.geometry.folds`.
 
     Args:
         ddf: displacement in voxels, (B, D, *spatial), tensor axis order.

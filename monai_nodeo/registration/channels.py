@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.utils import MetaKeys
 
 from monai_nodeo.data.pair import Pair, PairError, Scan, source_name
-from monai_nodeo.registration.components import similarities
+from monai_nodeo.registration.named_parts import similarities
 from monai_nodeo.registration.settings import Settings
 
 __all__ = ["Compared", "compared"]

@@ -29,11 +29,11 @@ from monai_nodeo.metrics.certificate import certify_flow
 from monai_nodeo.registration._malloc import give_back_kept_memory
 from monai_nodeo.registration.channels import compared
 from monai_nodeo.registration.choice import Choice, choose, coarse_level, information
-from monai_nodeo.registration.components import make_loss, make_optimizer, make_score, make_solver, make_velocity
 from monai_nodeo.registration.fitting import Components, Fit, fit
 from monai_nodeo.registration.handlers import BestFit, EarlyStop, ProgressBar
 from monai_nodeo.registration.levels import Level, PairBatch
 from monai_nodeo.registration.limits import check_memory, pairs_at_once
+from monai_nodeo.registration.named_parts import make_loss, make_optimizer, make_score, make_solver, make_velocity
 from monai_nodeo.registration.pair_map import PairMap
 from monai_nodeo.registration.preparation import Prepared, grid_like, grid_of_nodes, prepare
 from monai_nodeo.registration.result import Registration

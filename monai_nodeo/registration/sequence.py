@@ -21,11 +21,11 @@ from monai_nodeo.data.series import Series, open_series
 from monai_nodeo.flows import EulerianVelocity, Flow, Periodic, RungeKutta
 from monai_nodeo.geometry.cropping import Box, foreground_box
 from monai_nodeo.registration.choice import Choice, choose
-from monai_nodeo.registration.components import make_loss, make_optimizer, make_solver, make_velocity
 from monai_nodeo.registration.fitting import Components, fit
 from monai_nodeo.registration.frames import Frames, write_frame
 from monai_nodeo.registration.handlers import ProgressBar
 from monai_nodeo.registration.inferer import usable
+from monai_nodeo.registration.named_parts import make_loss, make_optimizer, make_solver, make_velocity
 from monai_nodeo.registration.preparation import Prepared, grid_of_nodes, prepare
 from monai_nodeo.registration.sequence_result import SequenceRegistration
 from monai_nodeo.registration.settings import Settings, SettingsError

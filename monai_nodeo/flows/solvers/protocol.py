@@ -1,6 +1,9 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What a solver is, and what it integrates."""
+"""What a solver is, and what it integrates.
+
+A solver is a file of its own beside this one; the settings know it by its name in `registration.named_parts`.
+"""
 
 from __future__ import annotations
 
