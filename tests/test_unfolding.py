@@ -10,7 +10,6 @@ from torch import Tensor
 from monai_nodeo.files import ImageGrid
 from monai_nodeo.flows import Flow, NODEONet, ODESolver, RungeKutta, VelocityField
 from monai_nodeo.flows.unfolding import unfolded, unfolded_both_ways
-from monai_nodeo.geometry import folds
 from monai_nodeo.geometry.folds import folded_cells
 
 GRIDS = {
@@ -96,7 +95,7 @@ def test_only_the_surroundings_of_a_fold_are_touched(dims):
 def test_places_that_repeat_change_nothing(monkeypatch):
     grid, nodes = GRIDS["plane"]
     once = unfolded(flow_of(grid, rough(nodes, 1, 7.0)))[1]
-    monkeypatch.setattr(folds, "_MANY", 4)  # as where folds are many
+    monkeypatch.setattr("monai_nodeo.geometry.folds._MANY", 4)  # as where folds are many
     assert torch.equal(unfolded(flow_of(grid, rough(nodes, 1, 7.0)))[1], once)
 
 
