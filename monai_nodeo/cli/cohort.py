@@ -117,7 +117,8 @@ def run(
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's way to end a job
     values = settings.to_dict()
-    task = Job(str(folder), values, settings_key(values, *more), given["device"], report_or_not(given["report"]), **job)
+    report = report_or_not(given["report"])
+    task = Job(str(folder), values, settings_key(values, *more), given["device"], report=report, **job)
     try:
         summary = run_cohort(task, rows, mine, engine_of(given), given["batch"])
     except KeyboardInterrupt:

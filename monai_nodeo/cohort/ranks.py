@@ -65,9 +65,8 @@ def run(inferer: PairInferer, dataset: PairDataset, output_dir: str | PathLike[s
         for x in (inferer, PairInferer(inferer.settings))
     )
     key = settings_key(settings, *([] if used == named else [used]))  # the command's, where the settings say it all
-    job = Job(
-        str(usable_folder(Path(output_dir))), settings, key, str(device()), report_or_not(report), inferer=inferer
-    )
+    folder = str(usable_folder(Path(output_dir)))
+    job = Job(folder, settings, key, str(device()), report=report_or_not(report), inferer=inferer)
     summary = run_cohort(job, rows, rows[rank::count], InThisProcess())
     if summary["pending"]:
         return

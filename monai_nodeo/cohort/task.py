@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,6 +73,7 @@ class Job:
     settings: Mapping[str, Any]
     settings_key: str
     device: str | None = None
+    _: KW_ONLY
     images: bool = True
     report: bool = True
     threads: int | None = None

@@ -22,6 +22,7 @@ from monai_nodeo.geometry.sampling import sample_voxels
 __all__ = [
     "SAME_GRID_VOXELS",
     "affine_3d",
+    "check_plane",
     "in_plane",
     "on_grid_of",
     "physical_map",
@@ -115,7 +116,7 @@ def voxel_map(fixed: MetaTensor, moving: MetaTensor, initial_affine: Tensor | No
     dims = fixed.ndim - 1
     source, target = affine_3d(moving), started(fixed, initial_affine)
     if dims == 2:
-        _check_plane(fixed, moving, target, source)
+        check_plane(fixed, moving, target, source)
     relative = target[:3, [*range(dims), 3]].clone()
     relative[:, -1] -= source[:3, 3]
     mapped = torch.eye(dims + 1, dtype=torch.float64)
@@ -189,7 +190,18 @@ def same_grid(fixed: MetaTensor, moving: MetaTensor, mapped: Tensor) -> bool:
     return moving.shape[1:] == fixed.shape[1:] and float((mapped @ corners - corners).abs().max()) < SAME_GRID_VOXELS
 
 
-def _check_plane(fixed: MetaTensor, moving: MetaTensor, target: Tensor, source: Tensor) -> None:
+def check_plane(fixed: MetaTensor, moving: MetaTensor, target: Tensor, source: Tensor) -> None:
+    """Refuse slices that do not lie in parallel planes.
+
+    Args:
+        fixed: image (C, X, Y).
+        moving: same.
+        target: (4, 4), voxel of the fixed one -> RAS mm.
+        source: the same of the moving one.
+
+    Raises:
+        PairError: names the images.
+    """
     normals = []
     for affine in (target, source):
         normal = torch.linalg.cross(affine[:3, 0], affine[:3, 1])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from monai_nodeo.data.pair import Pair, PairError, Scan, source_name
-from monai_nodeo.data.placement import affine_3d
+from monai_nodeo.data.placement import affine_3d, check_plane
 from monai_nodeo.data.pose import Grid, Level, Poses, View, best_pose
 from monai_nodeo.files import read_affine
 
@@ -101,6 +101,9 @@ def find_start(pair: Pair, initial_transform: str | PathLike[str] | None, rigid:
         start = read_start(initial_transform)
         _warn_of_scale(pair, start)
         return Start(start, "file", {})
+    if pair.spatial_dims == 2:
+        both = pair.fixed.image, pair.moving.image
+        check_plane(*both, *map(affine_3d, both))
     frame = _frame(pair)
     fixed, moving = _side("fixed", pair.fixed, frame), _side("moving", pair.moving, frame)
     dims = pair.spatial_dims

@@ -32,6 +32,7 @@ _COLUMNS = (
     "folding_percent",
     "folded_cells",
     "sd_log_jacobian",
+    "wrong_probability",
     "displacement_mm_mean",
     "iterations",
     "seconds_optimisation",
@@ -91,6 +92,8 @@ def summary_of(figures: Mapping[str, Any]) -> str:
         if figures["after"].get(key) is not None and figures["before"].get(key) is not None
     ]
     refused = [] if figures.get("accepted", True) else ["no deformation can be defended: the start alone"]
+    wrong = figures.get("wrong_probability")
+    doubt = [] if wrong is None else [f"wrong with a probability of {wrong:.0%}"]
     return ", ".join(
-        [*refused, *changes, f"{figures['folded_cells']} folded cells", f"{figures['seconds_optimisation']} s"]
+        [*refused, *changes, *doubt, f"{figures['folded_cells']} folded cells", f"{figures['seconds_optimisation']} s"]
     )
