@@ -1,6 +1,7 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
 import logging
+from functools import partial
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 from scans import SLICE, VOLUME, centred, load, make_affine, smooth
 
-from monai_nodeo.data import PairError, as_image, match
+from monai_nodeo.data import PairError, as_image, find_start, match
 from monai_nodeo.data.match import with_mask_of_air
 from monai_nodeo.data.pair import Pair, stored_grid
 from monai_nodeo.data.placement import on_grid_of, physical_map
@@ -176,12 +177,13 @@ def test_a_small_overlap_is_logged(save, caplog):
     assert "covers 11.1 % of the fixed grid" in caplog.text
 
 
-def test_slices_in_different_planes(save):
+@pytest.mark.parametrize("work", [match, partial(find_start, initial_transform="auto")])
+def test_slices_in_different_planes(work, save):
     fixed, moving = save("f.nii.gz", smooth(SLICE)), save("m.nii.gz", smooth(SLICE), CORONAL)
     with pytest.raises(
         PairError, match=r"m.nii.gz: its plane \(normal .*\) is not parallel to that of fixed .*f.nii.gz"
     ):
-        match(load(fixed, moving))
+        work(load(fixed, moving))
 
 
 def test_a_slice_seen_from_behind_is_turned(save):
