@@ -42,13 +42,8 @@ def plot_history(history: Mapping[str, ArrayLike], step: str = "iteration") -> F
     levels = curves.pop("level", None)
     if not curves:
         raise ValueError("history is empty, expected at least one loss term.")
-    columns = min(len(curves), _IN_A_ROW)
-    rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(2.6 * columns, 2.1 * rows), dpi=100, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for ax in panels[len(curves) :]:
-        ax.remove()
-    for ax, (name, curve) in zip(panels, curves.items(), strict=False):
+    figure, panels = _small_plots(len(curves))
+    for ax, (name, curve) in zip(panels, curves.items(), strict=True):
         _draw_curve(ax, curve, levels)
         ax.set_title(name, fontsize=9)
         ax.set_xlabel(step, fontsize=8)
@@ -95,13 +90,8 @@ def plot_curves(panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]],
     Returns:
         The figure.
     """
-    columns = min(len(panels), _IN_A_ROW)
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(2.6 * columns, 2.1 * rows), dpi=100, layout="constrained")
-    places = figure.subplots(rows, columns, squeeze=False).ravel()
-    for ax in places[len(panels) :]:
-        ax.remove()
-    for ax, (title, curves) in zip(places, panels.items(), strict=False):
+    figure, places = _small_plots(len(panels))
+    for ax, (title, curves) in zip(places, panels.items(), strict=True):
         for shade, (name, (at, values)) in zip(np.linspace(0.1, 0.85, len(curves)), curves.items(), strict=True):
             colour = _LEVELS_MAP(shade)
             ax.plot(as_array(at), as_array(values), color=colour, linewidth=1.2, marker=".", markersize=3, label=name)
@@ -141,6 +131,17 @@ def plot_distribution(values: Sequence[float], name: str, before: Sequence[float
         ax.legend(fontsize=6, frameon=False)
     _tidy(ax)
     return figure
+
+
+def _small_plots(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure with so many axes, some in a row."""
+    columns = min(count, _IN_A_ROW)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.1 * rows), dpi=100, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes[count:]:
+        ax.remove()
+    return figure, list(axes[:count])
 
 
 def _draw_curve(ax: Axes, curve: NDArray, levels: NDArray | None) -> None:
