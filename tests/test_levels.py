@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from synthetic import smooth_image
+from synthetic import quickly, smooth_ddf, smooth_image
 
-from monai_nodeo.registration.levels import PairBatch, make_levels
+from monai_nodeo.geometry.sampling import warp
+from monai_nodeo.registration.levels import PairBatch, coarser_first, make_levels
 
 PAIRS = [((160, 192), (1.0, 1.0)), ((61, 40), (0.7, 2.0)), ((33, 29, 41), (1.0, 1.2, 0.9)), ((160, 192, 40), (1, 1, 5))]
 
@@ -108,3 +109,28 @@ def test_what_is_masked_out_does_not_leak_into_a_coarser_level(shape):
     flat = PairBatch(torch.where(mask > 0, 3.0, 50.0), pair.moving, fixed_mask=mask).at(level)
     counted = flat.fixed_mask > 1e-3
     torch.testing.assert_close(flat.fixed[counted], torch.full_like(flat.fixed[counted], 3.0))
+
+
+@pytest.mark.parametrize(
+    ("size", "spacing", "given", "expected"),
+    [
+        ((160, 192), (1.0, 1.0), [2, 1], [2, 1]),
+        ((1164, 787), (1.0, 1.0), [2, 1], [16, 8, 4, 2, 1]),
+        ((512, 512, 30), (0.7, 0.7, 5.0), [4, 2, 1], [8, 4, 2, 1]),
+        ((64, 64, 900), (1.0, 1.0, 6.0), [4, 2, 1], [64, 32, 16, 8, 4, 2, 1]),
+    ],
+)
+def test_large_images_have_coarser_levels_first(size, spacing, given, expected):
+    assert coarser_first(size, spacing, given, 100) == expected
+    assert max(make_levels(size, spacing, expected)[0].image_size) <= 100
+
+
+def test_a_large_motion_in_a_large_image_is_found():
+    shape = (240, 260)
+    moving, ddf = smooth_image(shape, sigma=3.0), smooth_ddf(shape, 1, largest=25.0, sigma=30.0)
+    fixed = warp(moving[None], ddf[None])[0]
+    errors = [
+        float((quickly(fixed, moving, iterations=(20, 10), coarsest_side=side).ddf - ddf).norm(dim=0).mean())
+        for side in (None, 40)
+    ]
+    assert errors[1] < 0.5 * errors[0]

@@ -22,7 +22,7 @@ from monai_nodeo.geometry.separable import apply_along_axes, resampling_matrix
 from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.registration._malloc import give_back_kept_memory
 from monai_nodeo.registration.frames import Frames
-from monai_nodeo.registration.levels import Level, PairBatch, make_levels
+from monai_nodeo.registration.levels import Level, PairBatch, coarser_first, make_levels
 from monai_nodeo.registration.settings import Settings
 from monai_nodeo.registration.trainer import PairTrainer
 
@@ -109,8 +109,12 @@ def fit(
     """
     count = len(pairs.fixed) // 2 if both_ways else len(pairs.fixed)
     dense = settings.dense_iterations > 0 and not isinstance(components.velocity, CloudModel)
-    levels = make_levels(pairs.fixed.shape[2:], spacing, settings.shrink_factors, settings.point_spacing, dense)
-    iterations = [*settings.iterations, settings.dense_iterations][: len(levels)]
+    factors, size = list(settings.shrink_factors), pairs.fixed.shape[2:]
+    if settings.coarsest_side is not None:
+        factors = coarser_first(size, spacing, factors, settings.coarsest_side)
+    added = [settings.iterations[0]] * (len(factors) - len(settings.iterations))
+    levels = make_levels(size, spacing, factors, settings.point_spacing, dense)
+    iterations = [*added, *settings.iterations, settings.dense_iterations][: len(levels)]
     costs = [n * math.prod(level.image_size) for n, level in zip(iterations, levels, strict=True)]
     loss = deepcopy(components.loss)  # a loss may keep something from one iteration to the next
     models: list[VelocityModel] = []

@@ -16,7 +16,7 @@ from monai_nodeo.geometry.cropping import Box, cropped
 from monai_nodeo.geometry.resizing import resize
 from monai_nodeo.geometry.sampling import weighted_mean
 
-__all__ = ["PairBatch", "Level", "make_levels"]
+__all__ = ["Level", "PairBatch", "coarser_first", "make_levels"]
 
 _FEWEST = 8  # voxels along an axis that a level keeps
 
@@ -84,6 +84,25 @@ def make_levels(
     if dense and levels[-1].cloud_size != levels[-1].image_size:
         levels.append(replace(levels[-1], index=len(levels), dense=True))
     return [replace(level, count=len(levels)) for level in levels]
+
+
+def coarser_first(
+    image_size: Sequence[int], spacing: Sequence[float], shrink_factors: Sequence[float], coarsest: int
+) -> list[float]:
+    """Shrink factors, and before them as many doubled ones as a large image needs.
+
+    A window that is compared has to reach as far in a large image as in a small one.
+
+    Args:
+        image_size: D entries.
+        spacing: voxel size in mm.
+        shrink_factors: coarse to fine.
+        coarsest: voxels that the first level may have along its longest axis.
+    """
+    factors = list(shrink_factors)
+    while max(_grid(image_size, spacing, factors[0] * min(spacing))[0]) > coarsest:
+        factors.insert(0, 2 * factors[0])
+    return factors
 
 
 def _grid(size: Sequence[int], spacing: Sequence[float], side: float) -> tuple[tuple[int, ...], tuple[float, ...]]:

@@ -33,6 +33,7 @@ _LARGEST = {
     "similarity_window": 1001,
 }
 _FEWEST_VOXELS = 4096  # of the largest level
+_SHORTEST_SIDE = 16  # voxels, of the smallest one
 
 
 class SettingsError(ValueError):
@@ -54,6 +55,8 @@ class Settings:
             see `registration.choice`. Off where ``similarity`` or ``smoothness_weight`` are changed.
         mask_air: count only where the fixed image is above its minimum.
         shrink_factors: how much coarser the voxels of each level are, coarse to fine, as in ANTs.
+        coarsest_side: voxels that the coarsest level may have along its longest axis. Larger images have coarser levels
+            before it, of twice the factor and as many iterations each. None: no others.
         iterations: of the optimiser, one number a level.
         dense_iterations: more of them at the end, in which the images are compared where the finished flow takes each
             voxel; none where a point is in every voxel anyway, and for "nodeo".
@@ -109,6 +112,7 @@ class Settings:
     self_tuning: bool
     mask_air: bool
     shrink_factors: tuple[float, ...]
+    coarsest_side: int | None
     iterations: tuple[int, ...]
     dense_iterations: int
     point_spacing: float
@@ -221,6 +225,8 @@ class Settings:
             raise SettingsError(f"seed is {self.seed}, expected a number of at most 64 bits.")
         if self.max_voxels is not None and self.max_voxels < _FEWEST_VOXELS:
             raise SettingsError(f"max_voxels is {self.max_voxels}, expected {_FEWEST_VOXELS} at least, or null.")
+        if self.coarsest_side is not None and self.coarsest_side < _SHORTEST_SIDE:
+            raise SettingsError(f"coarsest_side is {self.coarsest_side}, expected {_SHORTEST_SIDE} at least, or null.")
         if len(self.iterations) != len(self.shrink_factors) or min(self.iterations, default=0) < 1:
             raise SettingsError(
                 f"iterations {list(self.iterations)} and shrink_factors {list(self.shrink_factors)} need one number a "

@@ -1,0 +1,145 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Time and memory of ``monai-nodeo register`` for large images: whole process, files written, no report.
+
+    python benchmarks/large.py DATA --cases 256x256x256,512x512x300,10000x10000 --output large.json
+
+DATA holds ``oasis3d/SUBJECT/aligned_norm.nii.gz`` with ``aligned_seg35.nii.gz``, and ``domains/histo_ratkidney``.
+
+- A volume is made of two real heads: the box around the brains (136x168x156 voxels of 1 mm) is interpolated linearly to
+  the size, and noise of 1.5 % of the range is added to each voxel. So there is hardly any air, and the smallest voxels
+  are as noisy as those of a scanner. Labels go the same way by nearest neighbours: mean Dice.
+- A section is a real one of a kidney, interpolated to the size, with noise; the moving one is the same, moved by a
+  smooth known field of up to 1 % of the side: distance of 5,000 points in the tissue from where they should be, pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import nibabel as nib
+import numpy as np
+from PIL import Image
+from scipy.ndimage import gaussian_filter, map_coordinates, zoom
+
+_BOX = (slice(12, 148), slice(12, 180), slice(40, 196))
+_ROWS = 500  # that are made at a time
+
+
+def make_volumes(data: Path, shape: tuple[int, ...], folder: Path) -> None:
+    """Two heads, and their labels."""
+    rng = np.random.default_rng(0)
+    for name, subject in (("fixed", "0001"), ("moving", "0002")):
+        given = {kind: nib.load(data / "oasis3d" / subject / f"aligned_{kind}.nii.gz") for kind in ("norm", "seg35")}
+        small = np.asarray(given["norm"].dataobj, np.float32)[_BOX]
+        factors = [n / m for n, m in zip(shape, small.shape, strict=True)]
+        affine = given["norm"].affine @ np.diag(
+            [*[(m - 1) / (n - 1) for n, m in zip(shape, small.shape, strict=True)], 1.0]
+        )
+        large = zoom(small * (1000 / small.max()), factors, order=1)
+        large += (large > 0) * rng.normal(0, 15, shape).astype(np.float32)
+        nib.save(nib.Nifti1Image(large.clip(0).astype(np.int16), affine), folder / f"{name}.nii.gz")
+        labels = np.asarray(given["seg35"].dataobj).astype(np.uint8)[_BOX]
+        nib.save(nib.Nifti1Image(zoom(labels, factors, order=0), affine), folder / f"{name}_label.nii.gz")
+
+
+def make_sections(data: Path, shape: tuple[int, ...], folder: Path) -> None:
+    """A section and the same moved, and points in both."""
+    rng = np.random.default_rng(0)
+    picture = Image.open(data / "domains" / "histo_ratkidney" / "fixed.png").convert("L")
+    image = np.asarray(picture.resize(shape[::-1], Image.Resampling.BICUBIC), np.float32)
+    coarse = np.stack([gaussian_filter(rng.normal(size=(64, 64)), 5) for _ in shape])
+    coarse *= 0.01 * min(shape) / np.linalg.norm(coarse, axis=0).max()
+
+    def field(points: np.ndarray) -> np.ndarray:
+        places = points * (63 / (np.array(shape) - 1)).reshape(2, *[1] * (points.ndim - 1))
+        return np.stack([map_coordinates(c, places, order=3, mode="nearest") for c in coarse])
+
+    fixed = np.empty(shape, np.float32)
+    for start in range(0, shape[0], _ROWS):
+        places = np.stack(np.mgrid[start : min(start + _ROWS, shape[0]), : shape[1]]).astype(np.float32)
+        fixed[start : start + _ROWS] = map_coordinates(image, places + field(places), order=1, mode="nearest")
+    tissue = np.argwhere(image[::20, ::20] < np.median(image) - 10) * 20.0
+    points = tissue[rng.choice(len(tissue), 5000)].T
+    np.save(folder / "points.npy", np.stack([points, points + field(points)]))
+    for name, values in (("fixed", fixed), ("moving", image)):
+        noisy = (values + rng.normal(0, 3, shape).astype(np.float32)).clip(0, 255).astype(np.uint8)
+        nib.save(nib.Nifti1Image(noisy[..., None], np.diag([0.001, 0.001, 0.001, 1])), folder / f"{name}.nii.gz")
+
+
+def measured(folder: Path, words: list[str]) -> dict[str, float]:
+    """Seconds, CPU seconds and peak memory of the command."""
+    command = [
+        sys.executable,
+        "-m",
+        "monai_nodeo",
+        "register",
+        "-f",
+        "fixed.nii.gz",
+        "-m",
+        "moving.nii.gz",
+        "-o",
+        "out",
+    ]
+    if (folder / "fixed_label.nii.gz").exists():
+        command += ["--fixed-label", "fixed_label.nii.gz", "--moving-label", "moving_label.nii.gz"]
+    started = time.perf_counter()
+    process = subprocess.Popen([*command, "--no-report", "--quiet", *words], cwd=folder)
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"the registration ended with status {os.waitstatus_to_exitcode(status)}.")
+    peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {
+        "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "peak_gb": round(peak / 1e9, 2),
+    }
+
+
+def judged(folder: Path) -> dict[str, Any]:
+    """How well it went."""
+    figures = json.loads((folder / "out" / "metrics.json").read_text(encoding="utf-8"))
+    found = {name: figures[name] for name in ("sd_log_jacobian", "folded_cells", "seconds_optimisation")}
+    if "dice_mean" in figures["after"]:
+        return {**found, "dice": figures["after"]["dice_mean"]}
+    points, there = np.load(folder / "points.npy")
+    field = np.asarray(nib.load(folder / "out" / "displacement.nii.gz").dataobj)[:, :, 0, 0]
+    way = np.stack([map_coordinates(field[..., c], points, order=1) for c in range(2)]) / -0.001  # LPS mm
+    before, after = (np.linalg.norm(points + w - there, axis=0) for w in (0, way))
+    return {**found, "tre_before": float(before.mean()), "tre": float(after.mean()), "tre_max": float(after.max())}
+
+
+@click.command()
+@click.argument("data", type=click.Path(exists=True, path_type=Path))
+@click.option("--cases", default="256x256x256", help="Sizes, with commas.")
+@click.option("--preset", "presets", multiple=True, default=("default", "fast"), show_default=True)
+@click.option("--memory", help="Passed on.")
+@click.option("--output", type=click.Path(path_type=Path), help="Figures as JSON.")
+def main(data: Path, cases: str, presets: tuple[str, ...], memory: str | None, output: Path | None) -> None:
+    """Measure, print a line each."""
+    rows = []
+    for case in cases.split(","):
+        shape = tuple(int(n) for n in case.split("x"))
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            (make_volumes if len(shape) == 3 else make_sections)(data, shape, folder)
+            for preset in presets:
+                words = [] if preset == "default" else ["--preset", preset]
+                words += ["--memory", memory] if memory else []
+                row = {"size": case, "preset": preset, **measured(folder, words), **judged(folder)}
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+                if output:
+                    output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
