@@ -47,10 +47,12 @@ monai_nodeo.cli.main(["serve"])
 @contextmanager
 def serving(words: list[str], environment: dict[str, str], folder: Path) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder) as server:
-        assert server.stdout is not None
-        assert "ctrl-C" in server.stdout.readline()
-        yield server
-        server.terminate()
+        try:
+            assert server.stdout is not None
+            assert "ctrl-C" in server.stdout.readline()
+            yield server
+        finally:
+            server.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +130,7 @@ def test_a_served_registration_writes_the_same_files(threads, environment, tmp_p
     for name in ("fixed", "moving"):
         write_image(tmp_path / f"{name}.nii.gz", make_image(SLICE, seed=len(name)), SLICE)
     environment = environment | {"OMP_NUM_THREADS": threads}
-    command = [*PROGRAM, "register", "-f", "fixed.nii.gz", "-m", "moving.nii.gz", "--set", "max_iterations=5", "-o"]
+    command = [*PROGRAM, "register", "-f", "fixed.nii.gz", "-m", "moving.nii.gz", "--set", "iterations=[5,5]", "-o"]
 
     def start(folder: str, **env: str) -> subprocess.Popen[str]:
         return subprocess.Popen([*command, folder], cwd=tmp_path, env=environment | env, text=True)

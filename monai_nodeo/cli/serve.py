@@ -58,9 +58,9 @@ def command(stop: bool) -> None:
     gc.freeze()  # what is loaded stays shared with the commands
     listener = _listener(place)
 
-    def end(*_: Any) -> NoReturn:
+    def end(*_: Any) -> NoReturn:  # at any point: an exception is lost where Python cannot raise it, as in a fork
         place.unlink(missing_ok=True)
-        sys.exit()
+        os._exit(0)
 
     for number in SIGNALS:
         signal.signal(number, end)
@@ -106,6 +106,8 @@ def _next_command(listener: socket.socket) -> list[str]:
     for number in (*SIGNALS, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     head, streams, *_ = socket.recv_fds(connection, 8, 4)
+    if not head:  # who only looked whether there is a server
+        os._exit(0)
     request = json.loads(connection.recv(struct.unpack("q", head)[0], socket.MSG_WAITALL))
     if process := os.fork():
         _supervise(process, connection)
@@ -117,10 +119,10 @@ def _supervise(process: int, connection: socket.socket) -> NoReturn:
     """Pass signals on to the command, and its status back."""
 
     def forward() -> None:
-        while number := connection.recv(1):
-            os.kill(process, number[0])
-        with suppress(ProcessLookupError):  # it ended, or who asked is gone
-            os.kill(process, signal.SIGTERM)
+        with suppress(OSError):  # the command has just ended
+            while number := connection.recv(1):
+                os.kill(process, number[0])
+            os.kill(process, signal.SIGTERM)  # who asked is gone
 
     Thread(target=forward, daemon=True).start()
     _, status = os.waitpid(process, 0)
