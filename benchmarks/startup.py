@@ -5,8 +5,8 @@
     python benchmarks/startup.py [--rounds 5]
 
 Every command runs once in each round, in a process of its own with one thread, on a pair of slices of 256x256 that is
-made here; some are served, too, by `monai-nodeo serve`. The table has medians of the seconds and of the CPU seconds, and
-the medians of their ratios to those of the import in the same round. The CPU seconds of a served command are those of
+made here; some are served, too, by `monai-nodeo serve`. The table has medians of the seconds and of the CPU seconds,
+and of their ratios to those of the import in the same round. The CPU seconds of a served command are those of
 who asked alone. The last line is what a pair of a list takes, after the first, beside its optimisation.
 """
 
