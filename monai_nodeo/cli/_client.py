@@ -21,15 +21,18 @@ from hashlib import sha256
 from pathlib import Path
 from types import FrameType
 
-__all__ = ["SIGNALS", "address", "connect", "hand_over", "peer", "supported"]
+__all__ = ["SIGNALS", "TAKEN", "address", "connect", "hand_over", "peer", "supported"]
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+
+TAKEN = b"!"
 
 # They stay by themselves.
 _NEVER = ("serve", "view")
 # What is read when Python or a library is loaded, and the job that a process belongs to.
 _AT_LOAD = ("CUDA", "GOMP", "ITK", "KMP", "LANG", "LC_", "LD_", "MKL", "MONAI", "MPL", "NUMBA", "OMP", "OPENBLAS")
 _TOGETHER = (*_AT_LOAD, "PYTHON", "PYTORCH", "TORCH", "SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
+_PATIENCE = 5  # seconds until a server says that it takes a command
 _LIMITS = ("RLIMIT_AS", "RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_FSIZE", "RLIMIT_STACK")
 
 
@@ -99,11 +102,15 @@ def hand_over(words: list[str]) -> int | None:
     request = {"words": words, "environment": dict(os.environ), "umask": umask}
     with connection:
         try:
+            connection.settimeout(_PATIENCE)
+            if connection.recv(1) != TAKEN:
+                return None
+            connection.settimeout(None)
             here = os.open(".", os.O_RDONLY)
             text = json.dumps(request).encode()
             socket.send_fds(connection, [struct.pack("q", len(text))], [0, 1, 2, here])
             connection.sendall(text)
-        except OSError:  # it just ended, or a stream is closed
+        except OSError:  # it is suspended, or has just ended, or a stream is closed
             return None
 
         def forward(number: int, frame: FrameType | None) -> None:

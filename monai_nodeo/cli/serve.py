@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import click
 
 import monai_nodeo
-from monai_nodeo.cli._client import SIGNALS, address, connect, peer, supported
+from monai_nodeo.cli._client import SIGNALS, TAKEN, address, connect, peer, supported
 
 __all__ = ["command"]
 
@@ -105,10 +105,12 @@ def _next_command(listener: socket.socket) -> list[str]:
     os.setsid()  # signals of the server's terminal are not for commands
     for number in (*SIGNALS, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
-    head, streams, *_ = socket.recv_fds(connection, 8, 4)
-    if not head:  # who only looked whether there is a server
+    try:
+        connection.send(TAKEN)
+        head, streams, *_ = socket.recv_fds(connection, 8, 4)
+        request = json.loads(connection.recv(struct.unpack("q", head)[0], socket.MSG_WAITALL))
+    except (OSError, ValueError, struct.error):  # of who only looked whether there is a server, or has just ended
         os._exit(0)
-    request = json.loads(connection.recv(struct.unpack("q", head)[0], socket.MSG_WAITALL))
     if process := os.fork():
         _supervise(process, connection)
     connection.close()
