@@ -107,6 +107,11 @@ def test_a_command_of_another_kind_runs_by_itself(changes, run):
     assert "Show the steps of a transform" in output
 
 
+def test_a_command_with_a_closed_stream_runs_by_itself(run):
+    output, _ = run("info", "--help", preexec_fn=lambda: os.close(0)).communicate()
+    assert "Show the steps of a transform" in output
+
+
 def test_one_server_is_enough_and_stops_when_asked(environment, tmp_path):
     environment = environment | {"XDG_RUNTIME_DIR": str(tmp_path)}
 

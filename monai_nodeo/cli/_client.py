@@ -96,7 +96,10 @@ def hand_over(words: list[str]) -> int | None:
         its exit status; negative: the signal that ended it. None when no server took it.
     """
     off = os.environ.get("MONAI_NODEO_SERVER") == "off" or not supported()
-    if off or not words or words[0].startswith("-") or words[0] in _NEVER or (connection := connect()) is None:
+    closed = None in (sys.stdin, sys.stdout, sys.stderr)  # their numbers are of other files, then
+    if off or closed or not words or words[0].startswith("-") or words[0] in _NEVER:
+        return None
+    if (connection := connect()) is None:
         return None
     os.umask(umask := os.umask(0o077))
     request = {"words": words, "environment": dict(os.environ), "umask": umask}
@@ -110,7 +113,7 @@ def hand_over(words: list[str]) -> int | None:
             text = json.dumps(request).encode()
             socket.send_fds(connection, [struct.pack("q", len(text))], [0, 1, 2, here])
             connection.sendall(text)
-        except OSError:  # it is suspended, or has just ended, or a stream is closed
+        except OSError:  # it is suspended, or has just ended
             return None
 
         def forward(number: int, frame: FrameType | None) -> None:
