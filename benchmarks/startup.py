@@ -5,17 +5,22 @@
     python benchmarks/startup.py [--rounds 5]
 
 Every command runs once in each round, in a process of its own with one thread, on a pair of slices of 256x256 that is
-made here. The table has medians of the seconds and of the CPU seconds, and their ratios to those of the import.
+made here; some are served, too, by `monai-nodeo serve`. The table has medians of the seconds and of the CPU seconds,
+and of their ratios to those of the import in the same round. The CPU seconds of a served command are those of
+who asked alone. The last line is what a pair of a list takes, after the first, beside its optimisation.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -38,6 +43,9 @@ COMMANDS = {
     "apply FOLDER": [*APPLY, "out"],
     "register --help": [*PROGRAM, "register", "--help"],
 }
+SERVED = ("register", "info", "invert FILE", "invert FOLDER", "apply FILE", "apply FOLDER")
+COHORT = [*PROGRAM, "cohort", "pairs.json", "--no-report", "--quiet", "-o"]
+PAIRS = 6
 
 
 def make_pair(folder: Path) -> None:
@@ -53,17 +61,37 @@ def make_pair(folder: Path) -> None:
         nib.save(nib.Nifti1Image((100 * image).astype(np.int16), np.eye(4)), folder / f"{name}.nii.gz")
 
 
-def seconds(words: list[str], folder: Path) -> tuple[float, float]:
+def seconds(words: list[str], folder: Path, environment: dict[str, str]) -> tuple[float, float]:
     """Wall clock and CPU of a process."""
-    threads = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     began = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, *words], cwd=folder, env=os.environ | threads, stdout=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, *words], cwd=folder, env=environment, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     if status:
         raise RuntimeError(f"{' '.join(words)} ended with status {os.waitstatus_to_exitcode(status)}.")
     return time.perf_counter() - began, used.ru_utime + used.ru_stime
+
+
+@contextmanager
+def serving(folder: Path, environment: dict[str, str]) -> Iterator[None]:
+    """Beside a server."""
+    words = [sys.executable, *PROGRAM, "serve"]
+    with subprocess.Popen(words, cwd=folder, env=environment, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        try:
+            yield
+        finally:
+            server.terminate()
+
+
+def beside_optimisation(folder: Path, environment: dict[str, str]) -> float:
+    """Seconds of a pair of a list, after the first, beside its optimisation."""
+    pairs = [{"fixed": "fixed.nii.gz", "moving": "moving.nii.gz", "id": f"pair{i}"} for i in range(PAIRS)]
+    (folder / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
+    seconds([*COHORT, "cohort"], folder, environment)
+    written = sorted(path.stat().st_mtime for path in folder.glob("cohort/pair*/metrics.json"))
+    figures = [json.loads(path.read_bytes()) for path in folder.glob("cohort/pair*/metrics.json")]
+    return (written[-1] - written[0]) / (PAIRS - 1) - median(x["seconds_optimisation"] for x in figures)
 
 
 def main() -> None:
@@ -71,19 +99,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}
-    with tempfile.TemporaryDirectory() as folder:
-        make_pair(Path(folder))
-        for words in COMMANDS.values():  # files are read, kernels are compiled once
-            seconds(words, Path(folder))
-        for _ in range(rounds):
-            for name, words in COMMANDS.items():
-                found[name].append(seconds(words, Path(folder)))
-    medians = {name: [median(x) for x in zip(*runs, strict=True)] for name, runs in found.items()}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_pair(folder)
+        served = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "XDG_RUNTIME_DIR": name}
+        alone = served | {"MONAI_NODEO_SERVER": "off"}
+        with serving(folder, served):
+            runs = {name: (words, alone) for name, words in COMMANDS.items()}
+            runs |= {f"{name}, served": (COMMANDS[name], served) for name in SERVED}
+            for words, environment in runs.values():  # files are read, kernels are compiled once
+                seconds(words, folder, environment)
+            found = [{name: seconds(words, folder, env) for name, (words, env) in runs.items()} for _ in range(rounds)]
+        beside = beside_optimisation(folder, alone)
     print("| | seconds | of the import | CPU seconds | of the import |\n|---|---|---|---|---|")
-    for name, (wall, cpu) in medians.items():
-        shares = [x / own for x, own in zip((wall, cpu), medians[IMPORT], strict=True)]
-        print(f"| {name} | {wall:.2f} | {shares[0]:.2f} | {cpu:.2f} | {shares[1]:.2f} |")
+    for name in runs:
+        cells = []
+        for kind in (0, 1):
+            cells.append(median(times[name][kind] for times in found))
+            cells.append(median(times[name][kind] / times[IMPORT][kind] for times in found))
+        print(f"| {name} | {' | '.join(f'{x:.2f}' for x in cells)} |")
+    share = beside / median(times[IMPORT][0] for times in found)
+    print(f"A pair of a list after the first: {beside:.2f} seconds beside its optimisation, {share:.2f} of the import.")
 
 
 if __name__ == "__main__":

@@ -126,6 +126,11 @@ def test_register_tells_a_mistyped_file_at_once(folder):
         assert said.splitlines() == [f"Error: {key} absent.nii.gz: there is no such file; check the path."]
     assert right[1].splitlines() == ["registering moving.nii.gz to moving.nii.gz"]
     assert "halted" in right[3]
+    (folder / "broken.nii.gz").write_text("no image", encoding="utf-8")
+    words = ["register", "-f", "moving.nii.gz", "-m", "moving.nii.gz", "--moving-mask", "broken.nii.gz", "-o", "out"]
+    ((status, _, said, _),) = without("torch", calls=[words], cwd=folder)
+    assert status == 1
+    assert said.startswith("Error: moving_mask broken.nii.gz: not an image")
 
 
 def test_every_command_explains_itself_and_its_options():

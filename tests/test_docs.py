@@ -31,8 +31,8 @@ from monai_nodeo.registration import Settings, presets
 ROOT = Path(__file__).resolve().parents[1]
 # A command that starts at the root; those of the bundle's page are in test_bundle.py and test_one_result.py.
 BUNDLE = "python -m monai.bundle run --config_file bundle/configs/inference.json"
-# Pages with a set-up of their own below.
-APART = {f"docs/{name}.md" for name in ("first_registration", "cohort", "atlases", "bids", "templates")}
+# Pages with a set-up of their own below; that of the server is in test_serve.py.
+APART = {f"docs/{name}.md" for name in ("first_registration", "cohort", "atlases", "bids", "templates", "serve")}
 # Pages that hold commands of other tools beside ours.
 BESIDE = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/coming_from/*.md"))]
 APART.update(BESIDE)

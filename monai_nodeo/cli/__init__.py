@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import sys
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 import click
 
 import monai_nodeo
+from monai_nodeo.cli._client import hand_over
 from monai_nodeo.extras import MissingExtraError
 
 __all__ = ["main"]
@@ -37,6 +41,7 @@ COMMANDS = (
     "report",
     "view",
     "info",
+    "serve",
 )
 
 # Threads of OpenMP that wait for work give their core away soon. torch reads it when it is imported first; see
@@ -57,6 +62,14 @@ class _Commands(click.Group):
             return None
         command: click.Command = import_module(f"{__name__}.{cmd_name}").command
         return command
+
+    def main(self, args: Sequence[str] | None = None, *others: Any, **named: Any) -> Any:
+        if args is None and (status := hand_over(sys.argv[1:])) is not None:
+            if status < 0:  # end by the same signal
+                signal.signal(-status, signal.SIG_DFL)
+                os.kill(os.getpid(), -status)
+            sys.exit(status)
+        return super().main(args, *others, **named)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

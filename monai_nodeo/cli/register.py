@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from monai_nodeo.cli.options import DEVICE, MEMORY, NUMBERS, PRESET, SET, SMOOTHNESS, configure_logging, settings_of
-from monai_nodeo.data.keys import images_of
+from monai_nodeo.data.keys import IMAGE_KEYS, LABEL_KEYS, MASK_KEYS, images_of
 from monai_nodeo.extras import report_or_not
 
 __all__ = ["command"]
@@ -113,8 +113,8 @@ def command(
         click.echo(f"registering {', '.join(moving)} to {', '.join(fixed)}")
     from monai_nodeo.data.lists import single_pair
     from monai_nodeo.files import ImageGrid, check_output_dir, no_empty_folder
-    from monai_nodeo.registration.limits import fitting_settings, needed_room
 
+    _check_headers(paths)
     grid = ImageGrid.from_file(fixed[0])
     settings = settings_of(
         grid.spatial_dims,
@@ -128,6 +128,8 @@ def command(
         symmetric=symmetric or None,
         label_weight=1.0 if use_labels else None,
     )
+    from monai_nodeo.registration.limits import fitting_settings, needed_room
+
     if memory is not None:
         settings, cost = fitting_settings(settings, grid.spatial_shape, memory, len(fixed))
         if cost:
@@ -219,8 +221,21 @@ def _one_or_all(paths: tuple[str, ...]) -> str | list[str]:
 
 
 def _check_files(paths: dict[str, Any]) -> None:
-    """All of them, before anything slow is imported; `data.load` looks at them again."""
+    """All of them, before anything is imported; `data.load` looks at them again."""
     for key, path in [(key, path) for key, value in paths.items() for path in images_of(value) if path is not None]:
         file = Path(expanduser(path))
         if not file.exists() and not ("#" in file.name and Path(str(file).rpartition("#")[0]).is_dir()):
             raise FileNotFoundError(f"{key} {path}: there is no such file; check the path.")
+
+
+def _check_headers(paths: dict[str, Any]) -> None:
+    """Of all images in one file, before torch is imported; folders are read once, by `data.load`."""
+    from monai_nodeo.files import ImageFileError, open_stored
+
+    for key in (*IMAGE_KEYS, *LABEL_KEYS, *MASK_KEYS):
+        for path in images_of(paths[key]):
+            if path is not None and Path(expanduser(path)).is_file():
+                try:
+                    open_stored(path)
+                except ImageFileError as error:
+                    raise ImageFileError(f"{key} {error}") from error
