@@ -13,8 +13,8 @@ from monai_nodeo.geometry import folds
 from monai_nodeo.geometry.folds import (
     Places,
     average_at,
+    count_folds,
     folded_cells,
-    folds_by_difference,
     simplex_volumes,
 )
 
@@ -88,7 +88,7 @@ def test_a_cell_is_folded_when_one_of_its_volumes_is_not_larger(shape, smallest)
         assert 0 < expected.mean() < 1
         np.testing.assert_array_equal(folded, expected)
         if not smallest:
-            counts = folds_by_difference(torch.from_numpy(field)[None])[0]
+            counts = count_folds(torch.from_numpy(field)[None])[1][0]
             assert counts.tolist() == [int((v <= 0).sum()) for v in volumes]
 
 

@@ -25,6 +25,7 @@ from monai_nodeo.files.image_targets import check_warped_target, write_warped
 from monai_nodeo.files.images import ImageFileError, StoredImage, open_stored, stored_array, stored_itk, stored_nibabel
 from monai_nodeo.files.nifti import (
     check_image_target,
+    displacement_error,
     read_displacement,
     save_nifti,
     write_displacement,
@@ -63,6 +64,7 @@ __all__ = [
     "no_empty_folder",
     "open_stored",
     "read_affine",
+    "displacement_error",
     "read_displacement",
     "read_points",
     "read_transform",

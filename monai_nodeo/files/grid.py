@@ -25,6 +25,7 @@ __all__ = [
     "PathLike",
     "displacement_from_lps",
     "displacement_to_lps",
+    "lps_component",
     "grid_from_itk",
     "grid_of",
     "itk_geometry",
@@ -136,15 +137,22 @@ def parts(shape: Sequence[int]) -> Iterator[slice]:
 def displacement_to_lps(ddf: np.ndarray, grid: ImageGrid, dtype: np.typing.DTypeLike = np.float64) -> np.ndarray:
     """A ddf in voxels (D, *spatial) as ITK's vectors in LPS mm, (*spatial, components in the file).
 
-    They are worked out in double precision, and laid out in memory as in a file of NIfTI or ITK.
+    They are worked out in double precision, and laid out in memory as in a file of NIfTI.
     """
-    matrix = grid.voxel_to_lps
-    lps = np.empty((len(matrix), *ddf.shape[1:]), dtype)
+    components = len(grid.voxel_to_lps)
+    lps = np.empty((components, *ddf.shape[:0:-1]), dtype).T
+    for component in range(components):
+        lps_component(ddf, grid, component, lps[..., component])
+    return lps
+
+
+def lps_component(ddf: np.ndarray, grid: ImageGrid, component: int, out: np.ndarray) -> np.ndarray:
+    """One component of `displacement_to_lps`, written into an array (*spatial) of any type."""
+    weights = grid.voxel_to_lps[component]
+    used = np.flatnonzero(weights)  # along the axes of space, as of most grids, one
     for part in parts(ddf.shape[1:]):
-        some = ddf[:, part]
-        # one matrix product, a tenth of the time of einsum
-        lps[:, part] = (matrix @ some.reshape(len(ddf), -1)).reshape(-1, *some.shape[1:])
-    return np.moveaxis(lps, 0, -1)
+        out[part] = sum(weights[axis] * ddf[axis, part] for axis in used)
+    return out
 
 
 def displacement_from_lps(name: PathLike, lps: np.ndarray, grid: ImageGrid) -> np.ndarray:

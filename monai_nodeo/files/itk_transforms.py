@@ -17,6 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import SimpleITK as sitk
+from isal import isal_zlib
 
 from monai_nodeo.files.atomic import atomic_path
 from monai_nodeo.files.grid import PathLike, itk_geometry
@@ -26,6 +27,7 @@ __all__ = ["read_itk_transform", "write_itk_composite"]
 
 _HDF5 = (".h5", ".hdf5")
 _OTHERS = "matrices of FSL and greedy are others, see  monai-nodeo convert --from"
+_CHUNK = 2**16  # numbers that are compressed together
 _KIND = re.compile(r"[A-Z]\w+_(?:double|float)_\d_\d")
 _PARAMETERS = {
     **dict.fromkeys(["Euler3DTransform", "VersorRigid3DTransform"], 6),
@@ -157,10 +159,14 @@ def _put_texts(group: h5py.Group, name: str, text: str) -> None:
 def _put_field(group: h5py.Group, step: Displacement) -> None:
     geometry = itk_geometry(step.grid)
     group["TransformFixedParameters"] = np.concatenate([step.grid.shape, *geometry.values()], dtype=np.float64)
-    group.create_dataset(
-        "TransformParameters",
-        data=step.itk_vectors(np.float32).ravel(),
-        compression="gzip",
-        compression_opts=1,
-        shuffle=True,
+    values = step.itk_vectors(np.float32).ravel()
+    size = min(_CHUNK, len(values))
+    data = group.create_dataset(
+        "TransformParameters", values.shape, "<f4", chunks=(size,), compression="gzip", compression_opts=1, shuffle=True
     )
+    for start in range(0, len(values), size):  # compressed as HDF5 would do it, in a quarter of its time
+        chunk = np.zeros(size, "<f4")
+        part = values[start : start + size]
+        chunk[: len(part)] = part
+        shuffled = np.ascontiguousarray(chunk.view(np.uint8).reshape(size, -1).T)
+        data.id.write_direct_chunk((start,), isal_zlib.compress(shuffled, 1))

@@ -23,7 +23,7 @@ from monai_nodeo.geometry._slabs import slabs
 from monai_nodeo.geometry.determinants import determinant
 from monai_nodeo.geometry.jacobian import check_ddf
 
-__all__ = ["Places", "average_at", "folded_cells", "folds_by_difference", "smallest_volumes"]
+__all__ = ["Places", "average_at", "count_folds", "folded_cells", "smallest_volumes"]
 
 _AT_A_TIME = 2**14  # cells whose simplices are looked at together
 _MANY = 2**16  # places among which the repeated ones are looked for before there are more
@@ -91,26 +91,36 @@ def folded_cells(ddf: Tensor, smallest: float = 0.0) -> Tensor:
     Raises:
         ValueError: when the channels do not match the spatial axes, or an axis has fewer than two voxels.
     """
-    parts = []
-    for volumes in _volumes(ddf):
-        folded = ~(volumes[0] > smallest)
-        for volume in volumes[1:]:
-            folded |= ~(volume > smallest)
-        parts.append(folded)
-    return torch.cat(parts, 1)
+    return torch.cat([~_above(volumes, smallest) for volumes in _volumes(ddf)], 1)
 
 
-def folds_by_difference(ddf: Tensor) -> Tensor:
-    """How many cells fold by each of the differences.
+def count_folds(ddf: Tensor) -> tuple[Tensor, Tensor]:
+    """How many cells fold, and how many by each of the differences.
 
     Args:
         ddf: as for :py:func:`folded_cells`.
 
     Returns:
-        (B, simplices): forward or backward along each axis, 4 in 2D and 8 in 3D, and there the two central tetrahedra.
+        folded cells, (B,), and of them by difference, (B, simplices): forward or backward along each axis, 4 in 2D and
+        8 in 3D, and there the two central tetrahedra.
     """
-    parts = [torch.stack([(~(v > 0)).flatten(1).sum(1) for v in volumes], 1) for volumes in _volumes(ddf)]
-    return torch.stack(parts).sum(0)
+    cells, by_difference = [], []
+    for volumes in _volumes(ddf):
+        above = _above(volumes, 0.0)
+        cells.append((~above).flatten(1).sum(1))
+        if bool(above.all()):
+            by_difference.append(cells[-1][:, None].expand(-1, len(volumes)))
+        else:
+            by_difference.append(torch.stack([(~(v > 0)).flatten(1).sum(1) for v in volumes], 1))
+    return torch.stack(cells).sum(0), torch.stack(by_difference).sum(0)
+
+
+def _above(volumes: list[Tensor], smallest: float) -> Tensor:
+    """Cells all of whose simplices have more volume; a volume that is no number has not."""
+    least = volumes[0]
+    for volume in volumes[1:]:
+        least = torch.minimum(least, volume)
+    return least > smallest
 
 
 def _volumes(ddf: Tensor) -> Iterator[list[Tensor]]:

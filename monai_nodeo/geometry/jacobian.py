@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from monai_nodeo.geometry._slabs import slabs
 from monai_nodeo.geometry.determinants import determinant, determinants
 
-__all__ = ["cell_volumes", "check_ddf", "jacobian_determinant"]
+__all__ = ["cell_volumes", "check_ddf", "jacobian_determinant", "jacobian_slabs"]
 
 _GAUSS = 0.5 / 3**0.5  # from the middle of a side to a point of Gauss
 
@@ -42,9 +43,14 @@ def jacobian_determinant(ddf: Tensor) -> Tensor:
     Raises:
         ValueError: when the channels do not match the spatial axes, or an axis has fewer than two voxels.
     """
+    return torch.cat(list(jacobian_slabs(ddf)), dim=1)
+
+
+def jacobian_slabs(ddf: Tensor) -> Iterator[Tensor]:
+    """The same in parts along the first axis, (B, *part): what is summed up need not be in memory as a whole."""
     check_ddf(ddf)
-    parts = [determinants(ddf[:, :, start : stop + 1]) for start, stop in slabs(ddf[:, :, 1:])]
-    return torch.cat(parts, dim=1)
+    for start, stop in slabs(ddf[:, :, 1:]):
+        yield determinants(ddf[:, :, start : stop + 1])
 
 
 def cell_volumes(ddf: Tensor) -> Tensor:

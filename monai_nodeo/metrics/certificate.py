@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,8 @@ from torch import Tensor
 from monai_nodeo.files import Displacement, Transform
 from monai_nodeo.flows.field_inversion import Inversion, invert
 from monai_nodeo.geometry.coordinates import lengths
-from monai_nodeo.geometry.folds import folded_cells, folds_by_difference
-from monai_nodeo.geometry.jacobian import jacobian_determinant
+from monai_nodeo.geometry.folds import count_folds
+from monai_nodeo.geometry.jacobian import jacobian_slabs
 
 if TYPE_CHECKING:  # figures of other tools' fields need neither a model nor MONAI
     from monai_nodeo.flows.flow import Flow
@@ -191,19 +192,29 @@ def _volumes(ddf: Tensor) -> dict[str, Any]:
             "small_percent": 0.0,
             "large_percent": 0.0,
         }
-    determinant = jacobian_determinant(ddf[None])[0]
-    places = [int(x) for x in (determinant.argmin(), determinant.argmax())]
-    extremes = [(determinant.flatten()[i].item(), _unravelled(i, determinant.shape)) for i in places]
+    cells = tuple(n - 1 for n in ddf.shape[1:])
+    extremes, counts, passed = [(math.inf, 0), (-math.inf, 0)], [0, 0], 0
+    for part in jacobian_slabs(ddf[None]):
+        values = part.flatten()
+        for side, place in enumerate((values.argmin(), values.argmax())):
+            value = values[place].item()
+            if value < extremes[0][0] if side == 0 else value > extremes[1][0]:
+                extremes[side] = value, passed + int(place)
+        counts[0] += int((values < _SMALL).sum())
+        counts[1] += int((values > _LARGE).sum())
+        passed += len(values)
+    folded, by_difference = count_folds(ddf[None])
+    smallest, largest = ((value, _unravelled(place, cells)) for value, place in extremes)
     return {
-        "cells": determinant.numel(),
-        "folded_cells": int(folded_cells(ddf[None]).sum()),
-        "folded_by_difference": tuple(folds_by_difference(ddf[None])[0].tolist()),
-        "smallest_volume": extremes[0],
-        "largest_volume": extremes[1],
-        "small_percent": 100 * (determinant < _SMALL).double().mean().item(),
-        "large_percent": 100 * (determinant > _LARGE).double().mean().item(),
+        "cells": passed,
+        "folded_cells": int(folded),
+        "folded_by_difference": tuple(by_difference[0].tolist()),
+        "smallest_volume": smallest,
+        "largest_volume": largest,
+        "small_percent": 100 * counts[0] / passed,
+        "large_percent": 100 * counts[1] / passed,
     }
 
 
-def _unravelled(index: int, shape: torch.Size) -> tuple[int, ...]:
-    return tuple(int(i) for i in torch.unravel_index(torch.tensor(index), shape))
+def _unravelled(index: int, shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(i) for i in torch.unravel_index(torch.tensor(index), tuple(shape)))

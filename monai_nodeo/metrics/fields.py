@@ -4,15 +4,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from monai_nodeo.geometry._slabs import slabs
 from monai_nodeo.geometry.determinants import SMALLEST_DETERMINANT, central_determinants
-from monai_nodeo.geometry.folds import folded_cells
-from monai_nodeo.geometry.jacobian import check_ddf, jacobian_determinant
+from monai_nodeo.geometry.folds import count_folds
+from monai_nodeo.geometry.jacobian import check_ddf, jacobian_slabs
 
 __all__ = [
     "folded_cell_count",
@@ -33,7 +34,8 @@ def folding_fraction(ddf: Tensor) -> Tensor:
         (B,), in [0, 1].
     """
     # not "<= 0": a field that holds NaN is no field without folds
-    return (~(jacobian_determinant(ddf) > 0)).float().flatten(1).mean(1)
+    counts = [(~(part > 0)).flatten(1).sum(1, dtype=torch.float64) for part in jacobian_slabs(ddf)]
+    return (torch.stack(counts).sum(0) / _cells(ddf)).to(ddf.dtype)
 
 
 def folded_cell_count(ddf: Tensor) -> Tensor:
@@ -45,7 +47,7 @@ def folded_cell_count(ddf: Tensor) -> Tensor:
     Returns:
         (B,), whole numbers in floating point; 0 for a digital diffeomorphism.
     """
-    return folded_cells(ddf).flatten(1).sum(1).to(ddf.dtype)
+    return count_folds(ddf)[0].to(ddf.dtype)
 
 
 def sd_log_jacobian(ddf: Tensor) -> Tensor:
@@ -57,7 +59,7 @@ def sd_log_jacobian(ddf: Tensor) -> Tensor:
     Returns:
         (B,).
     """
-    return jacobian_determinant(ddf).clamp(min=SMALLEST_DETERMINANT).log().flatten(1).std(1, correction=0)
+    return _deviation(part.clamp(min=SMALLEST_DETERMINANT).log() for part in jacobian_slabs(ddf)).to(ddf.dtype)
 
 
 def learn2reg_sd_log_jacobian(ddf: Tensor) -> Tensor:
@@ -77,11 +79,8 @@ def learn2reg_sd_log_jacobian(ddf: Tensor) -> Tensor:
     check_ddf(ddf)
     if min(ddf.shape[2:]) < 5:
         raise ValueError(f"ddf {tuple(ddf.shape)} has fewer than five voxels along an axis: nothing is left inside.")
-    parts = [
-        (central_determinants(ddf[:, :, start : stop + 4]) + 3).clamp(min=SMALLEST_DETERMINANT).log().flatten(1)
-        for start, stop in slabs(ddf[:, :, 4:])
-    ]
-    return torch.cat(parts, 1).std(1, correction=0)
+    parts = (central_determinants(ddf[:, :, start : stop + 4]) + 3 for start, stop in slabs(ddf[:, :, 4:]))
+    return _deviation(part.clamp(min=SMALLEST_DETERMINANT).log() for part in parts).to(ddf.dtype)
 
 
 def mean_displacement(ddf: Tensor, spacing: float | Sequence[float] = 1.0) -> Tensor:
@@ -96,7 +95,27 @@ def mean_displacement(ddf: Tensor, spacing: float | Sequence[float] = 1.0) -> Te
     """
     size = torch.as_tensor(spacing, dtype=ddf.dtype, device=ddf.device).expand(ddf.shape[1])
     # a norm along an axis that is not the last one takes four times as long on a CPU
-    squares = torch.zeros_like(ddf[:, 0])
-    for component, side in zip(ddf.unbind(1), size, strict=True):
-        squares += (component * side).square_()
-    return squares.sqrt_().flatten(1).mean(1)
+    total = ddf.new_zeros(len(ddf), dtype=torch.float64)
+    for start, stop in slabs(ddf):
+        part = ddf[:, :, start:stop]
+        squares = torch.zeros_like(part[:, 0])
+        for component, side in zip(part.unbind(1), size, strict=True):
+            squares += (component * side).square_()
+        total += squares.sqrt_().flatten(1).sum(1, dtype=torch.float64)
+    return (total / ddf[0, 0].numel()).to(ddf.dtype)
+
+
+def _cells(ddf: Tensor) -> int:
+    return math.prod(n - 1 for n in ddf.shape[2:])
+
+
+def _deviation(parts: Iterable[Tensor]) -> Tensor:
+    """Standard deviation of values (B, ...) that come in parts, (B,), float64."""
+    sums = []
+    for part in parts:
+        values = part.flatten(1).double()
+        sums.append(
+            torch.stack([torch.full_like(values[:, 0], values.shape[1]), values.sum(1), values.square().sum(1)])
+        )
+    count, total, squares = torch.stack(sums).sum(0)
+    return (squares / count - (total / count) ** 2).clamp(min=0).sqrt()

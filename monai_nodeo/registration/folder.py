@@ -38,14 +38,13 @@ from monai_nodeo.files import (
     ImageGrid,
     Transform,
     atomic_path,
+    displacement_error,
     open_stored,
-    read_displacement,
     write_displacement,
     write_image,
     write_labels,
     write_transform,
 )
-from monai_nodeo.files.grid import parts
 from monai_nodeo.flows import Flow
 from monai_nodeo.geometry.jacobian import jacobian_determinant
 from monai_nodeo.metrics.machine import device_name, peak_memory_mb
@@ -125,7 +124,7 @@ def write_folder(path: str | PathLike[str], contents: Contents) -> dict[str, Any
     if contents.uncertainty is not None:
         write_image(folder / _UNCERTAINTY, contents.uncertainty, grid)
     write_history(folder / HISTORY, contents.history)
-    proof = {**contents.figures["certificate"], "file_error_voxels": _file_error(folder / FIELD, whole)}
+    proof = {**contents.figures["certificate"], "file_error_voxels": displacement_error(folder / FIELD, whole, grid)}
     figures = {
         **contents.figures,
         "certificate": proof,
@@ -205,12 +204,6 @@ def start_of(figures: Mapping[str, Any]) -> Tensor | None:
     """
     start = figures.get("initial_affine")
     return None if start is None else torch.tensor(start, dtype=torch.float64).view(4, 4)
-
-
-def _file_error(path: Path, ddf: np.ndarray) -> float:
-    """Largest difference in voxels between a displacement on disk and what it is to be."""
-    stored, _ = read_displacement(path)
-    return float(max(np.abs(stored[:, part] - ddf[:, part]).max() for part in parts(ddf.shape[1:])))
 
 
 def write_history(path: Path, history: Mapping[str, Tensor]) -> None:

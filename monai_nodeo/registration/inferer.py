@@ -22,7 +22,6 @@ from monai_nodeo.data.placement import affine_3d, physical_map
 from monai_nodeo.files import ImageGrid
 from monai_nodeo.flows import CloudModel, Flow, Solver, VelocityField, VelocityModel
 from monai_nodeo.flows.unfolding import unfolded, unfolded_both_ways
-from monai_nodeo.geometry.cropping import Box, foreground_box
 from monai_nodeo.geometry.sampling import warp, warp_in_slabs
 from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.metrics.certificate import certify_flow
@@ -55,7 +54,6 @@ class _Task:
     prepared: Prepared
     grid: ImageGrid
     tensors: PairBatch
-    box: Box
     settings: Settings
     choice: Choice | None
     recorded: Settings
@@ -214,17 +212,14 @@ class PairInferer(Inferer):
         seen = compared(pair, self.settings)
         prepared = prepare(seen.pair, seen.settings, self.components.loss)
         tensors = prepared.batch(device)
-        everything: Box = (slice(None),) * self.settings.spatial_dims
-        box = foreground_box(tensors.fixed, tensors.moving) if self.settings.crop_air else everything
-        inside, choice = tensors.cropped(box), None
+        inside, choice = tensors.cropped(prepared.box), None
         if self.settings.self_tuning and self._loss_of is not None and not isinstance(velocity, CloudModel):
             trial = replace(self.components, velocity=velocity, handlers=())
             choice = choose(inside, prepared.spacing, seen.settings, lambda s: self._with_loss(trial, s))
         settings = seen.settings if choice is None else choice.settings
         recorded = seen.of_all(settings, self.settings)
-        return _Task(
-            prepared.held_by(tensors), stored_grid(pair.fixed.image, "fixed"), inside, box, settings, choice, recorded
-        )
+        grid = stored_grid(pair.fixed.image, "fixed")
+        return _Task(prepared.held_by(tensors), grid, inside, settings, choice, recorded)
 
     def _with_loss(self, components: Components, settings: Settings) -> Components:
         """With the loss of other settings."""
@@ -237,7 +232,8 @@ class PairInferer(Inferer):
     ) -> list[Registration]:
         started = time.perf_counter()
         settings, one = tasks[0].settings, tasks[0].tensors.fixed
-        check_memory(settings, one.shape[2:], len(tasks), one.device, one.shape[1])
+        voxels = one[0, 0].numel()
+        check_memory(settings, tasks[0].grid.spatial_shape, len(tasks), one.device, one.shape[1], voxels)
         components = self._with_loss(replace(self.components, velocity=velocity), settings)
         batch = PairBatch.of([task.tensors for task in tasks])
         if settings.symmetric:
@@ -263,7 +259,7 @@ class PairInferer(Inferer):
             flow, ddf = (unfolded_both_ways if self.settings.symmetric else unfolded)(flow)
         else:
             ddf = flow.displacement()
-        if not ddf.isfinite().all():
+        if not ddf.sum().isfinite():
             raise DivergedError(len(fitted.history["loss"]))
         return flow, ddf
 
@@ -435,7 +431,8 @@ def _warn_of_refusal(pair: Pair) -> None:
 
 def _domain(task: _Task, level: Level) -> ImageGrid:
     """Grid of the nodes of the last level's velocity, in the space of the fixed image."""
-    return task.prepared.in_fixed(grid_of_nodes(task.prepared.matched.fixed, task.box, level, task.grid))
+    prepared = task.prepared
+    return prepared.in_fixed(grid_of_nodes(prepared.matched.fixed, prepared.box, level, task.grid))
 
 
 def usable(device: torch.device | str) -> torch.device:

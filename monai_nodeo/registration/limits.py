@@ -23,7 +23,9 @@ from monai_nodeo.registration.settings import Settings
 __all__ = ["check_memory", "fitting_settings", "free_memory", "needed_memory", "needed_room", "pairs_at_once"]
 
 _NUMBER = 4  # bytes, float32
-_IMAGES = 4  # that a pair is in memory as, for each channel: as it was loaded, and on one grid in one range
+_LOADED = 2  # for each channel: both images
+_PREPARING = 3  # for each channel: both in one range, and one of them as it was matched
+_MATCHED = 2  # for each channel and voxel that is compared: both images on one grid in one range
 _COMPARED = 4  # for each channel: window means and variances of the target, the warped image and its gradient
 _OF_CLOUD = 19  # vectors at the points of the cloud, and one more for each step of a solver differentiated directly
 _FINISHING = 13  # in a voxel, beside images, displacement and velocity: of the figures, or of a file that is written
@@ -31,6 +33,7 @@ _LIBRARIES = 800_000_000  # bytes that a process holds for itself, compiled kern
 _BYTES_ON_DISK = 20  # per voxel, of the compressed files of a result
 _USUAL = 2  # times that is what small images may take
 _WIDE = 2  # voxels from point to point
+_FEWER = (2, 4, 8)  # times
 _SQUARING = "scaling_and_squaring"  # takes as many steps as its powers of two
 
 logger = logging.getLogger(__name__)
@@ -38,18 +41,22 @@ logger = logging.getLogger(__name__)
 _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
-def needed_memory(settings: Settings, spatial_shape: Sequence[int], pairs: int = 1, channels: int = 1) -> int:
+def needed_memory(
+    settings: Settings, spatial_shape: Sequence[int], pairs: int = 1, channels: int = 1, compared: int | None = None
+) -> int:
     """Bytes that a registration of pairs takes, above what the process holds already.
 
-    The optimisation holds both images twice, what the similarity needs of the warped and of the target image, at every
-    voxel what the finished flow differs by, and at the points of the cloud some vectors. Later it is the displacement
-    and what is made of it. This is for the local correlation with compiled kernels; other similarities take more.
+    For each voxel that is compared the optimisation holds both images, what the similarity needs of the warped and of
+    the target image, what the finished flow differs by, and at the points of the cloud some vectors. Later it is the
+    displacement of all voxels and what is made of it. This is for the local correlation with compiled kernels; other
+    similarities take more.
 
     Args:
         settings: of the registration.
-        spatial_shape: of the grid, without the air around the images, D sizes.
+        spatial_shape: of the fixed grid, D sizes.
         pairs: that are optimised together.
         channels: of an image.
+        compared: voxels at which the images are compared, without the air around them; by default as if there was none.
     """
     steps = 0
     if not settings.adjoint:
@@ -58,10 +65,15 @@ def needed_memory(settings: Settings, spatial_shape: Sequence[int], pairs: int =
     dense, finest = bool(settings.dense_iterations), min(settings.shrink_factors)
     points = max(finest, settings.point_spacing) ** -dims
     ways = 2 if settings.symmetric else 1
+    voxels = math.prod(spatial_shape)
+    largest = _compared(settings, spatial_shape) if compared is None else compared
     optimised = ways * (_COMPARED * channels + dims * dense) * finest**-dims + dims * points * (_OF_CLOUD + steps)
-    finished = channels + dims * (1 + points) + _FINISHING
-    each = _NUMBER * (_IMAGES * channels + max(optimised, finished))
-    return round(each * math.prod(spatial_shape) * pairs)
+    numbers = max(
+        _PREPARING * channels * voxels,
+        (_MATCHED * channels + optimised) * largest,
+        (channels + dims + _FINISHING) * voxels + dims * points * largest,
+    )
+    return round(_NUMBER * (_LOADED * channels * voxels + numbers) * pairs)
 
 
 def fitting_settings(
@@ -81,12 +93,7 @@ def fitting_settings(
     Raises:
         PairError: tells what the leanest ones need.
     """
-    changed = settings
-    costs: list[str] = []
-    nothing: tuple[dict[str, Any], str] = {}, ""
-    for changes, cost in (nothing, *_leaner(settings)):
-        changed = changed.replace(**changes)
-        costs += [cost] if cost else []
+    for changed, costs in _leaner(settings, spatial_shape):
         needed = _LIBRARIES + needed_memory(changed, spatial_shape, 1, channels)
         if needed <= memory:
             return changed, "; ".join(costs)
@@ -96,15 +103,27 @@ def fitting_settings(
     )
 
 
-def _leaner(settings: Settings) -> Iterator[tuple[dict[str, Any], str]]:
-    """Changes that save memory, the cheapest first, and what each costs; see docs/performance.md."""
+def _leaner(settings: Settings, spatial_shape: Sequence[int]) -> Iterator[tuple[Settings, list[str]]]:
+    """The settings, and ever leaner ones, and what each costs; see docs/performance.md."""
+    costs: list[str] = []
+    yield settings, costs
     if settings.point_spacing < _WIDE:
-        yield {"point_spacing": _WIDE}, f"points {_WIDE} voxels apart, not {settings.point_spacing:g} (Dice -.003)"
+        costs = [*costs, f"points {_WIDE} voxels apart, not {settings.point_spacing:g} (Dice -.003)"]
+        settings = settings.replace(point_spacing=_WIDE)
+        yield settings, costs
     if settings.dense_iterations:
-        yield {"dense_iterations": 0}, "no iterations at every voxel at the end (Dice -.005)"
-    if len(settings.shrink_factors) > 1 and settings.shrink_factors[-1] < settings.shrink_factors[-2]:
-        levels = {"shrink_factors": settings.shrink_factors[:-1], "iterations": settings.iterations[:-1]}
-        yield levels, f"images compared in voxels {settings.shrink_factors[-2]:g} times as long"
+        costs = [*costs, "no iterations at every voxel at the end (Dice -.005)"]
+        settings = settings.replace(dense_iterations=0)
+        yield settings, costs
+    for times in _FEWER:
+        fewer = _compared(settings, spatial_shape) // times
+        yield settings.replace(max_voxels=fewer), [*costs, f"images compared at {times} times fewer voxels"]
+
+
+def _compared(settings: Settings, spatial_shape: Sequence[int]) -> int:
+    """Voxels at which the images of a grid are compared, with the air around them."""
+    voxels = math.prod(spatial_shape)
+    return voxels if settings.max_voxels is None else min(voxels, settings.max_voxels)
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -119,14 +138,19 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def check_memory(
-    settings: Settings, spatial_shape: Sequence[int], pairs: int, device: torch.device, channels: int = 1
+    settings: Settings,
+    spatial_shape: Sequence[int],
+    pairs: int,
+    device: torch.device,
+    channels: int = 1,
+    compared: int | None = None,
 ) -> None:
-    """Refuse what cannot fit, and warn of what may not.
+    """Refuse what cannot fit, and warn of what may not; see :py:func:`needed_memory`.
 
     Raises:
         PairError: tells what is needed, what is free, and what to do.
     """
-    needed, free = needed_memory(settings, spatial_shape, pairs, channels), free_memory(device)
+    needed, free = needed_memory(settings, spatial_shape, pairs, channels, compared), free_memory(device)
     if free is None or _USUAL * needed <= free:
         return
     what = f"{'x'.join(map(str, spatial_shape))} voxels"
@@ -134,7 +158,7 @@ def check_memory(
     fewer = "a smaller batch, " if pairs > 1 else ""
     text = (
         f"{what} take {needed / 1e9:.3g} to {_USUAL * needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free "
-        f"on {device}; take {fewer}dense_iterations 0 with a larger point_spacing, crop the images, or resample them."
+        f"on {device}; take {fewer}a smaller max_voxels, crop the images, or resample them."
     )
     if needed > free:
         raise PairError(text)

@@ -19,8 +19,9 @@ from monai_nodeo.data.pair import Pair, PairError, source_name
 from monai_nodeo.data.placement import affine_3d, voxel_sides
 from monai_nodeo.data.start import Start, find_start
 from monai_nodeo.files import ImageGrid
-from monai_nodeo.geometry.cropping import Box
+from monai_nodeo.geometry.cropping import Box, box_size, foreground_box
 from monai_nodeo.losses import RegistrationLoss
+from monai_nodeo.registration.large_images import in_larger_voxels
 from monai_nodeo.registration.levels import Level, PairBatch
 from monai_nodeo.registration.settings import Settings
 from monai_nodeo.registration.symmetric import half_of, on_mean_grid, symmetric_start, with_masks_of_air
@@ -36,11 +37,13 @@ class Prepared:
     Attributes:
         start: where the pair starts from.
         matched: both images on one grid, with values in [0, 1].
+        box: the part of the grid that is optimised, without the air around the images.
         half: (4, 4), RAS mm, from the fixed image to that grid, see `registration.symmetric`; None: it is its own.
     """
 
     start: Start
     matched: MatchedPair
+    box: Box
     half: Tensor | None = None
 
     def in_fixed(self, grid: ImageGrid) -> ImageGrid:
@@ -87,9 +90,14 @@ def prepare(pair: Pair, settings: Settings, loss: RegistrationLoss) -> Prepared:
     else:
         fine, certainty = refine(pair)
     matched = match(fine, rest, certainty)
+    matched = replace(matched, fixed=to_unit_range(matched.fixed), moving=to_unit_range(matched.moving))
+    box: Box = (slice(None),) * settings.spatial_dims
+    if settings.crop_air:
+        box = foreground_box(matched.fixed.as_tensor()[None], matched.moving.as_tensor()[None])
+    if settings.max_voxels is not None:
+        matched, box = in_larger_voxels(matched, box, settings.max_voxels)
     labels = matched_labels(fine, matched.fixed, rest) if settings.label_weight else None
-    fixed, moving = to_unit_range(matched.fixed), to_unit_range(matched.moving)
-    return Prepared(start, replace(matched, fixed=fixed, moving=moving, labels=labels), half)
+    return Prepared(start, replace(matched, labels=labels), box, half)
 
 
 def grid_of_nodes(fixed: MetaTensor, box: Box, level: Level, grid: ImageGrid) -> ImageGrid:
@@ -102,10 +110,9 @@ def grid_of_nodes(fixed: MetaTensor, box: Box, level: Level, grid: ImageGrid) ->
         grid: of the image as it is stored.
     """
     affine = affine_3d(fixed).numpy().copy()
-    sizes = [len(range(n)[part]) for n, part in zip(fixed.shape[1:], box, strict=True)]
     starts = [part.start or 0 for part in box]
     affine[:3, 3] += affine[:3, : len(starts)] @ np.array(starts, float)
-    for axis, (n, m) in enumerate(zip(sizes, level.cloud_size, strict=True)):
+    for axis, (n, m) in enumerate(zip(box_size(box, fixed.shape[1:]), level.cloud_size, strict=True)):
         affine[:3, axis] *= (n - 1) / max(m - 1, 1)
     return grid_like(grid, affine, level.cloud_size)
 

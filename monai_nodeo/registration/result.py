@@ -209,7 +209,7 @@ class Registration:
             "start": self.alignment,
             "choice": self.choice,
             "accepted": self.accepted,
-            **field_figures(self.displacement, self.flow.grid.spacing),
+            **field_figures(self.displacement, self.flow.grid.spacing, self.certificate.folded_cells),
             "certificate": self.certificate.to_dict(),
             "iterations": self.iterations,
             "interrupted_level": self.interrupted,

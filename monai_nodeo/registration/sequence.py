@@ -183,7 +183,7 @@ def _lay_out(
 ) -> _Layout:
     """Bring every frame to the grid of the reference frame, in a file."""
     loss, dims = make_loss(settings), settings.spatial_dims
-    still = settings.replace(initial_transform="none")
+    still = settings.replace(initial_transform="none", max_voxels=None)  # all frames on one grid
     at = dict(enumerate(series.times))
     moments = [(number, time) for number, time in at.items() if number != reference]
     if span[1] > max(series.times):  # a period later the first frame is there again

@@ -32,6 +32,7 @@ _LARGEST = {
     "kernel_window": 1001,
     "similarity_window": 1001,
 }
+_FEWEST_VOXELS = 4096  # of the largest level
 
 
 class SettingsError(ValueError):
@@ -88,6 +89,8 @@ class Settings:
         landmark_weight: of the squared distance of landmarks, in smallest voxel sides.
         label_weight: of one minus the Dice of the labels that both label maps have; 0: labels are for the figures.
         crop_air: leave out what is nothing but the minimum of both images around them.
+        max_voxels: that are compared, at most; of larger images, larger voxels are. The flow warps the images as they
+            were given. None: all of them.
         unfold: smooth the velocity where its flow folds between voxels.
         best_window: end a level with the best of its last iterations; None: with the last one.
         best_of: what "best" looks at: "loss", or "similarity_times_folding" as the code of NODEO.
@@ -136,6 +139,7 @@ class Settings:
     landmark_weight: float
     label_weight: float
     crop_air: bool
+    max_voxels: int | None
     unfold: bool
     best_window: int | None
     best_of: str
@@ -215,6 +219,8 @@ class Settings:
             raise SettingsError(f"channel_weights are {list(self.channel_weights)}; one has to be above 0.")
         if abs(self.seed) >= 2**63:
             raise SettingsError(f"seed is {self.seed}, expected a number of at most 64 bits.")
+        if self.max_voxels is not None and self.max_voxels < _FEWEST_VOXELS:
+            raise SettingsError(f"max_voxels is {self.max_voxels}, expected {_FEWEST_VOXELS} at least, or null.")
         if len(self.iterations) != len(self.shrink_factors) or min(self.iterations, default=0) < 1:
             raise SettingsError(
                 f"iterations {list(self.iterations)} and shrink_factors {list(self.shrink_factors)} need one number a "
