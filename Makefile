@@ -6,6 +6,7 @@ VENV ?= .venv
 DEMO_OUTPUT ?= demo_output
 PYTEST_ARGS ?=
 PEERS ?= .venv-peers
+JUDGES ?= .venv-judges
 OUTPUT ?= bench.json
 BENCH_ARGS ?=
 GROUPS ?=
@@ -18,11 +19,14 @@ HOME_URL ?=
 # Threads of OpenMP that wait for work give their core away soon, as the command line sets it: docs/decisions/cpu-threads.md.
 export GOMP_SPINCOUNT ?= 300
 
+JUDGED := $(addprefix tests/test_,$(addsuffix .py,ants bids dicom_objects fsl napari ome_zarr physio point_files report_pages \
+	transform_files))
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-long fuzz bundle bench bench-scaling reproduce oasis tutorials docs package lint format clean
+.PHONY: help venv demo test test-long test-judges fuzz bundle bench bench-scaling reproduce oasis tutorials docs package lint format clean
 
 help: ## Explain every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +62,18 @@ $(PEERS)/.installed: benchmarks/peers.txt
 	$(PEERS)/bin/python -m pip install --disable-pip-version-check -r benchmarks/peers.txt
 	$(PEERS)/bin/python -m pip install --disable-pip-version-check --no-deps fireants==1.5.0
 	@touch $@
+
+# Other tools that read what we write, and napari. ANTs wants another numpy.
+$(JUDGES)/.installed: tests/judges.txt setup.cfg constraints.txt
+	$(PYTHON) -m venv $(JUDGES)
+	$(JUDGES)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,napari]' -r tests/judges.txt
+	$(PYTHON) -m venv $(JUDGES)/ants
+	$(JUDGES)/ants/bin/python -m pip install --disable-pip-version-check antspyx==0.6.3
+	@touch $@
+
+test-judges: $(JUDGES)/.installed ## Run the tests that want other tools and a screen: ANTs, greedy, fslpy, ngff-zarr, VTK, itk, bids-validator, napari
+	MONAI_NODEO_ANTS=$(abspath $(JUDGES))/ants/bin/python PATH="$(abspath $(JUDGES))/bin:$$PATH" \
+		xvfb-run -a $(JUDGES)/bin/python -m pytest -W ignore $(JUDGED) $(PYTEST_ARGS)
 
 bench: $(STAMP) $(PEERS)/.installed ## Compare our presets with other tools on your own pairs: DATALIST=pairs.json (with labels), OUTPUT=bench.json
 	$(BIN)/python benchmarks/compare.py $(DATALIST) --peers $(PEERS)/bin/python $(BENCH_ARGS) --output $(OUTPUT)
@@ -97,5 +113,5 @@ format: $(STAMP) ## Format the code and repair what can be repaired
 	$(BIN)/ruff format .
 
 clean: ## Remove the environment, caches and the demo's output
-	rm -rf $(VENV) $(PEERS) $(DEMO_OUTPUT) $(QUICK_OUTPUT) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) $(JUDGES) $(DEMO_OUTPUT) $(QUICK_OUTPUT) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

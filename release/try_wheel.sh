@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A fresh environment with the wheel alone, no extras, registers a pair and warps its labels, and what needs an extra says
-# which: what "make package" ends with.
+# A fresh environment with the wheel alone, no extras, registers a pair, and what needs an extra says which; then, with the
+# extras, the commands and the Python of the README's first pages: what "make package" ends with.
 # Usage: release/try_wheel.sh PYTHON_WITH_NILEARN FOLDER   (the first makes the example pair, the second is made anew)
 set -euo pipefail
 maker=$1 folder=$2
@@ -16,7 +16,6 @@ write_pair(example_pair(2, 2.0), sys.argv[1])" "$folder")
 cd "$folder" # not the tree, so that the installed package is what runs
 env/bin/monai-nodeo register -f fixed.nii.gz -m moving.nii.gz \
     --fixed-label fixed_label.nii.gz --moving-label moving_label.nii.gz -o out
-env/bin/monai-nodeo apply -i moving_label.nii.gz -r fixed.nii.gz -t out -n label -o warped_label.nii.gz
 env/bin/monai-nodeo info out
 
 # Usage: lacks EXTRA COMMAND...
@@ -38,3 +37,14 @@ lacks bundle env/bin/python -c "import monai_nodeo.workflow"
 lacks dicom env/bin/monai-nodeo convert out/transform.h5 transform.dcm
 lacks zarr env/bin/monai-nodeo apply -i moving.nii.gz -r fixed.nii.gz -t out -o warped.ome.zarr
 lacks demo env/bin/python -m monai_nodeo.demo --quick
+
+env/bin/python -m pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" "$(echo "$root"/dist/*.whl)[all]"
+# The first block below a heading of the README.
+readme() {
+    awk -v heading="## $1" '$0 == heading {here = 1} here && /^```/ {if (inside) exit; inside = 1; next} inside' "$root/README.md"
+}
+cp moving_label.nii.gz moving_labels.nii.gz
+readme "Register two files" >commands.sh
+readme "In Python" >script.py
+PATH="$folder/env/bin:$PATH" bash -ex commands.sh
+env/bin/python script.py

@@ -523,3 +523,12 @@ def test_ctrl_c_leaves_nothing_half_written_or_the_flow_so_far(action, runs, tmp
     assert (figures["iterations"], figures["interrupted_level"]) == (4, 0)  # three, and the first of the next level
     assert figures["displacement_mm_mean"] > 0
     assert "interrupt" in json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["headline"]
+
+
+def test_a_pipe_that_is_closed_is_no_error_of_the_input(monkeypatch):
+    def closed(self: click.Group, ctx: click.Context) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(click.Group, "invoke", closed)
+    with pytest.raises(BrokenPipeError):
+        main.invoke(click.Context(main))

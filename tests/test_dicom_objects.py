@@ -105,6 +105,26 @@ def test_spatial_registration_of_plastimatch_is_read(series, tmp_path):
     np.testing.assert_allclose(step.matrix, Affine.from_itk(affine).matrix, atol=1e-4)  # it writes 6 decimals
 
 
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools, a package of Debian, is not installed")
+@pytest.mark.parametrize("of", ["DeformableSpatialRegistration", "SpatialRegistration", "MRImage"])
+def test_dciodvfy_finds_nothing_that_it_does_not_find_in_the_series(of, series, tmp_path):
+    file = tmp_path / "t.dcm"
+    if of == "MRImage":
+        write_transform(tmp_path / "t.h5", registration(VOLUME))
+        words = ["apply", "-i", series[1], "-r", series[0], "-t", f"{tmp_path}/t.h5", "-o", f"{tmp_path}/warped/"]
+        assert CliRunner().invoke(main, words).exit_code == 0
+        file = open_file(tmp_path / "warped")
+    else:
+        affine = Transform((Affine(make_start(VOLUME)),))
+        write_transform(file, affine if of == "SpatialRegistration" else registration(VOLUME), images=series)
+    told, known = (
+        subprocess.run(["dciodvfy", one], capture_output=True, text=True).stderr.splitlines()
+        for one in (file, open_file(series[1]))
+    )
+    assert of in told
+    assert not [line for line in told if line.startswith("Error") and line not in known]
+
+
 @pytest.mark.parametrize("scaled", [False, True], ids=["whole numbers", "with a slope"])
 def test_warped_series_lies_in_the_fixed_study(scaled, series, tmp_path):
     moving = series[1]

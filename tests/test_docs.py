@@ -17,6 +17,7 @@ import click
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from cohorts import QUICK, as_it_was, make_rows, table
 from dicom import write_series
@@ -35,7 +36,6 @@ BUNDLE = "python -m monai.bundle run --config_file bundle/configs/inference.json
 APART = {f"docs/{name}.md" for name in ("first_registration", "cohort", "atlases", "bids", "templates", "serve")}
 # Pages that hold commands of other tools beside ours.
 BESIDE = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/coming_from/*.md"))]
-APART.update(BESIDE)
 TEXTS = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in sorted(
@@ -50,13 +50,16 @@ TEXTS = {
 
 
 def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", TEXTS[page], flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(rf"^```{language}\n(.*?)^```", TEXTS[page], flags=re.MULTILINE | re.DOTALL)
+    return [block for block in found if page not in BESIDE or "monai" in block]
 
 
 def commands(page: str, program: str = "monai-nodeo") -> list[list[str]]:
     """The arguments of a program in a page's shell blocks; other tools stand there for comparison."""
     lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
-    return [shlex.split(line.removeprefix(program), comments=True) for line in lines if line.startswith(f"{program} ")]
+    ours = [line.removeprefix(program) for line in lines if line.startswith(f"{program} ")]
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    return [shlex.split(line.replace("cuda:0", device), comments=True) for line in ours]
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +81,12 @@ def run(words: list[str]) -> None:
 
 @pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")  # MONAI's BendingEnergyLoss
 @pytest.mark.parametrize(
-    "page", [page for page in TEXTS if page not in APART and (commands(page) or blocks(page, "python"))]
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.long if page in BESIDE else ())
+        for page in TEXTS
+        if page not in APART and (commands(page) or blocks(page, "python"))
+    ],
 )
 def test_page(page, tmp_path):
     """Its commands, then all its Python as one script, beside some small images, labels, points and a list."""
@@ -89,6 +97,7 @@ def test_page(page, tmp_path):
     middle = grid.affine @ [8, 9, 7, 1] * [-1, -1, 1, 1]
     for side in ("fixed", "moving"):
         (tmp_path / f"{side}_points.csv").write_text("x,y,z\n" + ",".join(map(str, middle[:3])))
+    (tmp_path / "fixed_points.txt").write_text("point\n1\n" + " ".join(map(str, middle[:3])))
     ras = (middle[:3] * [-1, -1, 1])[None].astype(np.float32)
     nib.streamlines.save(nib.streamlines.Tractogram([ras], affine_to_rasmm=np.eye(4)), tmp_path / "moving_tracts.tck")
     nib.GiftiImage(darrays=[nib.gifti.GiftiDataArray(ras, "NIFTI_INTENT_POINTSET")]).to_filename("moving_surface.gii")
@@ -100,6 +109,7 @@ def test_page(page, tmp_path):
         for number, side in enumerate(("fixed", "moving")):
             write_series(tmp_path / f"{side}_series", make_image(grid, number), grid.affine, number + 1)
     shutil.copy("fixed_labels.nii.gz", "cine_label.nii.gz")
+    shutil.copy("moving_labels.nii.gz", "labels.nii.gz")
     shutil.copy("fixed_points.csv", "points.csv")
     (tmp_path / "pairs.json").write_text(json.dumps([{"fixed": "fixed.nii.gz", "moving": "moving.nii.gz"}]))
 
@@ -128,12 +138,19 @@ def test_every_page_is_in_the_navigation_of_the_site():
 
 
 @pytest.mark.parametrize("page", BESIDE)
-def test_commands_beside_other_tools_can_be_read(page):
-    """Options, presets and settings that the page names are there; what it says is not run."""
-    for name, *words in commands(page):
-        command = main.get_command(click.Context(main), name)
-        assert command is not None, name
-        assert command.make_context(name, words).params
+def test_tables_beside_other_tools_name_what_is_there(page):
+    """Commands, options, presets and settings."""
+    spoken = [
+        name for name in main.list_commands(click.Context(main)) if re.search(rf"`{name} -|nodeo {name}", TEXTS[page])
+    ]
+    options = {
+        option
+        for name in {"register", *spoken}
+        for parameter in main.get_command(click.Context(main), name).params
+        for option in parameter.opts
+    }
+    right = " ".join(row.split("|")[-2] for row in TEXTS[page].splitlines() if row.startswith("|"))
+    assert set(re.findall(r"`(--[\w-]+)", right)) <= options
     assert set(re.findall(r"--preset (\w+)", TEXTS[page])) <= {path.stem for path in ROOT.glob("configs/*.json")}
     assert set(re.findall(r"--set (\w+)=", TEXTS[page])) <= {field.name for field in fields(Settings)}
 

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from grids import GRIDS, OBLIQUE, make_ddf, make_start, moved, registration, smooth_noise, world
 from scipy.ndimage import map_coordinates
 
@@ -145,3 +146,49 @@ def test_images_are_no_transforms(tmp_path):
     write_zarr(tmp_path / "a.zarr", np.zeros(SHAPE), np.eye(4), 3)
     with pytest.raises(ValueError, match=r"a\.zarr: no scene of OME-NGFF"):
         read_transform(tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize("kind", [*GRIDS, "straight"])
+def test_ngff_zarr_reads_our_scene_and_we_what_it_writes(kind, tmp_path):
+    ngff = pytest.importorskip("ngff_zarr", reason="pip install ngff-zarr for this test")
+    grid = GRIDS.get(kind) or ImageGrid(np.diag([-1.5, -0.8, 2.5, 1.0]), (9, 11, 13))
+    dims = len(grid.shape)
+    write_transform(tmp_path / "t.zarr", registration(grid))
+    scene = ngff.from_ome_zarr(str(tmp_path / "t.zarr"), kind="scene", validate=True)
+    (whole,) = scene.coordinateTransformations
+    index = np.random.default_rng(5).integers(1, np.array(grid.spatial_shape) - 1, (40, grid.spatial_dims))
+    lps = [-1, -1, 1][:dims]
+    there = world(grid, index)[:, :dims] * lps
+    for step in whole.transformations:
+        fields = None
+        if step.type == "displacements":
+            fields = {step.path: ngff.from_ome_zarr(str(tmp_path / "t.zarr" / step.path), validate=True)}
+            field = ngff.to_multiscales(fields[step.path].images[0], scale_factors=[])
+            ngff.to_ome_zarr(str(tmp_path / "theirs.zarr" / step.path), field, version="0.6")
+        (theirs,) = ngff.ngff_transform_to_itk_transform(step, "zyx"[-dims:], fields=fields)
+        itk = sitk.DisplacementFieldTransform(dims) if fields else sitk.AffineTransform(dims)
+        itk.SetFixedParameters(theirs.fixedParameters.tolist())
+        itk.SetParameters(theirs.parameters.tolist())
+        there = np.array([itk.TransformPoint(point.tolist()) for point in there])
+    expected = moved(grid, make_ddf(grid), make_start(grid), index)
+    np.testing.assert_allclose(there * lps, expected[:, :dims], rtol=0, atol=2e-5)
+    scene.to_ome_zarr(str(tmp_path / "theirs.zarr"), version="0.6", overwrite=False)
+    back = read_transform(tmp_path / "theirs.zarr").map_points(world(grid, index))
+    np.testing.assert_allclose(back, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_ngff_zarr_reads_our_images_and_we_those_of_it(version, tmp_path):
+    ngff = pytest.importorskip("ngff_zarr", reason="pip install ngff-zarr for this test")
+    values = np.random.default_rng(0).integers(-500, 500, SHAPE).astype(np.int16)
+    write_zarr(
+        tmp_path / "ours.zarr", values, np.diag([-1.5, -0.8, 2.5, 1.0]) + [[0, 0, 0, 3], [0] * 4, [0] * 4, [0] * 4], 3
+    )
+    theirs = ngff.from_ome_zarr(str(tmp_path / "ours.zarr"), validate=True).images[0]
+    np.testing.assert_array_equal(np.asarray(theirs.data).T, values)
+    assert (theirs.scale, theirs.translation) == ({"z": 2.5, "y": 0.8, "x": 1.5}, {"z": 0, "y": 0, "x": -3})
+    image = ngff.to_multiscales(theirs, scale_factors=[2])
+    ngff.to_ome_zarr(str(tmp_path / "theirs.zarr"), image, version=version)
+    stored = open_stored(tmp_path / "theirs.zarr")
+    np.testing.assert_array_equal(stored.load(), values)
+    np.testing.assert_allclose(stored.affine, open_stored(tmp_path / "ours.zarr").affine)

@@ -5,10 +5,12 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from email import message_from_string
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,6 +49,25 @@ def test_wheel_holds_every_file(folder, place, installed):
 def test_entry_point_is_the_command_line(installed):
     (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
     assert "monai-nodeo = monai_nodeo.cli:main" in entry_points.read_text(encoding="utf-8")
+
+
+def test_wheel_says_all_that_setup_says(installed):
+    (file,) = installed.glob("*.dist-info/METADATA")
+    said = message_from_string(file.read_text(encoding="utf-8"))
+    config = configparser.ConfigParser(comment_prefixes="#")
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    stated = config["metadata"]
+    for field, name in {"description": "Summary", "author": "Author", "license": "License"}.items():
+        assert said[name] == stated[field]
+    assert said["Keywords"].replace(",", ", ").replace("  ", " ") == stated["keywords"]
+    assert said.get_all("Classifier") == stated["classifiers"].split("\n")[1:]
+    assert set(said.get_all("Provides-Extra")) == set(config["options.extras_require"])
+    assert SpecifierSet(said["Requires-Python"]) == SpecifierSet(config["options"]["python_requires"])
+    needs = [need for need in map(Requirement, said.get_all("Requires-Dist")) if not need.marker]
+    assert needs == [
+        Requirement(line) for line in config["options"]["install_requires"].split("\n")[1:] if line[0] != "#"
+    ]
+    assert said.get_payload().strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
 
 
 @pytest.mark.parametrize("place", ["installed", "checkout"])

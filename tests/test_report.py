@@ -24,10 +24,10 @@ from monai_nodeo.data.examples import ExamplePair, example_pair
 from monai_nodeo.metrics import Certificate, Residual
 from monai_nodeo.metrics.confidence import wrong_probability
 from monai_nodeo.metrics.evidence import Evidence, gather, shared_information
+from monai_nodeo.metrics.verdict import Grade, Verdict, judge
 from monai_nodeo.registration.table import failed_row, row_of, write_table
 from monai_nodeo.report import remake_report, write_index
 from monai_nodeo.report.pair import ShownPair, shown
-from monai_nodeo.report.verdict import Grade, Verdict, judge
 
 AFFINE = np.diag([1.5, 2.0, 1.0, 1.0])
 
@@ -269,8 +269,10 @@ def verdict_on(registration: Registration) -> Verdict:
 @pytest.mark.parametrize("kind", ["head", "coarse_head"])
 def test_a_pair_that_aligns_is_said_to_be_aligned(kind, request) -> None:
     pair = request.getfixturevalue(kind)
-    verdict = verdict_on(registered(pair, pair.moving))
+    registration = registered(pair, pair.moving)
+    verdict = verdict_on(registration)
     assert verdict.headline.startswith("Aligned")
+    assert registration.verdict == verdict
     assert verdict.findings[0].grade == Grade.GOOD
 
 

@@ -114,8 +114,15 @@ def test_greedy_warps_with_our_field_and_we_with_its(tmp_path, monkeypatch):
     run("-rf image.nii.gz -rm image.nii.gz by_ours.nii.gz -r ours.nii.gz")
     run("-i image.nii.gz by_ours.nii.gz -m SSD -n 40x40 -o theirs.nii.gz")
     run("-rf image.nii.gz -rm by_ours.nii.gz by_theirs.nii.gz -r theirs.nii.gz")
-    for name, moving in (("ours", "image"), ("theirs", "by_ours")):
-        apply_to_image(f"{moving}.nii.gz", "image.nii.gz", read_chain([f"{name}.nii.gz"]), "w.nii.gz", "linear", 0)
+    affine = Transform((Affine(make_start(VOLUME)),))
+    write_transform("affine.mat", affine, tool="greedy")
+    run("-rf image.nii.gz -rm image.nii.gz by_affine.nii.gz -r affine.mat")
+    run("-a -dof 6 -ia-identity -i image.nii.gz by_affine.nii.gz -m SSD -n 10 -o its.mat")
+    its = read_transform("its.mat", "greedy")
+    run("-rf image.nii.gz -rm image.nii.gz by_its.nii.gz -r its.mat")
+    for name, moving in (("ours", "image"), ("theirs", "by_ours"), ("affine", "image"), ("its", "image")):
+        chain = {"affine": affine, "its": its}.get(name) or read_chain([f"{name}.nii.gz"])
+        apply_to_image(f"{moving}.nii.gz", "image.nii.gz", chain, "w.nii.gz", "linear", 0)
         expected, found, before = (
             interior(nib.Nifti1Image.from_filename(file).get_fdata())
             for file in (f"by_{name}.nii.gz", "w.nii.gz", f"{moving}.nii.gz")

@@ -74,6 +74,8 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # as of  | head: click ends without a word
+            raise
         except (ValueError, OSError, MissingExtraError) as error:
             # one line, whatever the names of files hold: no control characters reach the terminal
             raise click.ClickException(_CONTROL.sub(" ", str(error))) from error

@@ -9,7 +9,7 @@ SPM           intent name "Mapping"             places in RAS mm, ``y_*.nii``: r
 NiftyReg      intent name "NREG_TRANS", p1 = 0  places in RAS mm: read
 NiftyReg      the same, p1 = 1                  displacements in RAS mm: read
 NiftyReg      the same, p1 > 1                  control points or velocities: refused
-FSL           intent 2006 to 2018               need the header of the moving image too: refused
+FSL           intent 2006 to 2018               need both images: refused here, see `files.fsl`
 AFNI          AFNI's extension                  displacements in LPS mm: read, unless the grid is oblique
 ============  ================================  ================================================
 """
@@ -34,6 +34,7 @@ _SPM, _NIFTYREG = "Mapping", "NREG_TRANS"
 _PLACES, _DISPLACEMENTS = 0, 1  # NiftyReg's intent_p1
 _OBLIQUE = np.deg2rad(0.01)  # from there on AFNI turns a grid straight
 _SAME = np.eye(3)
+_BY_US = "convert it with  monai-nodeo convert FROM TO.h5 --from fsl -r FIXED -m MOVING"
 _BY_NITRANSFORMS = "convert it to ITK's format with nitransforms or wb_command -convert-warpfield"
 
 
@@ -52,7 +53,7 @@ def read_foreign(path: PathLike, image: SpatialImage) -> Displacement | None:
         return None
     intent, name = int(header["intent_code"]), header.get_intent()[2].strip()
     if intent in _FSL:
-        raise _refused(path, "FSL", f"intent code {intent}", _BY_NITRANSFORMS)
+        raise _refused(path, "FSL", f"intent code {intent}", _BY_US)
     if any(extension.get_code() == _AFNI_EXTENSION for extension in header.extensions):
         if obliquity(image.affine).max() > _OBLIQUE:
             raise _refused(path, "AFNI", "on an oblique grid, in a space of its own", _BY_NITRANSFORMS)
@@ -80,7 +81,7 @@ def displacement_from_ras(path: PathLike, ras: np.ndarray, grid: ImageGrid, plac
     Raises:
         ValueError: when it holds NaN or leaves a slice.
     """
-    lps = ((ras - _world(grid) if places else ras) @ RAS_TO_LPS).reshape(*grid.spatial_shape, 3)
+    lps = ((ras - grid.world if places else ras) @ RAS_TO_LPS).reshape(*grid.spatial_shape, 3)
     return Displacement(grid, displacement_from_lps(path, lps, grid))
 
 
@@ -95,9 +96,3 @@ def _read(path: PathLike, image: SpatialImage, places: bool, to_ras: np.ndarray 
         raise ValueError(f"{path}: a field of shape {shape}, expected (X, Y, Z, 1, 3).")
     grid = grid_of(path, image, shape[:3])
     return displacement_from_ras(path, read_values(path, image)[:, :, :, 0] @ to_ras, grid, places)
-
-
-def _world(grid: ImageGrid) -> np.ndarray:
-    """RAS mm of the voxels, (*shape, 3)."""
-    index = np.moveaxis(np.indices(grid.shape), 0, -1)
-    return index @ grid.affine[:3, :3].T + grid.affine[:3, 3]

@@ -108,6 +108,12 @@ class ImageGrid:
         """D, the number of axes in memory."""
         return len(self.spatial_shape)
 
+    @property
+    def world(self) -> np.ndarray:
+        """RAS mm of the voxels of a volume or slice, (*shape, 3)."""
+        index = np.moveaxis(np.indices(self.shape), 0, -1)
+        return index @ self.affine[:3, :3].T + self.affine[:3, 3]
+
     def share_inside(self, points: np.ndarray) -> float:
         """Share of points, (N, 3) RAS mm, that lie in a voxel of the grid; a true 2D grid has no third coordinate."""
         back = np.linalg.inv(self.affine)

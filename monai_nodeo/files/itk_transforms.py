@@ -26,6 +26,7 @@ from monai_nodeo.files.transform import Affine, Displacement, Transform
 __all__ = ["read_itk_transform", "write_itk_composite"]
 
 _HDF5 = (".h5", ".hdf5")
+_OTHERS = "matrices of FSL and greedy are others, see  monai-nodeo convert --from"
 _CHUNK = 2**16  # numbers that are compressed together
 _KIND = re.compile(r"[A-Z]\w+_(?:double|float)_\d_\d")
 _PARAMETERS = {
@@ -60,7 +61,7 @@ def read_itk_transform(file: Path) -> sitk.Transform:
     try:
         found = list(read(file))
     except Exception as error:  # whatever there is in a damaged file
-        raise ValueError(f"no transform of ITK, or a damaged one ({type(error).__name__})") from error
+        raise ValueError(f"no transform of ITK, or a damaged one ({type(error).__name__}); {_OTHERS}") from error
     kinds = [kind for kind, _ in found]
     if len({axes for kind in kinds for axes in kind.split("_")[-2:]}) > 1:
         raise ValueError(f"{' and '.join(kinds)} in one file; expected transforms of one dimension")
@@ -78,9 +79,7 @@ def read_itk_transform(file: Path) -> sitk.Transform:
         return sitk.ReadTransform(file)
     except (RuntimeError, ValueError) as error:  # ValueError: the reason itself is no text in UTF-8
         reason = (str(error).strip().splitlines() or [""])[-1].strip()
-        raise ValueError(
-            f"no transform of ITK ({reason}); the .mat of FSL and SPM are others, convert them first"
-        ) from error
+        raise ValueError(f"no transform of ITK ({reason}); {_OTHERS}") from error
 
 
 def write_itk_composite(path: PathLike, transform: Transform) -> None:

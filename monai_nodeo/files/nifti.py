@@ -29,6 +29,7 @@ from monai_nodeo.files.images import load_voxels, open_nibabel
 __all__ = [
     "check_image_target",
     "displacement_error",
+    "intent_code",
     "read_displacement",
     "read_values",
     "save_nifti",
@@ -161,6 +162,11 @@ def read_values(path: PathLike, image: SpatialImage, dtype: np.typing.DTypeLike 
     if not np.isfinite(values).all():
         raise ValueError(f"{path}: the displacement holds NaN or infinite values.")
     return values
+
+
+def intent_code(image: SpatialImage) -> int:
+    """What the values of an image are, by NIfTI's number; 0, nothing, in other formats."""
+    return int(image.header["intent_code"]) if isinstance(image, Nifti1Pair) else 0
 
 
 def check_image_target(path: PathLike) -> None:

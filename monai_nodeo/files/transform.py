@@ -214,6 +214,24 @@ class Transform:
             places.append(there)
         return [place @ RAS_TO_LPS for place in places]
 
+    def matrix(self, name: str) -> np.ndarray:
+        """All steps as one matrix, (4, 4) RAS mm, fixed physical point -> moving physical point.
+
+        Args:
+            name: what to call the transform in messages.
+
+        Raises:
+            ValueError: when a step is a displacement.
+        """
+        matrix = np.eye(4)
+        for step in self.steps:
+            if not isinstance(step, Affine):
+                raise ValueError(
+                    f"{name}: the transform holds a displacement field, expected linear steps only; a .h5 holds all."
+                )
+            matrix = step.matrix @ matrix
+        return matrix
+
     def to_itk(self) -> sitk.CompositeTransform:
         """The same for ITK, which lets the step that was added last act first."""
         composite = sitk.CompositeTransform(self.world_dims)

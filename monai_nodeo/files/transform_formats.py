@@ -15,6 +15,9 @@ file                                   holds
 ``*.dcm``                              DICOM: Spatial Registration, Deformable Spatial Registration
 =====================================  =================================================================
 
+Two tools have names of these for formats of their own, and are called by name: ``fsl`` (FLIRT's matrix, FNIRT's field,
+`files.fsl`) and ``greedy`` (its matrix; its fields are ITK's).
+
 Reading, the kinds of NIfTI are told apart by their headers, and those of other tools are read or refused, see
 `files.foreign`. Other vector images that ITK reads (``.mha``, ``.nrrd``) are taken as displacement fields.
 """
@@ -26,21 +29,21 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from nibabel.nifti1 import Nifti1Pair
-from nibabel.spatialimages import SpatialImage
 
 from monai_nodeo.files.afni import read_aff12, write_aff12
 from monai_nodeo.files.atomic import atomic_path, check_folder
 from monai_nodeo.files.dicom_headers import pydicom_or_error
 from monai_nodeo.files.dicom_registration import read_registration_object, write_registration_object
 from monai_nodeo.files.foreign import read_foreign
+from monai_nodeo.files.fsl import read_fsl, write_fsl
 from monai_nodeo.files.grid import ImageGrid, PathLike, grid_of
 from monai_nodeo.files.images import open_nibabel
 from monai_nodeo.files.itk_transforms import read_itk_transform, write_itk_composite
 from monai_nodeo.files.ngff_transform import read_scene, write_scene
-from monai_nodeo.files.nifti import read_displacement, read_values, save_nifti, write_displacement
+from monai_nodeo.files.nifti import intent_code, read_displacement, read_values, save_nifti, write_displacement
 from monai_nodeo.files.ome_zarr import check_zarr_target, is_zarr, is_zarr_target
 from monai_nodeo.files.places import warn
+from monai_nodeo.files.text_matrix import read_text_matrix, write_text_matrix
 from monai_nodeo.files.transform import Affine, Displacement, Transform
 from monai_nodeo.files.x5 import read_x5, write_x5
 
@@ -53,15 +56,22 @@ _X5 = (".x5",)
 _AFNI = (".aff12.1d",)
 _DICOM = (".dcm",)
 _ZARR = (".zarr",)
+_FSL, _GREEDY = "fsl", "greedy"
 _FIELD = (".mha", ".mhd", ".nrrd", ".nhdr")
+_DICOM_ASKS = "a registration object of DICOM names both images; give their series"
+_FSL_ASKS = "FSL's coordinates are those of its images; give both"
 _LEARN2REG = re.compile(r"disp_\w+_\w+\.nii(\.gz)?")
 
 
-def read_transform(path: PathLike) -> Transform:
+def read_transform(
+    path: PathLike, tool: str | None = None, images: tuple[PathLike, PathLike] | None = None
+) -> Transform:
     """Read a transform of any of the formats above.
 
     Args:
         path: the file.
+        tool: whose format it is, fsl or greedy, where the name does not say it.
+        images: files of the fixed and the moving image, for FSL.
 
     Raises:
         FileNotFoundError: when there is none.
@@ -72,6 +82,10 @@ def read_transform(path: PathLike) -> Transform:
         return read_scene(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: there is no such file, expected a transform.")
+    if tool == _FSL:
+        return Transform((read_fsl(path, *_both(path, images, _FSL_ASKS)),))
+    if tool == _GREEDY and name.endswith(_AFFINE):
+        return Transform((_named_affine(path, read_text_matrix(path)),))
     if name.endswith((*_COMPOSITE, *_AFFINE)):
         return _read_itk(path)
     if name.endswith(_NIFTI):
@@ -92,6 +106,7 @@ def write_transform(
     transform: Transform,
     grid: ImageGrid | None = None,
     images: tuple[PathLike, PathLike] | None = None,
+    tool: str | None = None,
 ) -> None:
     """Write a transform in the format that the file's name says.
 
@@ -99,28 +114,36 @@ def write_transform(
         path: target; a name of the table above.
         transform: what to write.
         grid: for the formats that hold one field, its grid; by default that of the first step.
-        images: files of the fixed and the moving image, for formats that name them: DICOM.
+        images: files of the fixed and the moving image, for formats that need them: DICOM and FSL.
+        tool: whose format it is, fsl or greedy, where the name does not say it.
 
     Raises:
         MissingExtraError: when the format needs a package of an extra; names it.
         ValueError: when the format cannot hold the transform, or a field has no grid.
     """
-    check_transform_target(path, images)
+    check_transform_target(path, images, tool)
+    if tool and transform.world_dims != 3:
+        raise ValueError(f"{path}: for {tool} a transform of volumes is needed, and this one is of 2D points.")
     name = Path(path).name.lower()
-    if name.endswith(_DICOM):
+    if tool == _FSL:
+        assert images is not None
+        write_fsl(path, transform, *images)
+    elif tool == _GREEDY and name.endswith(_AFFINE):
+        write_text_matrix(path, transform.matrix(str(path)))
+    elif name.endswith(_DICOM):
         assert images is not None
         write_registration_object(path, transform, grid, *images)
     elif name.endswith(_COMPOSITE):
         write_itk_composite(path, transform)
     elif name.endswith(_AFFINE):
-        write_affine(path, _single_matrix(path, transform), transform.world_dims)
+        write_affine(path, transform.matrix(str(path)), transform.world_dims)
     elif name.endswith(_ZARR):
         fields = any(isinstance(step, Displacement) for step in transform.steps)
         write_scene(path, transform, grid if grid or not fields else _field_grid(path, transform))
     elif name.endswith(_AFNI):
-        write_aff12(path, _single_matrix(path, transform))
+        write_aff12(path, transform.matrix(str(path)))
     elif name.endswith(_X5) and all(isinstance(step, Affine) for step in transform.steps):
-        write_x5(path, Affine(_single_matrix(path, transform), transform.world_dims))
+        write_x5(path, Affine(transform.matrix(str(path)), transform.world_dims))
     else:
         on = _field_grid(path, transform) if grid is None else grid
         ddf = transform.displacement_on(str(path), on)
@@ -130,12 +153,15 @@ def write_transform(
             (_write_learn2reg if _LEARN2REG.fullmatch(name) else write_displacement)(path, ddf, on)
 
 
-def check_transform_target(path: PathLike, images: tuple[PathLike, PathLike] | None = None) -> None:
+def check_transform_target(
+    path: PathLike, images: tuple[PathLike, PathLike] | None = None, tool: str | None = None
+) -> None:
     """Refuse a target that `write_transform` cannot write, before there is something to write.
 
     Args:
         path: target.
         images: files of the fixed and the moving image.
+        tool: whose format it is.
 
     Raises:
         FileNotFoundError: when its folder does not exist.
@@ -150,11 +176,11 @@ def check_transform_target(path: PathLike, images: tuple[PathLike, PathLike] | N
         check_zarr_target(path)
     if name.endswith(_DICOM):
         pydicom_or_error(path)
-        if images is None:
-            raise ValueError(
-                f"{path}: a registration object of DICOM names both images; give their series, as the reference and as "
-                "the moving image."
-            )
+        _both(path, images, _DICOM_ASKS)
+    if tool == _FSL:
+        _both(path, images, _FSL_ASKS)
+        if not name.endswith((*_AFFINE, *_NIFTI)):
+            raise ValueError(f"{path}: FSL has matrices, .mat, and fields, .nii.gz; give one of these names.")
     check_folder(path)
 
 
@@ -171,7 +197,7 @@ def read_affine(path: PathLike) -> np.ndarray:
         FileNotFoundError: when there is none.
         ValueError: when it is no linear transform of ITK.
     """
-    return _single_matrix(path, read_transform(path))
+    return read_transform(path).matrix(str(path))
 
 
 def write_affine(path: PathLike, affine: np.ndarray, world_dims: int = 3) -> None:
@@ -222,7 +248,7 @@ def _read_nifti(path: PathLike) -> Displacement:
     foreign = read_foreign(path, image)
     if foreign is not None:
         return foreign
-    if len(image.shape) != 4 or image.shape[3] != 3 or _intent(image):
+    if len(image.shape) != 4 or image.shape[3] != 3 or intent_code(image):
         ddf, grid = read_displacement(path)
         return Displacement(grid, ddf)
     if not _LEARN2REG.fullmatch(Path(path).name.lower()):
@@ -236,10 +262,6 @@ def _read_nifti(path: PathLike) -> Displacement:
     return Displacement(grid, ddf)
 
 
-def _intent(image: SpatialImage) -> int:
-    return int(image.header["intent_code"]) if isinstance(image, Nifti1Pair) else 0
-
-
 def _write_learn2reg(path: PathLike, ddf: np.ndarray, grid: ImageGrid) -> None:
     if len(grid.shape) != 3:
         raise ValueError(
@@ -250,15 +272,17 @@ def _write_learn2reg(path: PathLike, ddf: np.ndarray, grid: ImageGrid) -> None:
     save_nifti(path, field, grid)
 
 
-def _single_matrix(path: PathLike, transform: Transform) -> np.ndarray:
-    matrix = np.eye(4)
-    for step in transform.steps:
-        if not isinstance(step, Affine):
-            raise ValueError(
-                f"{path}: the transform holds a displacement field, expected linear steps only; a .h5 holds all."
-            )
-        matrix = step.matrix @ matrix
-    return matrix
+def _named_affine(path: PathLike, matrix: np.ndarray) -> Affine:
+    try:
+        return Affine(matrix)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _both(path: PathLike, images: tuple[PathLike, PathLike] | None, asks: str) -> tuple[PathLike, PathLike]:
+    if images is None:
+        raise ValueError(f"{path}: {asks}, as the reference and as the moving image.")
+    return images
 
 
 def _field_grid(path: PathLike, transform: Transform) -> ImageGrid:

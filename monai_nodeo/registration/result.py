@@ -27,6 +27,7 @@ from monai_nodeo.metrics.certificate import Certificate
 from monai_nodeo.metrics.confidence import wrong_probability
 from monai_nodeo.metrics.evidence import Evidence, foreground, gather
 from monai_nodeo.metrics.pairs import field_figures, overlap_figures, quantile_figures
+from monai_nodeo.metrics.verdict import Verdict, judge
 from monai_nodeo.registration.folder import Contents, read_folder, read_uncertainty, start_of, write_folder
 from monai_nodeo.registration.pair_map import PairMap
 from monai_nodeo.registration.settings import Settings
@@ -174,6 +175,20 @@ class Registration:
         """
         images, masks = self.images
         return gather(images, self.displacement.cpu().numpy(), self.flow.grid.affine, masks)
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """Whether the registration can be trusted, and the reasons: the one at the top of the report.
+
+        Raises:
+            ValueError: without the pair.
+
+        Example:
+            >>> registration.verdict.headline
+            'Aligned, without folds, and converged.'
+        """
+        history = {name: values.numpy() for name, values in self.history.items()}
+        return judge(self.figures(), history, self.evidence)
 
     def figures(self) -> dict[str, Any]:
         """Figures of the pair before and after, of the field and the certificate, as JSON holds them."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from monai_nodeo.files import atomic_path
 from monai_nodeo.metrics.evidence import Evidence
+from monai_nodeo.metrics.verdict import Verdict, judge
 from monai_nodeo.registration.folder import FIGURES, read_figures
 from monai_nodeo.registration.result import Registration
 from monai_nodeo.report.layers import css_gradient, inline_svg, make_layers, thumbnail
@@ -31,7 +32,6 @@ from monai_nodeo.report.plots.panels import (
     MOVING_COLOUR,
 )
 from monai_nodeo.report.plots.planes import cut
-from monai_nodeo.report.verdict import Verdict, judge
 
 __all__ = ["PAGE", "SUMMARY", "remake_report", "render", "write_report"]
 
