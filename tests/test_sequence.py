@@ -36,6 +36,7 @@ from monai_nodeo.registration import (
     RegisterSequenced,
     SequenceRegistration,
     Settings,
+    register,
     register_sequence,
 )
 from monai_nodeo.registration.frames import Frames, write_frame
@@ -69,6 +70,19 @@ def test_one_flow_follows_a_motion_at_times_of_frames_and_between_them():
     assert apart.abs().max() < 0.02
     before, after = (abs(frame - disc(0.15)).mean() for frame in (disc(0.7), sequence.corrected(3)[0].numpy()))
     assert after < 0.4 * before
+
+
+def test_two_frames_are_held_no_more_than_a_pair():
+    """A disc that grows from 4 to 8 voxels, whose edge the smoothness keeps back."""
+    distances = np.hypot(*np.meshgrid(np.arange(30) - 14.5, np.arange(26) - 12.5, indexing="ij"))
+    frames = [100 / (1 + np.exp(distances - r)).astype(np.float32) for r in (4, 8)]
+    held = SHORT.replace(smoothness_weight=3.0)
+    ways = [
+        register_sequence(frames, None, held, handlers=()).displacement(1),
+        register(*frames, held, handlers=()).ddf,
+    ]
+    series, pair = (float(way[0, 18:20, 12:14].mean()) for way in ways)
+    assert series > 0.9 * pair > 0.9
 
 
 def test_a_periodic_flow_comes_back():
