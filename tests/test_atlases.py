@@ -168,3 +168,19 @@ def test_real_slices(oasis):
     dice = [propagate(inferer, x, label=subjects[0] / names[1]).figures["dice_mean"] for x in (rows, rows[:1])]
     assert dice[0] > 0.75
     assert dice[0] > dice[1] + 0.02
+
+
+@pytest.mark.long
+def test_real_heads(oasis, tmp_path):
+    """One head is the atlas of the other, both at half the resolution."""
+    for name in ("0001", "0002"):
+        for kind in ("norm", "seg35"):
+            whole = nib.Nifti1Image.from_filename(oasis / f"oasis3d/{name}/aligned_{kind}.nii.gz")
+            nib.save(whole.slicer[::2, ::2, ::2], tmp_path / f"{name}_{kind}.nii.gz")
+    image, label, moving, moving_label = (
+        tmp_path / f"{n}_{k}.nii.gz" for n in ("0001", "0002") for k in ("norm", "seg35")
+    )
+    rows = [{"id": "0002", "fixed": image, "moving": moving, "moving_label": moving_label}]
+    labelled = propagate(PairInferer(Settings.preset("fast"), handlers=()), rows, label=label)
+    assert labelled.figures["dice_mean"] > 0.6
+    assert len(labelled.figures["dice"]) == 35

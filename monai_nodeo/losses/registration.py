@@ -115,7 +115,8 @@ class RegistrationLoss(nn.Module):
             warped: moving image on the fixed grid, (B, C, *spatial).
             fixed: fixed image, (B, C, *spatial).
             ddf: displacement in voxels of its own grid, (B, D, *spatial of the cloud).
-            velocities: each in voxels of its own grid per unit time, (B, D, *spatial of its nodes).
+            velocities: each in voxels of its own grid per unit time, (B, D, *spatial of its nodes); without any, the
+                velocity terms are left out.
             weight: how much each voxel of the images counts, (B, 1, *spatial); None: all the same.
             spacing: voxel size of the images in mm, by default cubes.
             ddf_spacing: voxel size of the grids of ``ddf`` and the velocities in mm, by default cubes.
@@ -136,12 +137,12 @@ class RegistrationLoss(nn.Module):
             self.check_masks()
         weight = _product(weight, certainty)
         terms = {"similarity": loss_of_each(self.similarity, warped, fixed, weight, spacing)}
-        scales = {"velocity": coarseness}
         for name, loss in self._of("image").items():
             terms[name] = loss_of_each(loss, warped, fixed, weight, spacing)
-        for kind, fields in (("ddf", [ddf]), ("velocity", velocities)):
-            for name, loss in self._of(kind).items():
-                terms[name] = torch.stack([_field_loss(loss, field, ddf_spacing) for field in fields]).mean(0)
+        for name, loss in self._of("ddf").items():
+            terms[name] = _field_loss(loss, ddf, ddf_spacing)
+        if velocities:
+            terms |= self._velocity_terms(velocities, ddf_spacing)
         for name, loss in self._of("trajectory").items():
             terms[name] = loss(trajectory)
         if landmarks is not None and self.landmark_weight:
@@ -151,17 +152,39 @@ class RegistrationLoss(nn.Module):
             )
         if labels is not None:
             terms["labels"] = labels
+        return {"loss": self._total(terms, coarseness), **terms}
+
+    def of_velocities(
+        self, velocities: Sequence[Tensor], spacing: Sequence[float] | None = None, coarseness: float = 1.0
+    ) -> dict[str, Tensor]:
+        """The velocity terms alone, and their weighted sum under ``"loss"``; empty where there are none.
+
+        Args:
+            velocities: as for :py:meth:`forward`.
+            spacing: voxel size of their grid in mm, by default cubes.
+            coarseness: see there.
+        """
+        terms = self._velocity_terms(velocities, spacing)
+        return {"loss": self._total(terms, coarseness), **terms} if terms else {}
+
+    def _velocity_terms(self, velocities: Sequence[Tensor], spacing: Sequence[float] | None) -> dict[str, Tensor]:
+        return {
+            name: torch.stack([_field_loss(loss, field, spacing) for field in velocities]).mean(0)
+            for name, loss in self._of("velocity").items()
+        }
+
+    def _total(self, terms: Mapping[str, Tensor], coarseness: float) -> Tensor:
+        """The weighted sum."""
         weights = {
             "similarity": 1.0,
             "landmarks": self.landmark_weight,
             "labels": self.label_weight,
             **self.weights,
         }
-        kinds = {name: kind for kind in self.terms for name in self._of(kind)}
-        factors = {name: weights[name] * scales.get(kinds.get(name, ""), 1.0) for name in terms}
-        total = sum(factor * terms[name] for name, factor in factors.items())
+        scales = dict.fromkeys(self._of("velocity"), coarseness)
+        total = sum(weights[name] * scales.get(name, 1.0) * value for name, value in terms.items())
         assert isinstance(total, Tensor)
-        return {"loss": total, **terms}
+        return total
 
 
 def _product(weight: Tensor | None, certainty: Tensor | None) -> Tensor | None:

@@ -63,8 +63,9 @@ class Frames:
         while True:
             for first in order.permutation(self.cycle).tolist():
                 numbers = by_time[first :: self.cycle]
-                group = PairBatch.of([self.pair(number) for number in numbers])
-                yield replace(group, times=(self.times[0], *[self.times[number + 1] for number in numbers]))
+                moving = torch.cat([self.pair(number).moving for number in numbers])
+                times = (self.times[0], *[self.times[number + 1] for number in numbers])
+                yield replace(self.reference, moving=moving, times=times)
 
     def pair(self, number: int) -> PairBatch:
         """The reference frame and another one, a batch of one."""

@@ -129,7 +129,7 @@ class PairBatch:
         landmarks: (B, N, 2, D), see :py:mod:`monai_nodeo.losses.landmarks`.
         labels: of the fixed and the moving image, (B, 2, *spatial), numbered as in
             :py:func:`monai_nodeo.losses.label_shares`; on the grid of the pairs at every level.
-        times: of a series, in [0, 1]: that of the fixed image, then that of each moving one; all are of one flow.
+        times: of a series, in [0, 1]: that of the one fixed image, then that of each moving one; all are of one flow.
     """
 
     fixed: Tensor

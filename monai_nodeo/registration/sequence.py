@@ -41,7 +41,7 @@ _KERNEL = 1.33  # in nodes
 _LONGER = 2.0  # times the iterations of a pair
 _FASTER = 2.0  # times its learning rate: a step of one keyframe moves less than one of a whole velocity
 _FINE = 4  # steps of the finished flow from one keyframe to the next
-_STEPS = 4.0  # weight of the smoothness of the way between two keyframes, in times that of a displacement
+_STEPS = 4.67  # weight of the smoothness of the way between many keyframes, in times that of a displacement
 
 
 def register_sequence(
@@ -130,7 +130,7 @@ def sequence_settings(settings: Settings, frames: int, periodic: bool = False) -
     """The settings of a series, made of those of a pair.
 
     The displacement to each frame is as smooth as the velocity of a pair, which is its displacement; the velocity
-    itself is held where no frame is.
+    itself is held from one keyframe to the next, less where there are few: of two, that way is the displacement.
 
     Args:
         settings: of a pair.
@@ -138,18 +138,19 @@ def sequence_settings(settings: Settings, frames: int, periodic: bool = False) -
         periodic: the last keyframe is the first one again.
     """
     keyframes = max(_FEWEST_KEYFRAMES[periodic], min(frames + periodic, _MOST_KEYFRAMES))
+    ways = keyframes - 1
     return settings.replace(
         self_tuning=False,
         keyframes=keyframes,
         solver="midpoint",
-        num_steps=keyframes - 1,
+        num_steps=ways,
         point_spacing=max(settings.point_spacing, _SPACING),
         kernel_size=_KERNEL,
         learning_rate=_FASTER * settings.learning_rate,
         iterations=[math.ceil(_LONGER * n) for n in settings.iterations],
         dense_iterations=0,
         displacement_smoothness_weight=settings.smoothness_weight,
-        smoothness_weight=_STEPS * settings.smoothness_weight / (keyframes - 1) ** 2,
+        smoothness_weight=_STEPS * (1 - 1 / ways) * settings.smoothness_weight / ways**2,
         cuda_graph=False,
     )
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from monai_nodeo.data.pair import PairError
 from monai_nodeo.flows import Solver, VelocityBatch, carried_to_each
 from monai_nodeo.geometry.coordinates import identity_grid, phi_to_ddf, rescale_points, voxels_per_unit
 from monai_nodeo.geometry.sampling import sample_resized, weighted_mean
+from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.losses.labels import label_loss, label_shares
 from monai_nodeo.registration._cuda_graphs import RecordedStep
 from monai_nodeo.registration.frames import Frames
@@ -153,25 +155,38 @@ class PairTrainer(Trainer):
 
     def _step(self, pairs: PairBatch) -> tuple[list[str], Tensor, Tensor]:
         """Names of the loss terms, their values (terms, B), and the displacement, after a step of the optimiser."""
-        level = self.state.level
         self.optimizer.step()  # none in the first iteration, where there is no gradient yet
         # a recorded step reads the gradient from where it was when it was recorded, so that it has to stay there
         self.optimizer.zero_grad(set_to_none=not self.cuda_graph)
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         states, velocities = self._cloud(pairs.times)
         ddf = phi_to_ddf(states[-1], self.identity)
+        self.fire_event(IterationEvents.FORWARD_COMPLETED)
+        if pairs.times is None:
+            terms = self._terms(pairs, states, ddf, velocities or [ddf])
+            del states, velocities  # the backward pass frees what it has used
+            self.fire_event(IterationEvents.LOSS_COMPLETED)
+            terms["loss"].sum().backward()
+        else:
+            terms = self._terms_of_frames(pairs, states[-1], velocities)
+        self.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        return list(terms), torch.stack([value.detach() for value in terms.values()]), ddf.detach()
+
+    def _terms(
+        self, pairs: PairBatch, states: Sequence[Tensor] | Tensor, ddf: Tensor, velocities: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """The loss terms of each pair, (B,)."""
+        level = self.state.level
         warped, weight = _warped(pairs, states[-1], level.image_size, self.offset)
         labels = None if self.labels is None else label_loss(self.labels[1], self.labels[0], states[-1])
         trajectory = None
         if len(states) > 2:
             trajectory = torch.stack([phi_to_ddf(phi, self.identity) for phi in states])
-        del states
-        self.fire_event(IterationEvents.FORWARD_COMPLETED)
         terms = self.loss_function(
             warped,
             pairs.fixed,
             ddf,
-            velocities or [ddf],
+            velocities,
             weight=weight,
             spacing=level.spacing,
             ddf_spacing=level.cloud_spacing,
@@ -181,15 +196,30 @@ class PairTrainer(Trainer):
             trajectory=trajectory,
             labels=labels,
         )
-        if pairs.times is not None:
-            terms = {name: value.mean(0, keepdim=True) for name, value in terms.items()}
         if self.network.both_ways:
             terms = {name: value.unflatten(0, (2, -1)).mean(0) for name, value in terms.items()}
+        return terms
+
+    def _terms_of_frames(self, pairs: PairBatch, phi: Tensor, velocities: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The mean loss terms of the frames of a series, (1,), after the backward pass.
+
+        Each frame is compared and differentiated by its positions alone, so that memory is that of one; then all go
+        back through the integration together.
+        """
+        assert isinstance(self.loss_function, RegistrationLoss)
+        level, leaf = self.state.level, phi.detach().requires_grad_()
+        each = []
+        for moving, there in zip(pairs.moving.split(1), leaf.split(1), strict=True):
+            ddf = phi_to_ddf(there, self.identity)
+            terms = self._terms(replace(pairs, moving=moving), (self.identity, there), ddf, ())
+            (terms["loss"].sum() / len(phi)).backward()
+            each.append({name: value.detach() for name, value in terms.items()})
+        means = {name: torch.stack([terms[name] for terms in each]).mean(0) for name in each[0]}
+        held = self.loss_function.of_velocities(velocities, level.cloud_spacing, level.coarseness)
         self.fire_event(IterationEvents.LOSS_COMPLETED)
-        del warped, velocities  # the backward pass frees what it has used
-        terms["loss"].sum().backward()
-        self.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        return list(terms), torch.stack([value.detach() for value in terms.values()]), ddf.detach()
+        ends = [phi, held["loss"]] if held else [phi]
+        torch.autograd.backward(ends, [leaf.grad, None][: len(ends)])
+        return {**means, **held, "loss": means["loss"] + held.get("loss", 0)}
 
     def _cloud(self, frames: Sequence[float] | None) -> tuple[Sequence[Tensor] | Tensor, list[Tensor]]:
         """Where the points are at the times that the loss looks at, and velocities in voxels of their nodes."""

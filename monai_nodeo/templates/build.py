@@ -152,6 +152,7 @@ def build_template(
         # those that failed before are tried again, from where the others are now
         members = [replace(m, start=m.start @ shape.before) for m in members]
         last = number == rounds
+        logger.info("round %d of %d: %d images are registered to the template", number, rounds, len(members))
         pairs = _pairs(work, number, members, image, mean)
         results = work.registered(number, pairs, placed if last else _coarse(placed), report and last)
         found, failed = _registered(work.round(number), members, results)
@@ -169,7 +170,8 @@ def build_template(
                 "sharpness": sharpness(mean.image[0], grid),
             }
         )
-        logger.info("round %s: %s", number, ", ".join(f"{k} {v:.4g}" for k, v in list(table[-1].items())[1:]))
+        changes = ", ".join(f"{name.replace('_', ' ')} {x:.4g}" for name, x in list(table[-1].items())[1:])
+        logger.info("round %d of %d: %s", number, rounds, changes)
     failures |= failed
     figures = {
         "images": [m.row["id"] for m in found],
@@ -221,7 +223,7 @@ def _readable(rows: Rows, dims: int, smallest: int, failures: dict[str, str]) ->
 def _check_some_left(found: Sequence[Any], failures: Mapping[str, str]) -> None:
     if len(found) < 2:
         raise PairError(
-            f"{len(found)} images are left, a template needs two; "
+            f"a template needs two images, and {len(found)} can be used; "
             + "; ".join(f"{id}: {reason}" for id, reason in failures.items())
         )
 
@@ -247,6 +249,7 @@ def _aligned(
     short = settings.replace(
         shrink_factors=settings.shrink_factors[:1], iterations=(1,), dense_iterations=0, self_tuning=False
     )
+    logger.info("affine start: %d images are aligned", len(rows))
     results = work.registered(0, [{**_unlabelled(row), "fixed": reference} for row in rows], short)
     members, failed = _registered(work.round(0), [Member(row, still, nothing) for row in rows], results)
     failures |= failed

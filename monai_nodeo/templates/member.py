@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from monai_nodeo.data.load import load_pair
-from monai_nodeo.data.pair import Scan
+from monai_nodeo.data.pair import PairError, Scan
 from monai_nodeo.flows import Flow
 from monai_nodeo.registration import PairMap
 
@@ -28,11 +29,15 @@ def load_scan(row: Mapping[str, Any], spatial_dims: int, min_size: int) -> Scan:
         min_size: fewest voxels along an axis.
 
     Raises:
-        PairError: see `load_pair`.
+        PairError: see `load_pair`; it names the image, label or mask, as the list does.
     """
     names = {name: value for name, value in row.items() if name.startswith("moving")}
     both = {name.replace("moving", "fixed"): value for name, value in names.items()} | names
-    return load_pair(both, spatial_dims, min_size).moving
+    try:
+        return load_pair(both, spatial_dims, min_size).moving
+    except PairError as error:
+        message = re.sub(r"^(?:fixed|moving)(?:_(label|mask))?", lambda key: key[1] or "image", str(error))
+        raise PairError(message) from error
 
 
 @dataclass(frozen=True, eq=False)
