@@ -14,7 +14,8 @@ irregular times. Both sides have their default settings and know neither the flo
 - ``path_voxels``: largest distance between the ways t0 -> t1 -> t2 and t0 -> t2 of tissue, at times of no frame;
 - ``seconds``, ``seconds_pairs``: of the processor, start and settings included, so that other work does not count;
 - ``memory_mb_2``, ``memory_mb_30``: most memory of a process that registers so many frames;
-- ``dice``, ``dice_pair``: of a label carried between the two frames of a real pair.
+- ``dice``, ``dice_pair``: of a label carried between the two frames of a real pair; ``tre``, ``tre_pair``: mean
+  distance in mm of landmarks.
 
 Rows go into the JSON file beside this script, by name; the others are kept.
 """
@@ -37,6 +38,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+from monai_nodeo.files import read_points
 from monai_nodeo.metrics.machine import peak_memory_mb
 from monai_nodeo.registration import Settings, register, register_sequence
 
@@ -48,6 +50,7 @@ MOVED: dict[str, tuple[str, tuple[slice, ...], int, float]] = {
     "liver_8": ("liver4dmr_19_cyc_1_6", (slice(0, 166, 2), slice(0, 196, 2), slice(None)), 8, 8.0),
 }
 PAIRS = ("cine2d_hfi05", "cine2d_hyp01", "cine2d_hyp37", "cine2d_n02", "cine2d_n05")
+BREATHS = tuple(f"liver4dmr_{name}" for name in ("18_cyc_1_10", "19_cyc_1_6", "23_cyc_1_4", "26_cyc_1_6"))
 STEP = 0.02  # of the true flow
 NOISE = 0.01  # of the range of an image
 MARGIN = 8  # voxels at the border that are not judged
@@ -150,6 +153,16 @@ def carried(folder: Path) -> dict[str, Any]:
     return {"frames": 2, "dice": dice[0], "dice_pair": dice[1]}
 
 
+def landmarks(folder: Path) -> dict[str, Any]:
+    """The row of a real pair with landmarks."""
+    paths = [str(folder / f"{stem}.nii.gz") for stem in ("fixed", "moving")]
+    here, there = (torch.from_numpy(read_points(folder / f"{stem}_points.csv").ras) for stem in ("fixed", "moving"))
+    before = (there - here).norm(dim=1).mean()
+    ways = [register_sequence(paths, handlers=()).flow(here), register(*paths, handlers=()).points(here)]
+    tre, tre_pair = (float((way - there).norm(dim=1).mean()) for way in ways)
+    return {"frames": 2, "motion_mm": float(before), "tre": tre, "tre_pair": tre_pair}
+
+
 def memory(kind: str) -> dict[str, Any]:
     """The row of the memory of short optimisations, each in a process of its own."""
     row = {}
@@ -193,6 +206,7 @@ def main() -> None:
     rows = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
     cases = {name: (moved, data / case[0], *case[1:]) for name, case in MOVED.items()}
     cases |= {f"pair_{name}": (carried, data / name) for name in PAIRS}
+    cases |= {f"pair_{name}": (landmarks, data / name) for name in BREATHS}
     cases |= {f"memory_{kind}": (memory, kind) for kind in SIDES}
     for name, (function, *arguments) in cases.items():
         if name.startswith(tuple(given.only.split(","))):

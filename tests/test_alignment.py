@@ -209,6 +209,7 @@ def test_no_overlap_after_the_start_is_said():
         match(pair, start)
 
 
+@pytest.mark.long
 def test_real_heads_in_scanner_space(oasis):
     row: dict[str, MetaTensor] = {}
     for side, subject in (("fixed", "0001"), ("moving", "0002")):

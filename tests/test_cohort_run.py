@@ -115,6 +115,7 @@ def test_pages_are_made(tmp_path):
     assert "p00" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_command_that_a_batch_system_ends_goes_on_later(tmp_path):
     pairs, out = write_list(tmp_path / "pairs.json", make_rows(tmp_path / "data", 20)), tmp_path / "out"
     running = subprocess.Popen(command(pairs, "-o", out, *QUICK), env=environment(), stderr=subprocess.PIPE, text=True)

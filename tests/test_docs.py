@@ -36,6 +36,7 @@ BUNDLE = "python -m monai.bundle run --config_file bundle/configs/inference.json
 APART = {f"docs/{name}.md" for name in ("first_registration", "cohort", "atlases", "bids", "templates", "serve")}
 # Pages that hold commands of other tools beside ours.
 BESIDE = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/coming_from/*.md"))]
+LONG = [*BESIDE, "docs/channels.md", "docs/longitudinal.md", "docs/sequences.md"]  # they take many seconds
 TEXTS = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in sorted(
@@ -83,7 +84,7 @@ def run(words: list[str]) -> None:
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, marks=pytest.mark.long if page in BESIDE else ())
+        pytest.param(page, marks=pytest.mark.long if page in LONG else ())
         for page in TEXTS
         if page not in APART and (commands(page) or blocks(page, "python"))
     ],
@@ -155,6 +156,7 @@ def test_tables_beside_other_tools_name_what_is_there(page):
     assert set(re.findall(r"--set (\w+)=", TEXTS[page])) <= {field.name for field in fields(Settings)}
 
 
+@pytest.mark.long
 def test_page_for_newcomers(tmp_path):
     """Two series of the example's heads, of which the second lies turned and shifted in its scanner."""
     pair = example_pair(3, spacing=5.0)

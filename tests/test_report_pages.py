@@ -283,7 +283,7 @@ def difference(one: np.ndarray, other: np.ndarray) -> float:
     return np.abs(one - other).mean()
 
 
-@pytest.mark.parametrize("kind", ["volumes", "slices"])
+@pytest.mark.parametrize("kind", [pytest.param("volumes", marks=pytest.mark.long), "slices"])
 def test_the_viewer_draws_the_images_the_way_and_what_lies_over_them(visit, kind, request):
     page = visit(request.getfixturevalue(kind), width=600)
     warped, moving = drawn(page), drawn(page, time="0")

@@ -88,7 +88,8 @@ def test_a_served_command_is_as_in_a_process_of_its_own(run, tmp_path):
     ("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)]
 )
 def test_a_signal_to_the_client_ends_the_command(number, status, run):
-    client = run("info", "wait")
+    # what runs in the background of a shell ignores ctrl-C
+    client = run("info", "wait", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     told = json.loads(client.stdout.readline())
     client.send_signal(number)
     _, error = client.communicate()

@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
-SHORT = ("flow", "pair")
+SHORT = ("pair",)
 
 
 @pytest.fixture(scope="module")
