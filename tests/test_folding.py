@@ -80,7 +80,10 @@ def test_volumes_are_the_one_sided_determinants_and_those_of_the_central_tetrahe
 
 @every_shape
 @pytest.mark.parametrize("smallest", [0.0, 0.3])
-def test_a_cell_is_folded_when_one_of_its_volumes_is_not_larger(shape, smallest):
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_cell_is_folded_when_one_of_its_volumes_is_not_larger(shape, smallest, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(folds, "kernels_for", lambda *_: None)
     ddf = noise(shape, 0.4, batch=2)
     for field, folded in zip(ddf.numpy(), folded_cells(ddf, smallest).numpy(), strict=True):
         volumes = [*one_sided_determinants(field).values(), *(tetrahedra(field) if len(shape) == 3 else [])]
@@ -98,6 +101,9 @@ def test_cells_of_smooth_fields_and_of_a_flat_one(shape):
     flat = -torch.from_numpy(np.indices(shape)).float()[None]  # all voxels in one place
     assert folded_cells(flat).all()
     assert folded_cells(torch.full((1, len(shape), *shape), torch.nan)).all()
+    one = torch.zeros(1, len(shape), *shape)
+    one[(0, 0, *[3] * len(shape))] = torch.nan
+    assert folded_cells(one).sum() == 2 ** len(shape)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 9, 11), (1, 2, 9, 1), (2, 9, 11)])

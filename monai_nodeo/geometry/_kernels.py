@@ -28,7 +28,7 @@ def kernels_for(x: Tensor, part: str) -> ModuleType | None:
 
     Args:
         x: what they are to work on.
-        part: "flow", "intensity", "local_correlation", "regularity", "sampling", "self_sampling"
+        part: "flow", "folds", "intensity", "local_correlation", "regularity", "sampling", "self_sampling"
             or "separable".
 
     Returns:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from monai_nodeo.geometry._kernels import kernels_for
 from monai_nodeo.geometry._slabs import slabs
 from monai_nodeo.geometry.determinants import determinant
 from monai_nodeo.geometry.jacobian import check_ddf
@@ -91,6 +92,11 @@ def folded_cells(ddf: Tensor, smallest: float = 0.0) -> Tensor:
     Raises:
         ValueError: when the channels do not match the spatial axes, or an axis has fewer than two voxels.
     """
+    check_ddf(ddf)
+    kernels = kernels_for(ddf, "folds")
+    if kernels is not None:
+        folded: Tensor = kernels.folded_cells(ddf, smallest)
+        return folded
     return torch.cat([~_above(volumes, smallest) for volumes in _volumes(ddf)], 1)
 
 
@@ -104,15 +110,13 @@ def count_folds(ddf: Tensor) -> tuple[Tensor, Tensor]:
         folded cells, (B,), and of them by difference, (B, simplices): forward or backward along each axis, 4 in 2D and
         8 in 3D, and there the two central tetrahedra.
     """
-    cells, by_difference = [], []
-    for volumes in _volumes(ddf):
-        above = _above(volumes, 0.0)
-        cells.append((~above).flatten(1).sum(1))
-        if bool(above.all()):
-            by_difference.append(cells[-1][:, None].expand(-1, len(volumes)))
-        else:
-            by_difference.append(torch.stack([(~(v > 0)).flatten(1).sum(1) for v in volumes], 1))
-    return torch.stack(cells).sum(0), torch.stack(by_difference).sum(0)
+    folded = folded_cells(ddf)
+    planes = folded.flatten(2).any(2).any(0).nonzero().flatten().tolist()
+    counts = torch.zeros(len(ddf), len(_simplices(ddf.ndim - 2)), dtype=torch.long, device=ddf.device)
+    for plane in planes:  # few, or none
+        for volumes in _volumes(ddf[:, :, plane : plane + 2]):
+            counts += torch.stack([(~(v > 0)).flatten(1).sum(1) for v in volumes], 1)
+    return folded.flatten(1).sum(1), counts
 
 
 def _above(volumes: list[Tensor], smallest: float) -> Tensor:
