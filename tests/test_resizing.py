@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from monai_nodeo.geometry.coordinates import ddf_to_phi, identity_grid, phi_to_ddf
 from monai_nodeo.geometry.resizing import resize, resize_ddf
+from monai_nodeo.geometry.separable import resampling_matrix
 
 RESIZED = [((9, 13), (17, 25)), ((9, 13), (5, 20)), ((9, 11, 13), (5, 6, 13)), ((6, 8, 5), (12, 9, 10))]
 every_resize = pytest.mark.parametrize(("shape", "new"), RESIZED)
@@ -46,3 +47,18 @@ def test_a_displacement_keeps_its_length_on_another_grid(shape, new):
     by_phi = phi_to_ddf(resize(ddf_to_phi(ddf, identity_grid(shape)), finer), identity_grid(finer))
     torch.testing.assert_close(resize_ddf(ddf, finer), by_phi, atol=1e-5, rtol=0)
     assert resize_ddf(ddf, shape).equal(ddf)
+
+
+@pytest.mark.parametrize(
+    ("shape", "new"), [((3, 1300), (5, 401)), ((1300, 4), (700, 1500)), ((2, 3, 1100), (2, 4, 1250))]
+)
+def test_long_axes_are_resized_as_short_ones(shape, new):
+    image = noise(shape)[:, :1].requires_grad_()
+    expected = image
+    for axis, (n, m) in enumerate(zip(shape, new, strict=True)):
+        expected = torch.movedim(torch.movedim(expected, 2 + axis, -1) @ resampling_matrix(n, m).T, -1, 2 + axis)
+    found = resize(image, new)
+    torch.testing.assert_close(found, expected)
+    weights = torch.rand_like(found)
+    slopes = [torch.autograd.grad((x * weights).sum(), image, retain_graph=True)[0] for x in (found, expected)]
+    torch.testing.assert_close(*slopes)

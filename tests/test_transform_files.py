@@ -1,5 +1,7 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -244,6 +246,18 @@ def test_field_of_a_slice_holds_the_part_within_it(tmp_path, caplog):
     within = read_transform(tmp_path / "field.nii.gz").map_points(points)
     np.testing.assert_allclose(within, registration(grid).map_points(points), rtol=0, atol=1e-4)
     np.testing.assert_allclose(whole_way - within, np.broadcast_to(away[:3, 3], within.shape), rtol=0, atol=1e-4)
+
+
+def test_slices_field_and_affine_are_put_together_as_by_itk(caplog):
+    grid = ImageGrid(OBLIQUE, (23, 27, 1))
+    out_of_plane = np.array([[1.02, 0.05, 0, 2], [-0.04, 0.97, 0, 1], [0.1, 0.2, 1, 0.5], [0, 0, 0, 1]])
+    transform = Transform.of_registration(make_ddf(grid), grid, out_of_plane)
+    found = transform.displacement_on("it", grid)
+    by_itk = transform.displacement_on("it", replace(grid))  # another object: it takes ITK's way
+    np.testing.assert_allclose(found, by_itk, atol=1e-4)
+    assert len(caplog.messages) == 2
+    assert caplog.messages[0] == caplog.messages[1]
+    assert "leaves the slice" in caplog.messages[0]
 
 
 def test_points_keep_their_columns(tmp_path):

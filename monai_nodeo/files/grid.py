@@ -32,6 +32,7 @@ __all__ = [
     "parts",
     "vectors_as_axes",
     "vectors_of",
+    "warn_of_leaving",
     "within_slice",
 ]
 
@@ -185,13 +186,18 @@ def within_slice(name: PathLike, lps: np.ndarray, grid: ImageGrid) -> np.ndarray
     normal = RAS_TO_LPS @ np.cross(*grid.affine[:3, :2].T)
     normal /= np.linalg.norm(normal)
     out = lps @ normal
-    if np.abs(out).max() > _LEAVES * np.linalg.norm(grid.affine[:3, 2]):
+    warn_of_leaving(name, grid, float(np.abs(out).max()))
+    return lps - out[..., None] * normal
+
+
+def warn_of_leaving(name: PathLike, grid: ImageGrid, distance: float) -> None:
+    """Log that a field leads out of its slice by so many mm, if that is more than rounding."""
+    if distance > _LEAVES * np.linalg.norm(grid.affine[:3, 2]):
         logger.warning(
             "%s: the transform leaves the slice by up to %.3g mm; this field holds the part within it, a .h5 all.",
             name,
-            np.abs(out).max(),
+            distance,
         )
-    return lps - out[..., None] * normal
 
 
 def vectors_of(field: sitk.Image) -> np.ndarray:

@@ -23,6 +23,7 @@ from monai_nodeo.files.grid import (
     parts,
     vectors_as_axes,
     vectors_of,
+    warn_of_leaving,
     within_slice,
 )
 from monai_nodeo.files.lps import RAS_TO_LPS
@@ -278,10 +279,10 @@ class Transform:
                 "give the reference that the transform was made for."
             )
         first, *others = self.steps
-        if isinstance(first, Displacement) and grid is first.grid and grid.spatial_dims == self.world_dims:
+        if isinstance(first, Displacement) and grid is first.grid:
             matrices = [step.matrix for step in others if isinstance(step, Affine)]
             if len(matrices) == len(others):
-                return _on_from_its_voxels(first, matrices) if matrices else first.ddf
+                return _on_from_its_voxels(name, first, matrices) if matrices else first.ddf
         field = sitk.TransformToDisplacementField(
             self.to_itk(), sitk.sitkVectorFloat64, grid.shape, *itk_geometry(grid).values()
         )
@@ -289,16 +290,24 @@ class Transform:
         return displacement_from_lps(name, within_slice(name, lps, grid), grid)
 
 
-def _on_from_its_voxels(first: Displacement, matrices: Sequence[np.ndarray]) -> np.ndarray:
+def _on_from_its_voxels(name: str, first: Displacement, matrices: Sequence[np.ndarray]) -> np.ndarray:
     """A displacement and affines after it as one displacement of the same grid, (D, *spatial), float32."""
     grid, dims = first.grid, first.grid.spatial_dims
-    matrix = np.linalg.inv(grid.affine) @ reduce(lambda before, after: after @ before, matrices) @ grid.affine
+    space = grid.affine.copy()
+    if dims < len(grid.shape):  # what leads out of a slice is left out at right angles
+        normal = np.cross(*space[:3, :2].T)
+        space[:3, 2] = normal / np.linalg.norm(normal)
+    matrix = np.linalg.inv(space) @ reduce(lambda before, after: after @ before, matrices) @ space
     rows, offset = matrix[:dims, :dims], matrix[:dims, 3].reshape(-1, *[1] * dims)
-    ddf = np.empty(first.ddf.shape, np.float32)
+    ddf, out = np.empty(first.ddf.shape, np.float32), 0.0
     for part in parts(grid.spatial_shape):
         voxels = np.indices(ddf[0, part].shape, np.float64)
         voxels[0] += part.start
-        ddf[:, part] = np.tensordot(rows, voxels + first.ddf[:, part], 1) + offset - voxels
+        there = voxels + first.ddf[:, part]
+        ddf[:, part] = np.tensordot(rows, there, 1) + offset - voxels
+        if dims < len(grid.shape):
+            out = max(out, float(np.abs(np.tensordot(matrix[2, :2], there, 1) + matrix[2, 3]).max()))
+    warn_of_leaving(name, grid, out)
     return ddf
 
 

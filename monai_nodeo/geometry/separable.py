@@ -23,6 +23,8 @@ from monai_nodeo.geometry._kernels import kernels_for
 
 __all__ = ["apply_along_axes", "interpolation_matrix", "kernel_matrix", "resampling_matrix", "upsampling_matrix"]
 
+_LONG = 1024  # voxels of the last axis, above which a product with a whole matrix takes longer than to turn the image
+
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what is kept must be of use to a later training
@@ -85,14 +87,20 @@ def resampling_matrix(size: int, new_size: int) -> Tensor:
     Returns:
         (new_size, size), float64, rows sum to one.
     """
-    nodes = torch.eye(size, dtype=torch.float64).unsqueeze(0)
-    matrix = F.interpolate(nodes, size=new_size, mode="linear", align_corners=True)[0].t()
-    if new_size >= size:
-        return matrix.contiguous()
-    sigma = 0.5 * (size - 1) / max(new_size - 1, 1)
-    reach = math.ceil(3 * sigma)
-    kernel = tuple(math.exp(-0.5 * (i / sigma) ** 2) for i in range(-reach, reach + 1))
-    return matrix @ kernel_matrix(kernel, size, dtype=torch.float64)
+    distance = (size - 1) / max(new_size - 1, 1)
+    places = torch.arange(new_size, dtype=torch.float64) * distance
+    before = places.floor().clamp(max=max(size - 2, 0))
+    share = (places - before).unsqueeze(1)
+    kernel, reach = torch.ones(1, dtype=torch.float64), 0
+    if new_size < size:
+        reach = math.ceil(1.5 * distance)  # three standard deviations
+        kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / (0.5 * distance)) ** 2)
+        kernel /= kernel.sum()
+    # the kernel around the voxel before, and around the one behind; no matrix of the whole axis, which may be long
+    weights = F.pad((1 - share) * kernel, (0, 1)) + F.pad(share * kernel, (1, 0))
+    columns = before.long().unsqueeze(1) + torch.arange(-reach, reach + 2)
+    matrix = torch.zeros(new_size, size, dtype=torch.float64)
+    return matrix.scatter_add_(1, columns.clamp(0, size - 1), weights)
 
 
 def upsampling_matrix(nodes: int, size: int) -> Tensor:
@@ -127,7 +135,11 @@ def apply_along_axes(x: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
         matrix = matrices[axis]
         if matrix is None:
             continue
-        bands = _bands(matrix, x) if axis + 1 < len(matrices) else None
+        last = axis + 1 == len(matrices)
+        bands = _bands(matrix, x) if not last or matrix.shape[1] > _LONG else None
+        if bands is not None and last:
+            x = _Banded.apply(x.transpose(-1, -2).contiguous(), 1 + axis, *bands).transpose(-1, -2).contiguous()
+            continue
         if bands is not None:
             x = _Banded.apply(x, 2 + axis, *bands)
             continue
