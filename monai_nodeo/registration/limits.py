@@ -28,7 +28,7 @@ _PREPARING = 3  # for each channel: both in one range, and one of them as it was
 _MATCHED = 2  # for each channel and voxel that is compared: both images on one grid in one range
 _COMPARED = 4  # for each channel: window means and variances of the target, the warped image and its gradient
 _OF_CLOUD = 19  # vectors at the points of the cloud, and one more for each step of a solver differentiated directly
-_FINISHING = 8  # in a voxel, beside images, displacement and velocity: of the figures, or of a file that is written
+_FINISHING = 5  # in a voxel, beside images, displacement and velocity: of the figures, or of a file that is written
 _LIBRARIES = 800_000_000  # bytes that a process holds for itself, compiled kernels with them
 _BYTES_ON_DISK = 20  # per voxel, of the compressed files of a result
 _USUAL = 2  # times that is what small images may take
@@ -71,7 +71,7 @@ def needed_memory(
     numbers = max(
         _PREPARING * channels * voxels,
         (_MATCHED * channels + optimised) * largest,
-        (channels + dims + _FINISHING) * voxels + dims * points * largest,
+        (channels + 2 * dims + _FINISHING) * voxels + dims * points * largest,
     )
     return round(_NUMBER * (_LOADED * channels * voxels + numbers) * pairs)
 
