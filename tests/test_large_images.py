@@ -1,5 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
+import logging
 import math
 
 import numpy as np
@@ -39,12 +40,16 @@ def test_a_pair_that_is_small_enough_is_left_as_it_is():
 
 
 @pytest.mark.parametrize("shape", [(70, 90), (60, 80, 40)])
-def test_a_larger_pair_has_larger_voxels_over_the_same_extent(shape):
+def test_a_larger_pair_has_larger_voxels_over_the_same_extent(shape, caplog):
+    caplog.set_level(logging.INFO)
     pair = a_pair(shape)
     everything = (slice(None),) * len(shape)
     most = math.prod(shape) // 6
     found, box = in_larger_voxels(pair, everything, most)
     new = found.fixed.shape[1:]
+    assert caplog.messages == [
+        f"{'x'.join(map(str, shape))} voxels are compared at {'x'.join(map(str, new))}, since max_voxels is {most}."
+    ]
     assert box == everything
     assert most / 1.5 < math.prod(new) <= 1.05 * most
     for image in (found.fixed, found.moving):

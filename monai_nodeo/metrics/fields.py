@@ -35,7 +35,7 @@ def folding_fraction(ddf: Tensor) -> Tensor:
     """
     # not "<= 0": a field that holds NaN is no field without folds
     counts = [(~(part > 0)).flatten(1).sum(1, dtype=torch.float64) for part in jacobian_slabs(ddf)]
-    return (torch.stack(counts).sum(0) / _cells(ddf)).to(ddf.dtype)
+    return (torch.stack(counts).sum(0) / math.prod(n - 1 for n in ddf.shape[2:])).to(ddf.dtype)
 
 
 def folded_cell_count(ddf: Tensor) -> Tensor:
@@ -103,10 +103,6 @@ def mean_displacement(ddf: Tensor, spacing: float | Sequence[float] = 1.0) -> Te
             squares += (component * side).square_()
         total += squares.sqrt_().flatten(1).sum(1, dtype=torch.float64)
     return (total / ddf[0, 0].numel()).to(ddf.dtype)
-
-
-def _cells(ddf: Tensor) -> int:
-    return math.prod(n - 1 for n in ddf.shape[2:])
 
 
 def _deviation(parts: Iterable[Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ belongs to no grid, and the image that it warps is the one that was given.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +23,8 @@ from monai_nodeo.geometry.cropping import Box, box_on, box_size
 from monai_nodeo.registration.levels import Level, PairBatch, make_levels
 
 __all__ = ["in_larger_voxels"]
+
+logger = logging.getLogger(__name__)
 
 _STEP = 1.02  # by which a voxel grows until the images are small enough
 
@@ -39,6 +42,12 @@ def in_larger_voxels(matched: MatchedPair, box: Box, most: int) -> tuple[Matched
     if inside <= most:
         return matched, box
     level = _level(size, spacing, inside / most)
+    logger.info(
+        "%s voxels are compared at %s, since max_voxels is %d.",
+        "x".join(map(str, size)),
+        "x".join(map(str, level.image_size)),
+        most,
+    )
     optional = ("fixed_mask", "moving_mask", "fixed_certainty", "landmarks")
     given: dict[str, Any] = {name: _batch(getattr(matched, name)) for name in optional}
     coarse = PairBatch(matched.fixed.as_tensor()[None], matched.moving.as_tensor()[None], **given).at(level)
