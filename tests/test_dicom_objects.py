@@ -1,7 +1,8 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Registration objects and warped series of DICOM, checked by pydicom, SimpleITK and Plastimatch."""
+"""Registration objects and warped series of DICOM, checked by pydicom, pydicomRT, SimpleITK and Plastimatch."""
 
+import copy
 import shutil
 import subprocess
 import sys
@@ -89,6 +90,91 @@ def test_matrix_of_a_spatial_registration_leads_from_the_moving_to_the_fixed_fra
     (stored,) = item.MatrixRegistrationSequence[0].MatrixSequence
     matrix = np.reshape(stored.FrameOfReferenceTransformationMatrix, (4, 4)).astype(float)
     np.testing.assert_allclose(FLIP @ np.linalg.inv(matrix) @ FLIP, start, atol=1e-9)
+
+
+def test_the_first_of_several_matrices_moves_a_point_first(series, tmp_path):
+    write_transform(tmp_path / "t.dcm", Transform((Affine(make_start(VOLUME)),)), images=series)
+    data = pydicom.dcmread(tmp_path / "t.dcm")
+    (registered,) = data.RegistrationSequence[1].MatrixRegistrationSequence
+    first, second = (copy.deepcopy(registered.MatrixSequence[0]) for _ in range(2))
+    first.FrameOfReferenceTransformationMatrix = [2, 0, 0, 0, 0, 2, 0, 0, 0, 0, 2, 0, 0, 0, 0, 1]
+    second.FrameOfReferenceTransformationMatrix = [1, 0, 0, 3, 0, 1, 0, 4, 0, 0, 1, 5, 0, 0, 0, 1]
+    registered.MatrixSequence = [first, second]
+    data.save_as(tmp_path / "t.dcm")
+    (step,) = read_transform(tmp_path / "t.dcm").steps
+    to_fixed = FLIP @ step.inverse().matrix @ FLIP
+    np.testing.assert_allclose(to_fixed @ [1, 1, 1, 1], [5, 6, 7, 1], atol=1e-12)
+
+
+def headers(folder):
+    return [pydicom.dcmread(file) for file in sorted(Path(folder).iterdir())]
+
+
+def by_pydicomrt(item):
+    """A registration as pydicomRT reads it, as a transform of SimpleITK."""
+    grid, field = item["DeformableRegistrationGrid"], sitk.DisplacementFieldTransform(3)
+    image = sitk.GetImageFromArray(grid["VectorGridData"].astype(float), isVector=True)
+    image.SetOrigin(list(map(float, grid["ImagePositionPatient"])))
+    image.SetSpacing(list(map(float, grid["GridResolution"])))
+    row, column = np.reshape(grid["ImageOrientationPatient"], (2, 3)).astype(float)
+    image.SetDirection(np.stack([row, column, np.cross(row, column)], 1).ravel().tolist())
+    field.SetDisplacementField(image)
+    np.testing.assert_array_equal(item["PreDeformationMatrixRegistration"], np.eye(4).ravel())
+    return sitk.CompositeTransform([affine_of(item["PostDeformationMatrixRegistration"]), field])
+
+
+def affine_of(matrix):
+    matrix, affine = np.reshape(matrix, (4, 4)), sitk.AffineTransform(3)
+    affine.SetMatrix(matrix[:3, :3].ravel().tolist())
+    affine.SetTranslation(matrix[:3, 3].tolist())
+    return affine
+
+
+def through_itk(transform, ras):
+    there = [transform.TransformPoint(point.tolist()) for point in ras @ FLIP[:3, :3]]
+    return np.array(there) @ FLIP[:3, :3]
+
+
+@pytest.mark.parametrize("affine", [OBLIQUE, FLIPPED], ids=["right-handed", "left-handed"])
+def test_pydicomrt_reads_our_deformable_object_and_we_its(affine, series, tmp_path):
+    reg = pytest.importorskip("pydicomrt.reg", reason="pip install pydicomrt for this test")
+    grid = ImageGrid(affine, VOLUME.shape)
+    write_transform(tmp_path / "ours.dcm", registration(grid), grid, series)
+    assert reg.check_deformable_reg_iod(pydicom.dcmread(tmp_path / "ours.dcm"))["result"]
+    (item,) = reg.get_deformable_registrations(pydicom.dcmread(tmp_path / "ours.dcm"))
+    points, theirs = world(grid, INDEX), by_pydicomrt(item)
+    expected = moved(grid, make_ddf(grid), make_start(grid), INDEX)
+    np.testing.assert_allclose(through_itk(theirs, points), expected, rtol=0, atol=2e-5)
+
+    fixed, moving = map(headers, series)
+    before = np.diag([1.1, 0.9, 1.0, 1.0])
+    before[:3, 3] = 3, -2, 1
+    field = sitk.DisplacementFieldTransform(theirs.GetBackTransform())
+    builder = reg.DeformableSpatialRegistrationBuilder(fixed)
+    builder.add_registration(
+        moving, field, before, item["PostDeformationMatrixRegistration"], "RIGID_SCALE", "AFFINE"
+    ).build().save_as(tmp_path / "theirs.dcm", enforce_file_format=True)
+    lps = points @ FLIP[:3, :3]
+    shift = np.array([field.TransformPoint(point.tolist()) for point in lps]) - lps
+    there = lps @ before[:3, :3].T + before[:3, 3] + shift
+    expected = through_itk(affine_of(item["PostDeformationMatrixRegistration"]), there @ FLIP[:3, :3])
+    found = read_transform(tmp_path / "theirs.dcm").map_points(points)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+
+
+def test_pydicomrt_reads_our_matrix_and_we_its(series, tmp_path):
+    reg = pytest.importorskip("pydicomrt.reg", reason="pip install pydicomrt for this test")
+    start, (fixed, moving) = make_start(VOLUME), map(headers, series)
+    write_transform(tmp_path / "ours.dcm", Transform((Affine(start),)), images=series)
+    assert reg.check_spatial_reg_iod(pydicom.dcmread(tmp_path / "ours.dcm"))["result"]
+    theirs = reg.get_spatial_registrations(pydicom.dcmread(tmp_path / "ours.dcm"))
+    to_fixed = np.reshape(theirs[fixed[0].FrameOfReferenceUID][moving[0].FrameOfReferenceUID], (4, 4))
+    np.testing.assert_allclose(FLIP @ np.linalg.inv(to_fixed) @ FLIP, start, atol=1e-9)
+    builder = reg.SpatialRegistrationBuilder(fixed)
+    builder.add_registration(moving, to_fixed, "AFFINE")
+    builder.build().save_as(tmp_path / "theirs.dcm", enforce_file_format=True)
+    (step,) = read_transform(tmp_path / "theirs.dcm").steps
+    np.testing.assert_allclose(step.matrix, start, atol=1e-6)
 
 
 @pytest.mark.skipif(shutil.which("plastimatch") is None, reason="plastimatch, a package of Debian, is not installed")

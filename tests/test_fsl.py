@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """FSL's matrices and fields, judged by fslpy, and the matrix of greedy."""
 
+import shutil
+import subprocess
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -46,6 +49,20 @@ def test_a_field_of_fnirt_is_what_fslpy_says(form, images, tmp_path):
     np.testing.assert_allclose(theirs.transform(points, "world", "world"), expected, rtol=0, atol=1e-4)
     back = read_transform(tmp_path / "t.nii.gz", "fsl", (fixed, moving))
     np.testing.assert_allclose(back.map_points(points), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(shutil.which("wb_command") is None, reason="connectome-workbench of Debian is not installed")
+def test_workbench_makes_our_field_of_fnirt_one_of_itk_and_back(images, tmp_path):
+    grid, (fixed, moving) = images
+    write_transform(tmp_path / "fsl.nii.gz", registration(grid), images=(fixed, moving), tool="fsl")
+    there, back = tmp_path / "itk.nii.gz", tmp_path / "its.nii.gz"
+    ours = ["-from-fnirt", tmp_path / "fsl.nii.gz", moving, "-to-itk", there]
+    for words in (ours, ["-from-itk", there, "-to-fnirt", back, moving]):
+        subprocess.run(["wb_command", "-convert-warpfield", *words], check=True, capture_output=True)
+    points = world(grid, INDEX)
+    expected = registration(grid).map_points(points)
+    for found in (read_transform(there), read_transform(back, "fsl", (fixed, moving))):
+        np.testing.assert_allclose(found.map_points(points), expected, rtol=0, atol=1e-4)
 
 
 def test_a_matrix_of_flirt_is_what_fslpy_says(images, tmp_path):

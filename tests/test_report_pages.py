@@ -4,7 +4,6 @@
 
 import io
 import json
-import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -28,22 +27,8 @@ from monai_nodeo.report.server import RunServer
 
 playwright = pytest.importorskip("playwright.sync_api")
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-# A processor draws what a graphics card would, and its slowness is no complaint.
-WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
-SLOW = "GPU stall due to ReadPixels"
+SLOW = "GPU stall due to ReadPixels"  # a processor draws what a graphics card would, and its slowness is no complaint
 ROWS = 1000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[playwright.Browser]:
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", *WEBGL])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

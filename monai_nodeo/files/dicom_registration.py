@@ -114,10 +114,10 @@ def _rigid(path: PathLike, data: Any) -> Affine:
 
 
 def _matrix(item: Any) -> np.ndarray:
-    """The product of an item's matrices, the first one leftmost."""
+    """The product of an item's matrices; a point goes through the first one first, as in vtk-dicom and pydicomRT."""
     product = np.eye(4)
     for one in item.MatrixRegistrationSequence[0].MatrixSequence:
-        product = product @ np.reshape(np.array(one.FrameOfReferenceTransformationMatrix, np.float64), (4, 4))
+        product = np.reshape(np.array(one.FrameOfReferenceTransformationMatrix, np.float64), (4, 4)) @ product
     return product
 
 

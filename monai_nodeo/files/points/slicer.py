@@ -16,7 +16,7 @@ from monai_nodeo.files.points.base import TO_RAS, Points, damaged, numbers, prin
 __all__ = ["read_fcsv", "read_markups"]
 
 _COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
-_BEFORE_4_11 = {"0": "RAS", "1": "LPS"}
+_NUMBERED = {"0": "RAS", "1": "LPS"}  # before Slicer 4.11, and by programs that still write so
 _KINDS = ("Fiducial", "Line", "Angle", "Curve", "ClosedCurve")  # the others have sizes and directions too
 
 
@@ -29,7 +29,7 @@ def read_fcsv(path: PathLike) -> Points:
     lines = read_text(path).splitlines(keepends=True)
     parts = [line[1:].partition("=") for line in lines if line.startswith("#")]
     said = {name.strip(): value.strip() for name, _, value in parts}
-    to_ras = _space(path, _BEFORE_4_11.get(space := said.get("CoordinateSystem", "none"), space))
+    to_ras = _space(path, said.get("CoordinateSystem", "none"))
     columns = said.get("columns", _COLUMNS).split(",")
     if not {"x", "y", "z"} <= set(columns):
         raise ValueError(f"{path}: the columns are {','.join(columns)!r}, expected x, y and z among them.")
@@ -84,7 +84,8 @@ def read_markups(path: PathLike) -> Points:
     return Points(np.concatenate([np.zeros((0, 3)), *placed]), save)
 
 
-def _space(path: PathLike, space: str) -> np.ndarray:
+def _space(path: PathLike, said: str) -> np.ndarray:
+    space = _NUMBERED.get(said, said)
     if space not in TO_RAS:
         raise ValueError(f"{path}: the coordinate system is {space}, expected LPS or RAS.")
     return TO_RAS[space]
