@@ -19,8 +19,8 @@ HOME_URL ?=
 # Threads of OpenMP that wait for work give their core away soon, as the command line sets it: docs/decisions/cpu-threads.md.
 export GOMP_SPINCOUNT ?= 300
 
-JUDGED := $(addprefix tests/test_,$(addsuffix .py,ants bids dicom_objects fsl napari ome_zarr physio point_files report_pages \
-	transform_files))
+JUDGED := $(addprefix tests/test_,$(addsuffix .py,ants bids dicom_objects fsl napari ome_zarr physio point_readers \
+	report_pages transform_files))
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -63,15 +63,18 @@ $(PEERS)/.installed: benchmarks/peers.txt
 	$(PEERS)/bin/python -m pip install --disable-pip-version-check --no-deps fireants==1.5.0
 	@touch $@
 
-# Other tools that read what we write, and napari. ANTs wants another numpy.
+# Other tools that read what we write, and napari. Some want older Pythons or more than the part that is used; NiftyReg is
+# built by a C++ compiler, in minutes; ANTs wants another numpy.
 $(JUDGES)/.installed: tests/judges.txt setup.cfg constraints.txt
 	$(PYTHON) -m venv $(JUDGES)
 	$(JUDGES)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,napari]' -r tests/judges.txt
+	CMAKE_POLICY_VERSION_MINIMUM=3.5 $(JUDGES)/bin/python -m pip install --disable-pip-version-check --no-deps \
+		--ignore-requires-python afids-utils==0.2.0 pydicomrt==0.9.1 niftyreg==1.5.70rc1
 	$(PYTHON) -m venv $(JUDGES)/ants
 	$(JUDGES)/ants/bin/python -m pip install --disable-pip-version-check antspyx==0.6.3
 	@touch $@
 
-test-judges: $(JUDGES)/.installed ## Run the tests that want other tools and a screen: ANTs, greedy, fslpy, ngff-zarr, VTK, itk, bids-validator, napari
+test-judges: $(JUDGES)/.installed ## Run the tests that want other tools (tests/judges.txt) and a screen (xvfb)
 	MONAI_NODEO_ANTS=$(abspath $(JUDGES))/ants/bin/python PATH="$(abspath $(JUDGES))/bin:$$PATH" \
 		xvfb-run -a $(JUDGES)/bin/python -m pytest -W ignore $(JUDGED) $(PYTEST_ARGS)
 

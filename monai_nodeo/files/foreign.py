@@ -35,7 +35,7 @@ _PLACES, _DISPLACEMENTS = 0, 1  # NiftyReg's intent_p1
 _OBLIQUE = np.deg2rad(0.01)  # from there on AFNI turns a grid straight
 _SAME = np.eye(3)
 _BY_US = "convert it with  monai-nodeo convert FROM TO.h5 --from fsl -r FIXED -m MOVING"
-_BY_NITRANSFORMS = "convert it to ITK's format with nitransforms or wb_command -convert-warpfield"
+_STRAIGHT = "run 3dQwarp on images that 3dWarp -deoblique has turned straight"
 
 
 def read_foreign(path: PathLike, image: SpatialImage) -> Displacement | None:
@@ -56,7 +56,7 @@ def read_foreign(path: PathLike, image: SpatialImage) -> Displacement | None:
         raise _refused(path, "FSL", f"intent code {intent}", _BY_US)
     if any(extension.get_code() == _AFNI_EXTENSION for extension in header.extensions):
         if obliquity(image.affine).max() > _OBLIQUE:
-            raise _refused(path, "AFNI", "on an oblique grid, in a space of its own", _BY_NITRANSFORMS)
+            raise _refused(path, "AFNI", "on an oblique grid, whose obliquity AFNI drops", _STRAIGHT)
         return _read(path, image, places=False, to_ras=RAS_TO_LPS)
     if name == _SPM:
         return _read(path, image, places=True)
