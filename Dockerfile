@@ -21,9 +21,9 @@ COPY configs configs
 RUN pip install --no-cache-dir -c constraints.txt '.[all]'
 
 # Any user may run it (docker run -u): what Numba and Triton build and what matplotlib keeps goes to /tmp.
-RUN useradd --create-home nodeo
+RUN useradd --create-home --uid 1000 nodeo
 ENV HOME=/tmp NUMBA_CACHE_DIR=/tmp/numba TRITON_CACHE_DIR=/tmp/triton MPLCONFIGDIR=/tmp/matplotlib GOMP_SPINCOUNT=300
-USER nodeo
+USER 1000
 WORKDIR /data
 ENTRYPOINT ["monai-nodeo"]
 CMD ["--help"]

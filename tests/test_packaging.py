@@ -1,9 +1,11 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
 import configparser
+import importlib
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from email import message_from_string
 from pathlib import Path
@@ -12,6 +14,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+
+import monai_nodeo
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = {"monai_nodeo": "monai_nodeo", "bundle": "monai_nodeo/bundle", "configs": "monai_nodeo/configs"}
@@ -98,3 +102,31 @@ def test_what_setup_asks_for_is_pinned_to_one_version_that_fits():
     needs = [Requirement(line) for group in groups for line in group.split("\n") if line]
     for need in (need for need in needs if need.name != "monai-nodeo"):  # extras that take others in
         assert need.specifier.contains(pins[canonicalize_name(need.name)]), need
+
+
+def test_the_recipe_of_conda_asks_for_what_setup_asks_for():
+    jinja2, yaml = pytest.importorskip("jinja2"), pytest.importorskip("yaml")
+    text = (ROOT / "conda" / "meta.yaml").read_text(encoding="utf-8")
+    recipe = yaml.safe_load(jinja2.Template(text).render(PYTHON="python"))
+    config = configparser.ConfigParser(comment_prefixes="#")
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    extras = config["options.extras_require"]
+    named = {"torch": "pytorch", "pytorch-ignite": "ignite", "isal": "python-isal", "matplotlib": "matplotlib-base"}
+
+    def needs(group: str) -> dict[str, SpecifierSet]:
+        lines = map(Requirement, filter(None, group.split("\n")))
+        return {named.get(need.name, need.name).lower(): need.specifier for need in lines}
+
+    expected = needs(config["options"]["install_requires"] + extras["report"] + extras["bundle"])
+    expected["python"] = SpecifierSet(config["options"]["python_requires"])
+    stated = [line.partition(" ") for line in recipe["requirements"]["run"]]
+    assert {name: SpecifierSet(versions) for name, _, versions in stated} == expected
+    (constrained,) = recipe["requirements"]["run_constrained"]
+    assert constrained.split() == ["distributed", str(needs(extras["cohort"])["distributed"])]
+    assert recipe["package"]["version"] == monai_nodeo.__version__
+    assert recipe["build"]["entry_points"] == ["monai-nodeo = monai_nodeo.cli:main"]
+    host = needs("\n".join(line.replace(" ", "") for line in recipe["requirements"]["host"]))
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
+    assert host["setuptools"] == Requirement(build[0]).specifier
+    for module in recipe["test"]["imports"]:
+        importlib.import_module(module)
