@@ -100,7 +100,7 @@ tutorials: $(STAMP) ## Run the notebooks of docs/tutorials and keep what they sh
 
 docs: $(STAMP) ## Build the documentation site in site/; any warning is an error
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 package: $(STAMP) ## Build and check sdist and wheel, try the wheel in a fresh environment: HOME_URL=https://github.com/OWNER/NAME
 	$(BIN)/python release/package.py $(if $(HOME_URL),--home $(HOME_URL))

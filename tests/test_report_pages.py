@@ -302,7 +302,14 @@ def test_the_planes_of_the_viewer_are_linked_and_tell_values(visit, volumes):
     height, width = (n // 2 for n in changed.shape)
     quarters = [changed[:height, :width], changed[:height, width:], changed[height:, :width]]
     assert all(quarter.any() for quarter in quarters)
-    assert difference(drawn(page, layout="render"), after) > 1
+    solid = drawn(page, layout="render")
+    assert difference(solid, after) > 1
+    for name in ("grid", "jacobian"):  # they are everywhere: in 3D they would hide the image
+        np.testing.assert_array_equal(drawn(page, overlay=name), solid)
+    for layout in ("axial", "coronal", "sagittal"):
+        plane = drawn(page, layout=layout, overlay="none").astype(int)
+        red = plane[..., 0] - plane[..., 1] > 60
+        assert all((red.sum(axis) > 100).any() for axis in (0, 1)), f"{layout}: both lines of the cross"
 
 
 def test_the_viewer_flickers(visit, volumes):

@@ -19,7 +19,7 @@
     const scene = JSON.parse(get("scene").textContent);
     const nv = new niivue.Niivue({
       backColor: [0, 0, 0, 1], show3Dcrosshair: true, dragAndDropEnabled: false, isColorbar: false, logLevel: "error",
-      crosshairColor: [1, 0.3, 0.2, 0.7], crosshairWidth: 0.2, crosshairWidthUnit: "percent",
+      crosshairColor: [1, 0.3, 0.2, 0.7], crosshairWidth: 0.5, crosshairWidthUnit: "percent",
       multiplanarShowRender: niivue.SHOW_RENDER.ALWAYS, multiplanarLayout: niivue.MULTIPLANAR_TYPE.GRID,
     });
     await nv.attachToCanvas(get("canvas"));
@@ -37,6 +37,7 @@
     overlays.grid = { image: await image(scene.grid[0], "grid") };
     overlays.grid.frames = await all(scene.grid, overlays.grid.image);
     overlays.jacobian.frames = [overlays.jacobian.image.img];
+    for (const overlay of Object.values(overlays)) overlay.everywhere = true; // in 3D it would hide the image
     for (const name of ["fixed", "moved"]) {
       if (!scene.labels?.[name]) continue;
       const map = await image(scene.labels[name][0], "gray");
@@ -60,6 +61,7 @@
       if (overlay) {
         overlay.image.img = frame(overlay.frames);
         overlay.image.opacity = get("overlay-opacity").value / 100;
+        nv.opts.renderOverlayBlend = overlay.everywhere ? 0 : 1;
         if (nv.volumes.length === 1) nv.addVolume(overlay.image);
       }
       nv.updateGLVolume();
