@@ -20,7 +20,7 @@ HOME_URL ?=
 export GOMP_SPINCOUNT ?= 300
 
 JUDGED := $(addprefix tests/test_,$(addsuffix .py,ants bids dicom_objects fsl napari ome_zarr physio point_readers \
-	report_pages transform_files))
+	reading report_pages transform_files))
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

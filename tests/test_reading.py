@@ -1,5 +1,7 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
+import shutil
+import subprocess
 from pathlib import Path
 
 import nibabel as nib
@@ -36,7 +38,7 @@ def refuse(path: Path | str) -> str:
     return str(info.value)
 
 
-@pytest.mark.parametrize("name", ["a.nrrd", "a.nhdr", "a.mha", "a.mhd", "a.nii.gz", "A.NII"])
+@pytest.mark.parametrize("name", ["a.nrrd", "a.nhdr", "a.mha", "a.mhd", "a.hdr", "a.nii.gz", "A.NII"])
 @pytest.mark.parametrize("affine", [OBLIQUE, np.diag([2.0, 0.5, 1, 1])])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
 def test_values_and_place_are_those_that_itk_wrote(tmp_path, name, affine, dtype):
@@ -51,6 +53,18 @@ def test_values_and_place_are_those_that_itk_wrote(tmp_path, name, affine, dtype
     grid = ImageGrid.from_file(path)
     np.testing.assert_array_equal(grid.affine, stored.affine)
     assert grid.shape == VOLUME
+
+
+@pytest.mark.skipif(shutil.which("mrconvert") is None, reason="mrtrix3, a package of Debian, is not installed")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # nibabel closes an .mgh late
+@pytest.mark.parametrize("name", ["a.mgz", "a.mgh", "a.nii.gz"])
+def test_values_and_place_are_those_that_mrtrix_wrote(tmp_path, name):
+    values = numbers(VOLUME)
+    nib.save(nib.Nifti1Image(values, OBLIQUE), tmp_path / "from.nii")
+    subprocess.run(["mrconvert", "from.nii", name, "-quiet"], check=True, cwd=tmp_path)
+    stored = open_stored(tmp_path / name)
+    np.testing.assert_array_equal(stored.load(), values)
+    np.testing.assert_allclose(stored.affine, OBLIQUE, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("a.png", np.uint8), ("a.png", np.uint16), ("a.tif", np.float32)])
