@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cohorts import QUICK, ROOT, as_it_was, environment, here, make_rows, stamps, table, write_list
 
-from monai_nodeo.cohort import ranks
+from monai_nodeo.apps.cohort import ranks
 from monai_nodeo.data import PairDataset
 from monai_nodeo.losses import LocalNCCLoss, RegistrationLoss
 from monai_nodeo.registration import PairInferer, Settings
