@@ -111,7 +111,7 @@ def build_template(
 
     Args:
         rows: as from :py:func:`monai_nodeo.data.lists.group`.
-        output: folder of the results, see `templates.result`; an earlier run in it is gone on with.
+        output: folder of the results, see `apps.templates.result`; an earlier run in it is gone on with.
         settings: of the registrations.
         rounds: how often all images are registered to the template.
         start: template to start from, a path (of several channels, their paths), whose grid is taken.
