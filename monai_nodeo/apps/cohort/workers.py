@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Engines of Dask: workers on this machine, or a cluster that is there.
+"""Workers of Dask: processes of this machine, or a cluster that is there.
 
 A task is a batch of pairs, mostly of one, and returns small dicts.
 """
