@@ -42,3 +42,6 @@ from .monai_metrics import (
 from .monai_metrics import (
     SDLogJacobianMetric as SDLogJacobianMetric,
 )
+from .verdict import Finding as Finding
+from .verdict import Grade as Grade
+from .verdict import Verdict as Verdict

@@ -24,11 +24,11 @@ from monai_nodeo.flows.unfolding import unfolded, unfolded_both_ways
 from monai_nodeo.geometry.sampling import warp_in_slabs
 from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.metrics.certificate import certify_flow
-from monai_nodeo.registration._malloc import give_back_kept_memory
 from monai_nodeo.registration.channels import compared
 from monai_nodeo.registration.choice import choose
 from monai_nodeo.registration.fitting import Components, Fit, fit
 from monai_nodeo.registration.handlers import BestFit, EarlyStop, ProgressBar
+from monai_nodeo.registration.kept_memory import give_back_kept_memory
 from monai_nodeo.registration.levels import PairBatch
 from monai_nodeo.registration.limits import check_memory, pairs_at_once
 from monai_nodeo.registration.named_parts import make_loss, make_optimizer, make_score, make_solver, make_velocity

@@ -183,7 +183,7 @@ def _register(
     from monai_nodeo.data.load import load_pair
     from monai_nodeo.metrics.confidence import ALIGNED
     from monai_nodeo.registration import OnInterrupt, PairInferer, ProgressBar, TensorBoardCurves
-    from monai_nodeo.registration._malloc import give_freed_memory_back, keep_freed_memory
+    from monai_nodeo.registration.kept_memory import give_freed_memory_back, keep_freed_memory
     from monai_nodeo.registration.table import row_of, summary_of, write_table
 
     interrupt = OnInterrupt(on_interrupt)

@@ -205,7 +205,7 @@ def register_rows(job: Job, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict
         id -> row of the table.
     """
     from monai_nodeo.data.load import load_pair
-    from monai_nodeo.registration._malloc import keep_freed_memory
+    from monai_nodeo.registration.kept_memory import keep_freed_memory
 
     started = time.perf_counter()
     if job.threads is not None:
