@@ -87,7 +87,8 @@ def _described(part: Any) -> Any:
     if isinstance(part, partial):
         return [_described(part.func), _described(part.args), _described(part.keywords)]
     if hasattr(part, "__qualname__"):  # a class or a function
-        return f"{part.__module__}.{part.__qualname__}"
+        home = part.__module__.split(".")
+        return ".".join([*(home[:1] if home[0] == "monai_nodeo" else home), part.__qualname__])  # ours may move
     values = {name: value for name, value in getattr(part, "__dict__", {}).items() if not name.startswith("_")}
     if isinstance(part, nn.Module):
         values |= dict(part.named_children())
