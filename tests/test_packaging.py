@@ -48,7 +48,7 @@ def test_wheel_holds_every_file(folder, place, installed):
 
 def test_entry_point_is_the_command_line(installed):
     (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
-    assert "monai-nodeo = monai_nodeo.cli:main" in entry_points.read_text(encoding="utf-8")
+    assert "monai-nodeo = monai_nodeo.apps.cli:main" in entry_points.read_text(encoding="utf-8")
 
 
 def test_wheel_says_all_that_setup_says(installed):

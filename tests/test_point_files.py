@@ -20,7 +20,7 @@ from grids import VOLUME, registration, world
 from nibabel.gifti import GiftiDataArray, GiftiImage, GiftiMetaData
 from nibabel.streamlines import Field, Tractogram
 
-from monai_nodeo.cli import main
+from monai_nodeo.apps.cli import main
 from monai_nodeo.files import holds_points, read_points, write_transform
 
 LPS = np.diag([-1.0, -1.0, 1.0])
