@@ -73,7 +73,8 @@ def unfolded(flow: Flow) -> tuple[Flow, Tensor]:
             touched = voxels.spread(moved, -1, 0, 2)
             cells = touched[~(smallest_volumes(flat, voxels, touched) > _SMALLEST_VOLUME)]
             round_ += 1
-        for moved in _voxels_in_reach(flow, voxels, nodes, torch.cat(changed).unique()).split(_AT_A_TIME):  # what was missed at the edges
+        reached = _voxels_in_reach(flow, voxels, nodes, torch.cat(changed).unique())
+        for moved in reached.split(_AT_A_TIME):  # also what was missed at the edges
             flat[:, moved] = flow.displacement_of(voxels.voxels(moved))
     return flow, ddf
 
@@ -141,8 +142,8 @@ def _voxels_in_reach(flow: Flow, voxels: Places, nodes: Places, changed: Tensor)
 def _reach(flow: Flow, nodes: Places, places: Tensor) -> Tensor:
     """From how far away ways come by some nodes (N,): nodes before and after them along each axis, (N, 2, D).
 
-    Until it comes by a node, a way has the velocities of a box around that node. The largest of them along an axis bound
-    where it came from, and that is a smaller box.
+    Until it comes by a node, a way has the velocities of a box around that node. The largest of them along an axis
+    bound where it came from, and that is a smaller box.
     """
     images, dims = flow.velocity.get_parameter("images"), len(nodes.shape)
     steps = images * (images.new_tensor(nodes.shape).sub(1) / (-2 if flow.backward else 2)).view(-1, *[1] * dims)
@@ -152,7 +153,8 @@ def _reach(flow: Flow, nodes: Places, places: Tensor) -> Tensor:
     block_of = blocks.at(nodes.voxels(places) // _BLOCK)
     reach = largest.flatten(2).amax(2).T.flatten().expand(len(places), -1)
     for _ in range(_NARROWED):
-        sides = (reach.amax(1).add(_BESIDE) / _BLOCK).ceil().long().clamp(max=max(blocks.shape))  # of the box, in blocks
+        sides = (reach.amax(1).add(_BESIDE) / _BLOCK).ceil().long()  # of the box, in blocks
+        sides = sides.clamp(max=max(blocks.shape))
         reach = reach.new_empty(reach.shape)
         for side in sides.unique().tolist():
             around = pool(largest, 2 * side + 1, stride=1, padding=side)[0].flatten(1).T
