@@ -41,7 +41,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## Register the built-in example pair in 3D and 2D: a table and pictures in demo_output/
-	$(BIN)/python -m monai_nodeo.demo --output $(DEMO_OUTPUT)
+	$(BIN)/python -m monai_nodeo.apps.demo --output $(DEMO_OUTPUT)
 
 test: $(STAMP) ## Run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from monai_nodeo import PairInferer, Settings
-from monai_nodeo.atlases.fusion import Fused, fuse, similarity_weights, staple, weighted_vote
+from monai_nodeo.apps.atlases.fusion import Fused, fuse, similarity_weights, staple, weighted_vote
 from monai_nodeo.data import load_pair
 from monai_nodeo.metrics.labels import label_metrics
 

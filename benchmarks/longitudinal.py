@@ -36,10 +36,10 @@ from scipy.fft import dctn, idctn
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
+from monai_nodeo.apps.volumes import ALL, label_volumes
 from monai_nodeo.data.pair import Pair, Scan
 from monai_nodeo.geometry.jacobian import cell_volumes
 from monai_nodeo.registration import PairInferer, Settings
-from monai_nodeo.registration.volumes import ALL, label_volumes
 
 STRUCTURES = ("ventricles", "hippocampi", "deep grey matter", "the rest")
 RATES = (0.10, -0.04, -0.02, -0.01)

@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import affine_transform, gaussian_filter, spline_filter
 from scipy.spatial.transform import Rotation
 
+from monai_nodeo.apps import correct_motion
 from monai_nodeo.files import Affine, ImageGrid, itk_geometry
-from monai_nodeo.motion import correct_motion
 
 # name -> head, voxels (mm), largest shift (mm) and rotation (degrees) from the first frame along an axis
 CASES: dict[str, tuple[str, tuple[float, float, float], float, float]] = {

@@ -58,8 +58,8 @@ def ants_build(job: dict[str, Any]) -> None:
 def our_build(job: dict[str, Any]) -> None:
     """The same by this package, from files to files."""
     from monai_nodeo import Settings
+    from monai_nodeo.apps import build_template
     from monai_nodeo.data.lists import group
-    from monai_nodeo.templates import build_template
 
     with measured(job):
         build_template(group(job["images"]), job["output"], Settings.preset(job["preset"], 2), batch=10, device="cpu")
@@ -114,11 +114,11 @@ def pair_dice(maps: Sequence[NDArray]) -> float:
 
 
 def sharpness_of(path: Path) -> float:
-    """See `monai_nodeo.templates.average.sharpness`."""
+    """See `monai_nodeo.apps.templates.average.sharpness`."""
+    from monai_nodeo.apps.templates.average import sharpness
     from monai_nodeo.data import as_image
     from monai_nodeo.data.intensity import to_unit_range
     from monai_nodeo.files import ImageGrid
-    from monai_nodeo.templates.average import sharpness
 
     return sharpness(to_unit_range(as_image(path)).as_tensor()[0], ImageGrid.from_file(path))
 

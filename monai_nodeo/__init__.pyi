@@ -1,5 +1,5 @@
+from .apps import correct_motion as correct_motion
 from .flows import Flow as Flow
-from .motion import correct_motion as correct_motion
 from .registration import (
     PairInferer as PairInferer,
 )

@@ -4,6 +4,6 @@
 
 from __future__ import annotations
 
-from monai_nodeo.cli import main
+from monai_nodeo.apps.cli import main
 
 main(prog_name="monai-nodeo")

@@ -33,10 +33,10 @@ echo '[{"fixed": "fixed.nii.gz", "moving": "moving.nii.gz"}]' >pairs.json
 lacks cohort env/bin/monai-nodeo cohort pairs.json -o pairs --workers 2
 lacks report env/bin/monai-nodeo report out
 lacks report env/bin/monai-nodeo view out
-lacks bundle env/bin/python -c "import monai_nodeo.workflow"
+lacks bundle env/bin/python -c "import monai_nodeo.apps.bundle.workflow"
 lacks dicom env/bin/monai-nodeo convert out/transform.h5 transform.dcm
 lacks zarr env/bin/monai-nodeo apply -i moving.nii.gz -r fixed.nii.gz -t out -o warped.ome.zarr
-lacks demo env/bin/python -m monai_nodeo.demo --quick
+lacks demo env/bin/python -m monai_nodeo.apps.demo --quick
 
 env/bin/python -m pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" "$(echo "$root"/dist/*.whl)[all]"
 # The first block below a heading of the README.

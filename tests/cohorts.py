@@ -19,7 +19,7 @@ import numpy as np
 from click.testing import CliRunner, Result
 from synthetic import deformed_pair
 
-from monai_nodeo.cli import main
+from monai_nodeo.apps.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PLANE = (28, 34)

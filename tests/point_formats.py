@@ -19,7 +19,7 @@ from grids import VOLUME, world
 from nibabel.gifti import GiftiDataArray, GiftiImage, GiftiMetaData
 from nibabel.streamlines import Field, Tractogram
 
-from monai_nodeo.cli import main
+from monai_nodeo.apps.cli import main
 
 LPS = np.diag([-1.0, -1.0, 1.0])
 VERTICES = world(VOLUME, np.random.default_rng(3).uniform(3, 18, (12, 3)))  # RAS mm

@@ -16,9 +16,9 @@ from monai.data import MetaTensor
 from synthetic import deformed_pair, quick_settings, smooth_image
 
 from monai_nodeo import PairInferer, Settings
-from monai_nodeo.atlases import PropagateLabelsd, fuse, propagate
-from monai_nodeo.atlases.fusion import similarity, similarity_weights, staple, weighted_vote
-from monai_nodeo.cli import main
+from monai_nodeo.apps import PropagateLabelsd, fuse, propagate
+from monai_nodeo.apps.atlases.fusion import similarity, similarity_weights, staple, weighted_vote
+from monai_nodeo.apps.cli import main
 from monai_nodeo.data import PairError
 
 SHAPE = (28, 34)

@@ -15,8 +15,8 @@ from ignite.engine import Events
 from synthetic import deformed_pair, quick_settings, smooth_image
 from torch import Tensor, nn
 
-from monai_nodeo.cohort import task
-from monai_nodeo.cohort.task import Job, register_pairs
+from monai_nodeo.apps.cohort import task
+from monai_nodeo.apps.cohort.task import Job, register_pairs
 from monai_nodeo.data import Pair
 from monai_nodeo.flows import ODESolver
 from monai_nodeo.geometry.folds import folded_cells

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from cohorts import PLANE, QUICK, as_it_was, save_slice, stamps, table
 from synthetic import deformed_pair
 
-from monai_nodeo.bids.dataset import BidsImage
-from monai_nodeo.cli import main
+from monai_nodeo.apps.bids.dataset import BidsImage
+from monai_nodeo.apps.cli import main
 
 WORDS = ("participant", "--atlas", "head.v2", *QUICK)
 IMAGES = ("sub-01/ses-a/anat/sub-01_ses-a", "sub-01/ses-b/anat/sub-01_ses-b", "sub-02/anat/sub-02_run-1")

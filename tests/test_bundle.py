@@ -24,10 +24,10 @@ from synthetic import deformed_pair
 
 import monai_nodeo
 from monai_nodeo import Registration, Settings, register
+from monai_nodeo.apps import PairsFailedError
 from monai_nodeo.files import read_displacement, write_affine
 from monai_nodeo.flows import EulerianVelocity, Lattice
 from monai_nodeo.registration import PairInferer
-from monai_nodeo.workflow import PairsFailedError
 
 # MONAI says of every config file, whoever wrote it, that parsing it runs code.
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
@@ -492,7 +492,7 @@ def test_no_name_is_ever_evaluated(data, tmp_path):
         (folder / name).write_bytes(Path(source).read_bytes())
     nowhere = "http://127.0.0.1:9"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "http_proxy": nowhere, "https_proxy": nowhere}
-    words = ["run", "--workflow_name", "monai_nodeo.workflow.NodeoWorkflow", "--report", "False"]
+    words = ["run", "--workflow_name", "monai_nodeo.apps.NodeoWorkflow", "--report", "False"]
     words += [str(word) for id, value in (odd | FEW).items() for word in (f"--{id}", value)]
     command = [sys.executable, "-m", "monai.bundle", *words, "--output_dir", "%@out"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)

@@ -18,8 +18,9 @@ from synthetic import deformed_pair, quick_settings, save_pair, smooth_image
 from torch.nn import functional as F
 
 from monai_nodeo import Registration, register
-from monai_nodeo.cli import main
-from monai_nodeo.cohort.inputs import fingerprints
+from monai_nodeo.apps import NodeoWorkflow
+from monai_nodeo.apps.cli import main
+from monai_nodeo.apps.cohort.inputs import fingerprints
 from monai_nodeo.data import PairError, as_image, load_datalist, load_pair
 from monai_nodeo.data.intensity import to_unit_range
 from monai_nodeo.data.placement import on_grid_of
@@ -28,7 +29,6 @@ from monai_nodeo.geometry.coordinates import identity_grid
 from monai_nodeo.geometry.sampling import sample
 from monai_nodeo.losses import ChannelLoss, LocalNCCLoss, MINDSSCLoss, label_loss, label_shares
 from monai_nodeo.registration import PairInferer
-from monai_nodeo.workflow import NodeoWorkflow
 
 SHAPES = {2: (24, 20), 3: (16, 14, 12)}
 both = pytest.mark.parametrize("dims", [2, 3])

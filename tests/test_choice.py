@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from synthetic import deformed_pair, smooth_image
 
-from monai_nodeo.cli import main
+from monai_nodeo.apps.cli import main
 from monai_nodeo.data import load_pair
 from monai_nodeo.metrics import sd_log_jacobian
 from monai_nodeo.registration import PairInferer, RegisterPair, Registration, Settings

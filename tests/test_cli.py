@@ -25,8 +25,8 @@ from ignite.engine import Events
 from PIL import Image
 
 import monai_nodeo
-from monai_nodeo.cli import COMMANDS, main
-from monai_nodeo.cli.options import configure_logging
+from monai_nodeo.apps.cli import COMMANDS, main
+from monai_nodeo.apps.cli._options import configure_logging
 from monai_nodeo.files import (
     ImageGrid,
     Transform,
@@ -80,7 +80,7 @@ def without(*modules: str, calls: list[list[str]], cwd: Path = ROOT) -> list[str
     code = f"""
         import json, sys
         from click.testing import CliRunner
-        from monai_nodeo.cli import main
+        from monai_nodeo.apps.cli import main
         sys.modules |= dict.fromkeys({modules})
         found = [CliRunner().invoke(main, words) for words in {calls}]
         print(json.dumps([[r.exit_code, r.stdout, r.stderr, repr(r.exception)] for r in found]))"""

@@ -14,10 +14,10 @@ import pytest
 from cohorts import ROOT, as_it_was, environment, here, make_rows, table, write_list
 from distributed import Client, LocalCluster
 
-from monai_nodeo.cohort import dask_engines
-from monai_nodeo.cohort.dask_engines import ClusterError, ExistingCluster, LocalWorkers, run_on
-from monai_nodeo.cohort.storage import StorageError
-from monai_nodeo.cohort.task import Job
+from monai_nodeo.apps.cohort import workers
+from monai_nodeo.apps.cohort.storage import StorageError
+from monai_nodeo.apps.cohort.task import Job
+from monai_nodeo.apps.cohort.workers import ClusterError, ExistingCluster, LocalWorkers, run_on
 
 # Dask closes sockets a little later than Python would like.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
@@ -39,7 +39,7 @@ def cluster(workers: int = 2, threads: int = 1, **options: Any) -> Iterator[Clie
 
 @pytest.fixture
 def task(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any, Any], Any]], None]:
-    return lambda act: monkeypatch.setattr(dask_engines, "register_pairs", act)
+    return lambda act: monkeypatch.setattr(workers, "register_pairs", act)
 
 
 def rows(count: int) -> list[dict[str, Any]]:
@@ -91,19 +91,19 @@ def test_workers_with_threads_are_refused():
 
 
 def test_no_worker_at_all_is_told(monkeypatch):
-    monkeypatch.setattr(dask_engines, "_PATIENCE", 0.5)
+    monkeypatch.setattr(workers, "_PATIENCE", 0.5)
     with cluster(workers=0) as client, pytest.raises(ClusterError, match="no worker for"):
         list(run_on(client, JOB, batches(1)))
 
 
 def test_scheduler_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setattr(dask_engines, "_CONNECT", 0.3)
+    monkeypatch.setattr(workers, "_CONNECT", 0.3)
     with pytest.raises(ClusterError, match="no Dask scheduler answers at tcp://127.0.0.1:9 "):
         list(ExistingCluster("tcp://127.0.0.1:9", None)(JOB, batches(1)))
 
 
 def test_gpus_of_a_cluster_need_not_be_here(tmp_path, monkeypatch):
-    monkeypatch.setattr(dask_engines, "_CONNECT", 0.3)
+    monkeypatch.setattr(workers, "_CONNECT", 0.3)
     pairs = write_list(tmp_path / "pairs.json", make_rows(tmp_path / "data", 1))
     with as_it_was():
         result = here(pairs, "-o", tmp_path / "out", "--device", "cuda", "--scheduler", "tcp://127.0.0.1:9")
@@ -111,7 +111,7 @@ def test_gpus_of_a_cluster_need_not_be_here(tmp_path, monkeypatch):
 
 
 def test_each_worker_sees_its_gpu_before_torch_is_imported(monkeypatch, task):
-    monkeypatch.setattr(dask_engines, "_visible_gpus", lambda: ["3", "GPU-5"])
+    monkeypatch.setattr(workers, "_visible_gpus", lambda: ["3", "GPU-5"])
     task(probes.where)
     found = list(LocalWorkers(3, threads=3)(JOB, batches(18)))
     seen = {result["pid"]: result["CUDA_VISIBLE_DEVICES"] for result in found}

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from cohorts import ROOT, environment
 
-from monai_nodeo.cohort.inputs import fingerprints, same_inputs
-from monai_nodeo.cohort.ledger import DONE, Ledger
+from monai_nodeo.apps.cohort.inputs import fingerprints, same_inputs
+from monai_nodeo.apps.cohort.ledger import DONE, Ledger
 
 Row = dict[str, str]
 
@@ -139,7 +139,7 @@ def test_discard_takes_what_the_ledger_made(tmp_path, row):
 
 def test_claim_is_for_one_process_and_ends_with_it(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from monai_nodeo.cohort.ledger import Ledger\n"
+        "import sys, time; from pathlib import Path; from monai_nodeo.apps.cohort.ledger import Ledger\n"
         "with Ledger(Path(sys.argv[1]), 'key').claimed('pair') as attempts:\n"
         "    attempts.begin('run'); print('claimed', flush=True); time.sleep(60)"
     )

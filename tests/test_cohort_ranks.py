@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cohorts import QUICK, ROOT, as_it_was, environment, here, make_rows, stamps, table, write_list
 
-from monai_nodeo.cohort import ranks
+from monai_nodeo.apps.cohort import ranks
 from monai_nodeo.data import PairDataset
 from monai_nodeo.losses import LocalNCCLoss, RegistrationLoss
 from monai_nodeo.registration import PairInferer, Settings
@@ -44,8 +44,8 @@ def test_ranks_share_pairs_and_ledger(tmp_path):
     assert table(tmp_path / "alone") == found
 
 
-def test_other_loss_is_another_result(tmp_path):
-    """Which the settings do not tell."""
+def test_other_loss_is_another_result(tmp_path, monkeypatch):
+    """Which the settings do not tell; it is the same wherever its class lies in the package."""
     dataset = PairDataset(make_rows(tmp_path / "data", 1))
     settings = Settings.preset(spatial_dims=2, iterations=[3, 3], initial_transform=None)
 
@@ -55,3 +55,5 @@ def test_other_loss_is_another_result(tmp_path):
 
     found = [run(), run(), *(run(loss=RegistrationLoss(LocalNCCLoss(2, side))) for side in (7, 9, 9))]
     assert [a == b for a, b in zip(found, found[1:], strict=False)] == [True, False, False, True]
+    monkeypatch.setattr(LocalNCCLoss, "__module__", "monai_nodeo.losses.elsewhere")
+    assert run(loss=RegistrationLoss(LocalNCCLoss(2, 9))) == found[-1]

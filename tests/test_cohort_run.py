@@ -28,7 +28,7 @@ from cohorts import (
     write_list,
 )
 
-from monai_nodeo.cohort.keys import settings_key
+from monai_nodeo.apps.cohort.keys import settings_key
 from monai_nodeo.registration import Settings
 
 
@@ -186,7 +186,7 @@ def test_many_finished_rows_are_skipped_without_torch(tmp_path):
         (out / id / "result.json").write_text(json.dumps(result | {"id": id, "row": result["row"] | {"id": id}}))
     write_list(pairs, [{**rows[0], "id": id} for id in ids])
     words = ["cohort", str(pairs), "-o", str(out), *QUICK]
-    call = f"from monai_nodeo.cli import main; main({words}, standalone_mode=False)"
+    call = f"from monai_nodeo.apps.cli import main; main({words}, standalone_mode=False)"
     code = f"import sys; {call}; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
     first, *_, torch = shown.stdout.splitlines()

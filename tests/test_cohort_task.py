@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from cohorts import QUICK, as_it_was, here, make_rows, results, stamps, write_list
 
-from monai_nodeo.cohort import task
-from monai_nodeo.cohort.storage import StorageError
-from monai_nodeo.cohort.task import MOST_DEATHS, Job, register_pairs
+from monai_nodeo.apps.cohort import task
+from monai_nodeo.apps.cohort.storage import StorageError
+from monai_nodeo.apps.cohort.task import MOST_DEATHS, Job, register_pairs
 from monai_nodeo.data.lists import RowError
 from monai_nodeo.data.pair import PairError
 

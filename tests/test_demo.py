@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_nodeo import demo
+from monai_nodeo.apps import demo
 from monai_nodeo.data.examples import example_pair
 
 

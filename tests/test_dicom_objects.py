@@ -16,7 +16,7 @@ from dicom import write_series
 from grids import FLIPPED, OBLIQUE, VOLUME, make_ddf, make_start, moved, registration, world
 from scipy.ndimage import map_coordinates
 
-from monai_nodeo.cli import main
+from monai_nodeo.apps.cli import main
 from monai_nodeo.extras import MissingExtraError
 from monai_nodeo.files import Affine, ImageGrid, Transform, open_stored, read_transform, write_transform
 

@@ -24,7 +24,7 @@ from dicom import write_series
 from grids import VOLUME, make_image
 from scipy.spatial.transform import Rotation
 
-from monai_nodeo.cli import main
+from monai_nodeo.apps.cli import main
 from monai_nodeo.data.examples import example_pair
 from monai_nodeo.files import ImageGrid, write_affine, write_image, write_labels
 from monai_nodeo.registration import Settings, presets

@@ -21,23 +21,23 @@ SCRIPT = f"""
 import contextlib, io, json, sys
 sys.path.insert(0, {str(ROOT)!r})
 sys.modules |= dict.fromkeys({EXTRAS + UNIX})
-import monai_nodeo.cohort.ledger, monai_nodeo.metrics.machine  # what takes locks and measures memory
+import monai_nodeo.apps.cohort.ledger, monai_nodeo.metrics.machine  # what takes locks and measures memory
 for name in {UNIX}:
     del sys.modules[name]
 from click.testing import CliRunner
-from monai_nodeo.cli import main
+from monai_nodeo.apps.cli import main
 found = []
 for words in json.loads(sys.argv[1]):
     result = CliRunner().invoke(main, words)
     found.append([result.exit_code, result.output])
 try:
-    import monai_nodeo.workflow
+    import monai_nodeo.apps.bundle.workflow
 except ImportError as error:
     found.append([1, str(error)])
 said = io.StringIO()
 with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
     try:
-        from monai_nodeo import demo
+        from monai_nodeo.apps import demo
         demo.main(["--quick"])
     except SystemExit as error:
         found.append([error.code, said.getvalue()])

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from grids import OBLIQUE, PLANE, VOLUME, make_affine, make_ddf, make_start, registration, world
 
-from monai_nodeo.cli import main
+from monai_nodeo.apps.cli import main
 from monai_nodeo.files import Affine, Displacement, ImageGrid, Transform, read_transform, write_transform
 
 INDEX = np.random.default_rng(5).integers(1, 21, (40, 3))

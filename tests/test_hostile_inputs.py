@@ -20,12 +20,12 @@ from PIL import Image
 from scans import refuse
 
 from monai_nodeo import Settings, register
-from monai_nodeo.cli import main
+from monai_nodeo.apps import NodeoWorkflow
+from monai_nodeo.apps.bundle.trust import check_safe_files
+from monai_nodeo.apps.cli import main
 from monai_nodeo.data.lists import load_datalist
-from monai_nodeo.expressions import check_safe_files
 from monai_nodeo.files import ImageGrid, Transform, open_stored, read_transform, write_transform
 from monai_nodeo.registration.presets import preset_files
-from monai_nodeo.workflow import NodeoWorkflow
 
 OTHER = make_affine((0.25, -0.2, 0.4), (1.2, 0.9, 2.5))
 SHAPE = (9, 11, 13)

@@ -11,7 +11,7 @@ import torch
 from synthetic import deformed_pair, quick_settings
 
 from monai_nodeo import RegisterPair, Settings
-from monai_nodeo.cli.options import Bytes
+from monai_nodeo.apps.cli._options import Bytes
 from monai_nodeo.data import PairError
 from monai_nodeo.files import check_output_dir
 from monai_nodeo.registration import limits

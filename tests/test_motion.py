@@ -12,7 +12,7 @@ from grids import FLIPPED, OBLIQUE
 from scipy.spatial.transform import Rotation
 
 from monai_nodeo import correct_motion
-from monai_nodeo.cli import main
+from monai_nodeo.apps.cli import main
 from monai_nodeo.data import PairError
 
 SHAPE = (30, 26, 22)

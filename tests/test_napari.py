@@ -16,9 +16,7 @@ import torch
 from grids import interior
 from synthetic import deformed_pair
 
-from monai_nodeo.data import PairError, as_image
-from monai_nodeo.files import write_transform
-from monai_nodeo.plugins.napari_layers import (
+from monai_nodeo.apps.napari.layers import (
     CancelledError,
     Steps,
     image_of,
@@ -26,6 +24,8 @@ from monai_nodeo.plugins.napari_layers import (
     register_layers,
     warped_layers,
 )
+from monai_nodeo.data import PairError, as_image
+from monai_nodeo.files import write_transform
 
 SHAPES = {2: (40, 44), 3: (20, 24, 22)}
 QUICK = {"self_tuning": False, "initial_transform": None, "shrink_factors": (2, 1), "iterations": (20, 5)}

@@ -17,10 +17,10 @@ from monai.transforms import Compose, LoadImaged
 from synthetic import save_pair
 
 from monai_nodeo import RegisterPaird, Registration, Settings, register
-from monai_nodeo.cli import main
-from monai_nodeo.cohort.task import Job, register_pairs
+from monai_nodeo.apps import NodeoWorkflow
+from monai_nodeo.apps.cli import main
+from monai_nodeo.apps.cohort.task import Job, register_pairs
 from monai_nodeo.registration.presets import preset_files
-from monai_nodeo.workflow import NodeoWorkflow
 
 
 @pytest.fixture

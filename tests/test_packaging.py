@@ -52,7 +52,7 @@ def test_wheel_holds_every_file(folder, place, installed):
 
 def test_entry_point_is_the_command_line(installed):
     (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
-    assert "monai-nodeo = monai_nodeo.cli:main" in entry_points.read_text(encoding="utf-8")
+    assert "monai-nodeo = monai_nodeo.apps.cli:main" in entry_points.read_text(encoding="utf-8")
 
 
 def test_wheel_says_all_that_setup_says(installed):
@@ -124,7 +124,7 @@ def test_the_recipe_of_conda_asks_for_what_setup_asks_for():
     (constrained,) = recipe["requirements"]["run_constrained"]
     assert constrained.split() == ["distributed", str(needs(extras["cohort"])["distributed"])]
     assert recipe["package"]["version"] == monai_nodeo.__version__
-    assert recipe["build"]["entry_points"] == ["monai-nodeo = monai_nodeo.cli:main"]
+    assert recipe["build"]["entry_points"] == config["options.entry_points"]["console_scripts"].split("\n")[1:]
     host = needs("\n".join(line.replace(" ", "") for line in recipe["requirements"]["host"]))
     build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
     assert host["setuptools"] == Requirement(build[0]).specifier

@@ -54,8 +54,8 @@ def registrar(monkeypatch: pytest.MonkeyPatch) -> Any:
     package = ModuleType("monai_physio")
     package.RegisterImagesBase = RegisterImagesBase
     monkeypatch.setitem(sys.modules, "monai_physio", package)
-    monkeypatch.delitem(sys.modules, "monai_nodeo.plugins.physio", raising=False)
-    return importlib.import_module("monai_nodeo.plugins.physio").RegisterImagesNodeo(log_level=30)
+    monkeypatch.delitem(sys.modules, "monai_nodeo.apps.physio", raising=False)
+    return importlib.import_module("monai_nodeo.apps.physio").RegisterImagesNodeo(log_level=30)
 
 
 DIRECTION = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])

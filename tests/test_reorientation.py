@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from grids import FLIPPED, OBLIQUE, make_affine
 from scipy.linalg import polar
 
-from monai_nodeo.cli import main
+from monai_nodeo.apps.cli import main
 from monai_nodeo.files import ImageGrid, save_nifti, write_affine
 
 SHAPE = (9, 11, 13)

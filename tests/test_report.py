@@ -19,7 +19,7 @@ from scipy.ndimage import shift
 from synthetic import deformed_pair, smooth_image
 
 from monai_nodeo import Registration, Settings, register
-from monai_nodeo.cli import main
+from monai_nodeo.apps.cli import main
 from monai_nodeo.data.examples import ExamplePair, example_pair
 from monai_nodeo.metrics import Certificate, Residual
 from monai_nodeo.metrics.confidence import wrong_probability

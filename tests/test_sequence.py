@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from monai.data import MetaTensor, list_data_collate
 from PIL import Image
 
-from monai_nodeo.cli import main
-from monai_nodeo.cli.sequence import command
+from monai_nodeo.apps.cli import main
+from monai_nodeo.apps.cli.sequence import command
 from monai_nodeo.data import PairError, open_series
 from monai_nodeo.files import ImageGrid
 from monai_nodeo.flows import (

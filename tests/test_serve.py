@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from grids import SLICE, make_image
 
-from monai_nodeo.cli._client import supported
+from monai_nodeo.apps.cli._client import supported
 from monai_nodeo.files import write_image
 
 pytestmark = pytest.mark.skipif(not supported(), reason="serve needs Linux")
@@ -23,7 +23,7 @@ PROGRAM = [sys.executable, "-m", "monai_nodeo"]
 PROBE = """
 import json, os, sys, time
 import click
-import monai_nodeo.cli.info, monai_nodeo.cli.serve
+import monai_nodeo.apps.cli.info, monai_nodeo.apps.cli.serve
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("words", nargs=-1)
@@ -38,9 +38,9 @@ def probe(words):
         time.sleep(60)
     sys.exit(7)
 
-monai_nodeo.cli.info.command = probe
-monai_nodeo.cli.serve._load = lambda: None
-monai_nodeo.cli.main(["serve"])
+monai_nodeo.apps.cli.info.command = probe
+monai_nodeo.apps.cli.serve._load = lambda: None
+monai_nodeo.apps.cli.main(["serve"])
 """
 
 

@@ -12,7 +12,7 @@ from scans import load
 from synthetic import deformed_pair, quick_settings, save_pair, smooth_image
 
 from monai_nodeo import Registration, register
-from monai_nodeo.cli import main
+from monai_nodeo.apps.cli import main
 from monai_nodeo.data import PairError
 from monai_nodeo.data.start import Start
 from monai_nodeo.flows import NodeVelocity

@@ -19,15 +19,15 @@ from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 from synthetic import quick_settings, smooth_ddf, smooth_image
 
-from monai_nodeo.cli import main
-from monai_nodeo.cohort import task
+from monai_nodeo.apps import build_template
+from monai_nodeo.apps.cli import main
+from monai_nodeo.apps.cohort import task
+from monai_nodeo.apps.templates.average import sharpened
+from monai_nodeo.apps.templates.shape import mean_flow, mean_stretch, to_mean_shape
 from monai_nodeo.data.lists import DataListError, group
 from monai_nodeo.data.pair import PairError
 from monai_nodeo.files import ImageGrid
 from monai_nodeo.flows import Flow, RungeKutta, VelocityField
-from monai_nodeo.templates import build_template
-from monai_nodeo.templates.average import sharpened
-from monai_nodeo.templates.shape import mean_flow, mean_stretch, to_mean_shape
 
 SHAPE = (28, 34)
 PLACE = np.diag([1.0, 1.5, 2.0, 1.0])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import monai_nodeo
 from monai_nodeo import RegisterPair, RegisterPaird, Registration, WarpWithDDF, WarpWithDDFd
-from monai_nodeo.registration import transforms
+from monai_nodeo.registration import monai_transforms
 
 SHAPES = [(25, 21), (13, 17, 11)]
 TURNED = torch.from_numpy(Rotation.from_euler("x", 0.1).as_matrix() * [2, -3, 4])
@@ -431,6 +431,6 @@ def test_slices_are_the_same_whatever_axes_they_come_with(tmp_path, axes):
 
 @pytest.mark.parametrize("name", ["RegisterPaird", "WarpWithDDFd"])
 def test_names_of_the_dictionary_versions(name):
-    classes = {getattr(transforms, name[:-1] + ending) for ending in ("d", "D", "Dict")}
+    classes = {getattr(monai_transforms, name[:-1] + ending) for ending in ("d", "D", "Dict")}
     assert len(classes) == 1
-    assert {name[:-1] + ending for ending in ("", "d", "D", "Dict")} <= set(transforms.__all__)
+    assert {name[:-1] + ending for ending in ("", "d", "D", "Dict")} <= set(monai_transforms.__all__)

@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from synthetic import deformed_pair, quick_settings, save_pair, smooth_image
 
 from monai_nodeo import Registration, register
-from monai_nodeo.cli import main
+from monai_nodeo.apps.cli import main
 from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.registration import PairInferer
 from monai_nodeo.registration.uncertainty import deviation, perturbed

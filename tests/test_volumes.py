@@ -15,11 +15,11 @@ from grids import make_affine
 from monai.data import MetaTensor
 from synthetic import smooth_ddf, smooth_image, voxels
 
-from monai_nodeo.cli import main
+from monai_nodeo.apps.cli import main
+from monai_nodeo.apps.volumes import ALL, label_volumes
 from monai_nodeo.data import PairError
 from monai_nodeo.geometry.jacobian import cell_volumes
 from monai_nodeo.registration import Registration
-from monai_nodeo.registration.volumes import ALL, label_volumes
 
 SHAPES = [(29, 24), (15, 17, 13)]
 RATE = -0.1  # of the logarithm of a length

@@ -18,11 +18,12 @@ from monai.engines import SupervisedEvaluator
 from synthetic import save_pair
 
 from monai_nodeo import Registration, Settings
+from monai_nodeo.apps import NodeoWorkflow, PairsFailedError
+from monai_nodeo.apps.bundle.parts import SavePairs, register_pairs
 from monai_nodeo.data import Pair, PairDataset
 from monai_nodeo.data.lists import DataListError
 from monai_nodeo.registration import DivergedError, PairInferer, folder
 from monai_nodeo.registration.presets import bundle_dir
-from monai_nodeo.workflow import NodeoWorkflow, PairsFailedError, SavePairs, register_pairs
 
 INFERENCE = str(bundle_dir() / "configs" / "inference.json")
 SHAPES = {2: (16, 18, 1), 3: (12, 9, 11)}

@@ -1,11 +1,16 @@
 from .dataset import FailedRow as FailedRow
 from .dataset import PairDataset as PairDataset
+from .examples import ExamplePair as ExamplePair
+from .examples import example_pair as example_pair
 from .image import as_image as as_image
 from .lists import (
     DataListError as DataListError,
 )
 from .lists import (
     RowError as RowError,
+)
+from .lists import (
+    group as group,
 )
 from .lists import (
     load_datalist as load_datalist,

@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Results as files: NIfTI images on the fixed grid, and transforms in the formats of ITK, ANTs and Learn2Reg.
+"""Images, points and transforms as files, in the formats of NIfTI, DICOM, OME-Zarr, ITK, ANTs, FSL and others.
 
 The only place that converts between a ddf in voxels (tensor axis order) and millimetres in ITK's LPS space
 (`files.lps`, `files.grid`), and the only place that knows how a 2D grid is stored. An `ImageGrid` says both:

@@ -22,7 +22,7 @@ import nibabel as nib
 import numpy as np
 
 from monai_nodeo.files.atomic import atomic_path
-from monai_nodeo.files.foreign import displacement_from_ras
+from monai_nodeo.files.foreign_fields import displacement_from_ras
 from monai_nodeo.files.grid import ImageGrid, PathLike, displacement_to_lps, grid_of
 from monai_nodeo.files.images import open_nibabel
 from monai_nodeo.files.lps import RAS_TO_LPS

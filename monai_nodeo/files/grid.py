@@ -18,7 +18,7 @@ from nibabel.spatialimages import SpatialImage
 
 from monai_nodeo.files.images import open_stored
 from monai_nodeo.files.lps import RAS_TO_LPS, itk_place
-from monai_nodeo.files.places import ALIGNED, nifti_place
+from monai_nodeo.files.nifti_place import ALIGNED, nifti_place
 
 __all__ = [
     "ImageGrid",

@@ -28,8 +28,8 @@ from nibabel.spatialimages import SpatialImage
 
 from monai_nodeo.files.dicom_frames import UNEVEN, frame_places
 from monai_nodeo.files.lps import itk_place
+from monai_nodeo.files.nifti_place import ALIGNED, nifti_place, quiet_itk, warn
 from monai_nodeo.files.ome_zarr import is_zarr, open_zarr
-from monai_nodeo.files.places import ALIGNED, nifti_place, quiet_itk, warn
 
 __all__ = [
     "ImageFileError",

@@ -19,7 +19,7 @@ Two tools have names of these for formats of their own, and are called by name: 
 `files.fsl`) and ``greedy`` (its matrix; its fields are ITK's).
 
 Reading, the kinds of NIfTI are told apart by their headers, and those of other tools are read or refused, see
-`files.foreign`. Other vector images that ITK reads (``.mha``, ``.nrrd``) are taken as displacement fields.
+`files.foreign_fields`. Other vector images that ITK reads (``.mha``, ``.nrrd``) are taken as displacement fields.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from monai_nodeo.files.afni import read_aff12, write_aff12
 from monai_nodeo.files.atomic import atomic_path, check_folder
 from monai_nodeo.files.dicom_headers import pydicom_or_error
 from monai_nodeo.files.dicom_registration import read_registration_object, write_registration_object
-from monai_nodeo.files.foreign import read_foreign
+from monai_nodeo.files.foreign_fields import read_foreign
 from monai_nodeo.files.fsl import read_fsl, write_fsl
 from monai_nodeo.files.grid import ImageGrid, PathLike, grid_of
 from monai_nodeo.files.images import open_nibabel
 from monai_nodeo.files.itk_transforms import read_itk_transform, write_itk_composite
 from monai_nodeo.files.ngff_transform import read_scene, write_scene
 from monai_nodeo.files.nifti import intent_code, read_displacement, read_values, save_nifti, write_displacement
+from monai_nodeo.files.nifti_place import warn
 from monai_nodeo.files.ome_zarr import check_zarr_target, is_zarr, is_zarr_target
-from monai_nodeo.files.places import warn
 from monai_nodeo.files.text_matrix import read_text_matrix, write_text_matrix
 from monai_nodeo.files.transform import Affine, Displacement, Transform
 from monai_nodeo.files.x5 import read_x5, write_x5

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from monai_nodeo.files.atomic import atomic_path
-from monai_nodeo.files.foreign import displacement_from_ras
+from monai_nodeo.files.foreign_fields import displacement_from_ras
 from monai_nodeo.files.grid import ImageGrid, PathLike, displacement_to_lps
 from monai_nodeo.files.lps import RAS_TO_LPS
 from monai_nodeo.files.transform import Affine, Displacement

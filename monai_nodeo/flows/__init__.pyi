@@ -1,7 +1,7 @@
 from .eulerian import EulerianVelocity as EulerianVelocity
 from .field_inversion import invert as invert
 from .flow import Flow as Flow
-from .flow import FlowFileError as FlowFileError
+from .flow_file import FlowFileError as FlowFileError
 from .nodeo import NODEONet as NODEONet
 from .parametrisations import Coordinates as Coordinates
 from .parametrisations import Decoder as Decoder

@@ -13,18 +13,6 @@ from .certificate import (
 from .certificate import (
     certify_transform as certify_transform,
 )
-from .field_metrics import (
-    FoldedCellCountMetric as FoldedCellCountMetric,
-)
-from .field_metrics import (
-    FoldingFractionMetric as FoldingFractionMetric,
-)
-from .field_metrics import (
-    MeanDisplacementMetric as MeanDisplacementMetric,
-)
-from .field_metrics import (
-    SDLogJacobianMetric as SDLogJacobianMetric,
-)
 from .fields import (
     folded_cell_count as folded_cell_count,
 )
@@ -42,3 +30,18 @@ from .fields import (
 )
 from .labels import label_metrics as label_metrics
 from .labels import landmark_metrics as landmark_metrics
+from .monai_metrics import (
+    FoldedCellCountMetric as FoldedCellCountMetric,
+)
+from .monai_metrics import (
+    FoldingFractionMetric as FoldingFractionMetric,
+)
+from .monai_metrics import (
+    MeanDisplacementMetric as MeanDisplacementMetric,
+)
+from .monai_metrics import (
+    SDLogJacobianMetric as SDLogJacobianMetric,
+)
+from .verdict import Finding as Finding
+from .verdict import Grade as Grade
+from .verdict import Verdict as Verdict

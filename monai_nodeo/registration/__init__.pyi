@@ -20,6 +20,18 @@ from .inferer import PairInferer as PairInferer
 from .levels import Level as Level
 from .levels import PairBatch as PairBatch
 from .levels import make_levels as make_levels
+from .monai_transforms import (
+    RegisterPair as RegisterPair,
+)
+from .monai_transforms import (
+    RegisterPaird as RegisterPaird,
+)
+from .monai_transforms import (
+    WarpWithDDF as WarpWithDDF,
+)
+from .monai_transforms import (
+    WarpWithDDFd as WarpWithDDFd,
+)
 from .pair_map import PairMap as PairMap
 from .register_pair import register as register
 from .result import Registration as Registration
@@ -30,15 +42,3 @@ from .settings import Settings as Settings
 from .settings import SettingsError as SettingsError
 from .trainer import DivergedError as DivergedError
 from .trainer import PairTrainer as PairTrainer
-from .transforms import (
-    RegisterPair as RegisterPair,
-)
-from .transforms import (
-    RegisterPaird as RegisterPaird,
-)
-from .transforms import (
-    WarpWithDDF as WarpWithDDF,
-)
-from .transforms import (
-    WarpWithDDFd as WarpWithDDFd,
-)

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,55 +17,33 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from monai_nodeo.data.load import load_pair
-from monai_nodeo.data.pair import Pair, PairError, source_name, stored_grid
+from monai_nodeo.data.pair import Pair, PairError, stored_grid
 from monai_nodeo.data.placement import affine_3d, physical_map
-from monai_nodeo.files import ImageGrid
-from monai_nodeo.flows import CloudModel, Flow, Solver, VelocityField, VelocityModel
+from monai_nodeo.flows import CloudModel, Flow, Solver, VelocityModel
 from monai_nodeo.flows.unfolding import unfolded, unfolded_both_ways
-from monai_nodeo.geometry.sampling import warp, warp_in_slabs
+from monai_nodeo.geometry.sampling import warp_in_slabs
 from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.metrics.certificate import certify_flow
-from monai_nodeo.registration._malloc import give_back_kept_memory
 from monai_nodeo.registration.channels import compared
-from monai_nodeo.registration.choice import Choice, choose, coarse_level, information
+from monai_nodeo.registration.choice import choose
 from monai_nodeo.registration.fitting import Components, Fit, fit
 from monai_nodeo.registration.handlers import BestFit, EarlyStop, ProgressBar
-from monai_nodeo.registration.levels import Level, PairBatch
+from monai_nodeo.registration.kept_memory import give_back_kept_memory
+from monai_nodeo.registration.levels import PairBatch
 from monai_nodeo.registration.limits import check_memory, pairs_at_once
 from monai_nodeo.registration.named_parts import make_loss, make_optimizer, make_score, make_solver, make_velocity
 from monai_nodeo.registration.pair_map import PairMap
-from monai_nodeo.registration.preparation import Prepared, grid_like, grid_of_nodes, prepare
+from monai_nodeo.registration.preparation import grid_like, prepare
+from monai_nodeo.registration.refusal import defended, start_alone
 from monai_nodeo.registration.result import Registration
 from monai_nodeo.registration.settings import Settings
+from monai_nodeo.registration.task import Task
 from monai_nodeo.registration.trainer import DivergedError
 from monai_nodeo.registration.uncertainty import deviation, perturbed
 
 __all__ = ["PairInferer", "usable"]
 
 logger = logging.getLogger(__name__)
-
-_KEPT = 0.99  # share of what the images say about one another that is no less than all of it
-
-
-@dataclass(frozen=True, eq=False)
-class _Task:
-    """A prepared pair without the air around it."""
-
-    prepared: Prepared
-    grid: ImageGrid
-    tensors: PairBatch
-    settings: Settings
-    choice: Choice | None
-    recorded: Settings
-
-    @property
-    def kind(self) -> Any:
-        """What pairs have in common that are optimised together."""
-        extras = [None if x is None else x.shape for x in (self.tensors.fixed_mask, self.tensors.moving_mask)]
-        points, labels = self.tensors.landmarks, self.tensors.labels
-        count = None if labels is None else int(labels.max())
-        shapes = (self.tensors.fixed.shape, *extras, None if points is None else points.shape)
-        return (self.settings, self.prepared.spacing, count, *shapes)
 
 
 class PairInferer(Inferer):
@@ -208,7 +186,7 @@ class PairInferer(Inferer):
                 f"velocity needs {velocity.min_size}; crop less or resample to smaller voxels."
             )
 
-    def _task(self, pair: Pair, device: torch.device, velocity: VelocityModel) -> _Task:
+    def _task(self, pair: Pair, device: torch.device, velocity: VelocityModel) -> Task:
         seen = compared(pair, self.settings)
         prepared = prepare(seen.pair, seen.settings, self.components.loss)
         tensors = prepared.batch(device)
@@ -219,7 +197,7 @@ class PairInferer(Inferer):
         settings = seen.settings if choice is None else choice.settings
         recorded = seen.of_all(settings, self.settings)
         grid = stored_grid(pair.fixed.image, "fixed")
-        return _Task(prepared.held_by(tensors), grid, inside, settings, choice, recorded)
+        return Task(prepared.held_by(tensors), grid, inside, settings, choice, recorded)
 
     def _with_loss(self, components: Components, settings: Settings) -> Components:
         """With the loss of other settings."""
@@ -228,7 +206,7 @@ class PairInferer(Inferer):
         return replace(components, loss=self._loss_of(settings))
 
     def _register_alike(
-        self, tasks: Sequence[_Task], pairs: Sequence[Pair], velocity: VelocityModel
+        self, tasks: Sequence[Task], pairs: Sequence[Pair], velocity: VelocityModel
     ) -> list[Registration]:
         started = time.perf_counter()
         settings, one = tasks[0].settings, tasks[0].tensors.fixed
@@ -248,13 +226,13 @@ class PairInferer(Inferer):
             for n, (task, pair, flow) in enumerate(zip(tasks, pairs, flows, strict=True))
         ]
 
-    def _finished(self, number: int, fitted: Fit, task: _Task, components: Components) -> tuple[Flow, Tensor]:
+    def _finished(self, number: int, fitted: Fit, task: Task, components: Components) -> tuple[Flow, Tensor]:
         """The flow of a pair, and its displacement of the fixed grid, (D, *spatial), voxels."""
         model = fitted.models[number].kept()
         # the published model is a cloud of points and its own steps; a velocity of places is integrated as finely as
         # it needs
         solver = components.solver if isinstance(model, CloudModel) else components.finished
-        flow = Flow(model.requires_grad_(False), solver, _domain(task, fitted.level), task.grid)
+        flow = Flow(model.requires_grad_(False), solver, task.domain(fitted.level), task.grid)
         if self.settings.unfold:
             flow, ddf = (unfolded_both_ways if self.settings.symmetric else unfolded)(flow)
         else:
@@ -267,7 +245,7 @@ class PairInferer(Inferer):
         self,
         number: int,
         fitted: Fit,
-        task: _Task,
+        task: Task,
         pair: Pair,
         flow: Flow,
         ddf: Tensor,
@@ -289,9 +267,8 @@ class PairInferer(Inferer):
             choice=None if task.choice is None else task.choice.figures(),
             pair=pair,
         )
-        if task.choice is not None and not _defended(task, task.choice, flow):
-            _warn_of_refusal(pair)
-            registration = _start_alone(registration)
+        if task.choice is not None and not defended(task, task.choice, flow):
+            registration = start_alone(registration, pair)
         logger.debug("certificate and similarity took %.2f s", time.perf_counter() - started)
         return registration
 
@@ -349,7 +326,7 @@ class PairInferer(Inferer):
         return True
 
     @torch.no_grad()
-    def _similarity(self, task: _Task, flow: Flow, ddf: Tensor, components: Components) -> tuple[float, float]:
+    def _similarity(self, task: Task, flow: Flow, ddf: Tensor, components: Components) -> tuple[float, float]:
         """The similarity loss before and after, on the grid of the optimisation, without masks."""
         matched = task.prepared.matched
         fixed, moving = (x.as_tensor()[None].to(ddf.device) for x in (matched.fixed, matched.moving))
@@ -383,56 +360,6 @@ def _start(pair: Pair, start: Tensor | None) -> Tensor | None:
         return start
     through = physical_map(pair.fixed.image, pair.moving.image, start)
     return start if start is None and torch.allclose(through, torch.eye(4).to(through), atol=1e-6) else through
-
-
-@torch.no_grad()
-def _defended(task: _Task, choice: Choice, flow: Flow) -> bool:
-    """Whether the images agree that a deformation does no harm.
-
-    Registrations there and back do not contradict each other, and the images say no less about one another than before,
-    but for rounding.
-    """
-    level = coarse_level(task.tensors, task.prepared.spacing)
-    ways = [(task.tensors, flow)]
-    if task.settings.symmetric:
-        ways.append((replace(task.tensors, fixed=task.tensors.moving, moving=task.tensors.fixed), flow.inverse))
-    kept = []
-    for tensors, way in ways:
-        seen = replace(tensors.at(level), moving_mask=None)  # it would have to be moved too
-        ddf = way.displacement(_domain(task, level))[None].to(seen.moving)
-        before, after = (information(pair)[0] for pair in (seen, replace(seen, moving=warp(seen.moving, ddf))))
-        kept.append(after >= _KEPT * before)
-    return not choice.hopeless and all(kept)
-
-
-def _start_alone(registration: Registration) -> Registration:
-    """The same with a flow that moves nothing."""
-    flow, ddf = registration.flow, torch.zeros_like(registration.displacement)
-    still = VelocityField(len(ddf), flow.velocity.image_size).to(ddf)
-    flow = Flow(still, flow.solver, flow.domain, flow.grid)
-    return replace(
-        registration,
-        flow=flow,
-        displacement=ddf,
-        certificate=certify_flow(flow, ddf),
-        similarity=(registration.similarity[0],) * 2,
-        accepted=False,
-    )
-
-
-def _warn_of_refusal(pair: Pair) -> None:
-    logger.warning(
-        "%s and %s: no deformation can be defended, so the start alone is the result; check the images, or choose "
-        "similarity and smoothness_weight yourself.",
-        source_name("fixed", pair.fixed.image),
-        source_name("moving", pair.moving.image),
-    )
-
-
-def _domain(task: _Task, level: Level) -> ImageGrid:
-    """Grid of the nodes of the last level's velocity, in the space of the fixed image."""
-    prepared = task.prepared
-    return prepared.in_fixed(grid_of_nodes(prepared.matched.fixed, prepared.box, level, task.grid))
 
 
 def usable(device: torch.device | str) -> torch.device:

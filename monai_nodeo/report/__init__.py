@@ -7,7 +7,7 @@ from __future__ import annotations
 from monai_nodeo.extras import extra
 
 with extra("report", "reports"):
-    from monai_nodeo.report.cohort import write_index
+    from monai_nodeo.report.index import write_index
     from monai_nodeo.report.page import remake_report, write_report
     from monai_nodeo.report.sequence import write_sequence_report
     from monai_nodeo.report.view import write_view

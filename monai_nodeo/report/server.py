@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from monai.config import PathLike
 
-from monai_nodeo.report.cohort import index_page
+from monai_nodeo.report.index import index_page
 from monai_nodeo.report.page import PAGE
 from monai_nodeo.report.view import VIEW, view_page
 

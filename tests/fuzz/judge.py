@@ -8,7 +8,7 @@ from pathlib import Path
 from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, settings
 
-from monai_nodeo.cli import main
+from monai_nodeo.apps.cli import main
 
 IDENTITY = "#Insight Transform File V1.0\n#Transform 0\nTransform: TranslationTransform_double_{0}_{0}\n"
 SCALE = int(os.environ.get("FUZZ_SCALE", "1"))  # times as many cases as in the test suite, and others every time

@@ -18,12 +18,12 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from judge import IDENTITY, cases, check_folder, check_refusal, run
 
-from monai_nodeo.cli import COMMANDS
-from monai_nodeo.cli.options import settings_of
+from monai_nodeo.apps.bundle.trust import check_safe_files
+from monai_nodeo.apps.cli import COMMANDS
+from monai_nodeo.apps.cli._options import settings_of
 from monai_nodeo.data.lists import ERROR, DataListError, RowError, load_datalist
 from monai_nodeo.data.load import load_pair
 from monai_nodeo.data.pair import PairError
-from monai_nodeo.expressions import check_safe_files
 from monai_nodeo.registration.settings import Settings
 
 CODE = '$__import__("pathlib").Path("pwned").touch()'

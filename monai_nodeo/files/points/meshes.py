@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from monai_nodeo.files.grid import PathLike
-from monai_nodeo.files.places import warn
+from monai_nodeo.files.nifti_place import warn
 from monai_nodeo.files.points.base import Points, numbers, printed, read_text, space_of, write_text
 
 __all__ = ["read_ply", "read_stl"]

@@ -13,7 +13,7 @@ from nibabel.gifti import GiftiImage
 from nibabel.streamlines import Tractogram
 
 from monai_nodeo.files.grid import PathLike
-from monai_nodeo.files.places import warn
+from monai_nodeo.files.nifti_place import warn
 from monai_nodeo.files.points.base import Points, damaged
 
 __all__ = ["read_gifti", "read_streamlines"]

@@ -21,7 +21,7 @@ from xml.parsers import expat
 import numpy as np
 
 from monai_nodeo.files.grid import PathLike
-from monai_nodeo.files.places import warn
+from monai_nodeo.files.nifti_place import warn
 from monai_nodeo.files.points.base import TO_RAS, Points, damaged, printed
 
 __all__ = ["read_vtp"]

@@ -1,0 +1,16 @@
+from .atlases.fusion import Fused as Fused
+from .atlases.fusion import fuse as fuse
+from .atlases.monai_transforms import PropagateLabelsd as PropagateLabelsd
+from .atlases.propagation import FUSIONS as FUSIONS
+from .atlases.propagation import Propagation as Propagation
+from .atlases.propagation import propagate as propagate
+from .bundle.parts import PairsFailedError as PairsFailedError
+from .bundle.workflow import NodeoWorkflow as NodeoWorkflow
+from .motion.correction import correct_motion as correct_motion
+from .motion.result import Motion as Motion
+from .motion.rigid import RigidSearch as RigidSearch
+from .motion.rigid import resample_rigid as resample_rigid
+from .physio import RegisterImagesNodeo as RegisterImagesNodeo
+from .templates.build import build_template as build_template
+from .templates.result import Template as Template
+from .volumes import label_volumes as label_volumes

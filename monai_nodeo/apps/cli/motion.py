@@ -1,0 +1,59 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""``monai-nodeo motion``: motion correction of a series."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from monai_nodeo.apps.cli._options import configure_logging
+
+__all__ = ["command"]
+
+
+class _Reference(click.ParamType):
+    """The number of a frame, or a word."""
+
+    name = "[mean|NUMBER]"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
+        if value == "mean":
+            return value
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither mean nor the number of a frame.", param, ctx)
+
+
+@click.command()
+@click.argument("series", nargs=-1, required=True)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option(
+    "--reference",
+    type=_Reference(),
+    default="mean",
+    show_default=True,
+    help="Where the frames are put: in the mean, or a frame, from 0.",
+)
+@click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
+def command(series: tuple[str, ...], output: Path, reference: str | int, quiet: bool) -> None:
+    """Take the motion of the head out of SERIES, and tell it.
+
+    SERIES is a 4D file, a folder with a file for each frame, a table (.csv, .tsv) with the columns image and time, or
+    the files themselves; volumes on one grid and of one contrast. The motion is rigid; for any other, see sequence.
+    """
+    configure_logging(quiet)
+    from monai_nodeo.apps.motion.correction import correct_motion
+    from monai_nodeo.data.series import open_series
+    from monai_nodeo.files import check_output_dir, no_empty_folder
+
+    found = open_series(series[0] if len(series) == 1 else series)
+    with no_empty_folder(output):
+        folder = check_output_dir(output)
+        figures = correct_motion(found, reference).save(folder)
+    if not quiet:
+        mean, most = (figures[f"framewise_displacement_{which}"] for which in ("mean", "max"))
+        click.echo(f"{figures['frames']} frames: framewise displacement {mean:.3f} mm, at most {most:.3f} mm")
+        click.echo(f"results are in {folder}")

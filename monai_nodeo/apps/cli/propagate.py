@@ -1,0 +1,78 @@
+# Copyright (c) monai_nodeo contributors
+# SPDX-License-Identifier: Apache-2.0
+"""``monai-nodeo propagate``: labels of an image from atlases."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from monai_nodeo.apps.cli._options import DEVICE, PRESET, SET, configure_logging, settings_of
+from monai_nodeo.data.lists import ATLAS_NAMES
+
+__all__ = ["command"]
+
+_SOME_FAILED = 3
+
+
+@click.command()
+@click.argument("image")
+@click.option("--atlases", required=True, metavar="DIR|LIST", help="A folder of folders, or a list.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option("--names", nargs=2, default=ATLAS_NAMES, show_default=True, help="Files in the folder of an atlas.")
+@click.option("--key", help="Which list of a JSON object, as in training.")
+@click.option(
+    "--fusion",
+    type=click.Choice(["local", "majority", "staple"]),
+    default="local",
+    show_default=True,
+    help="local: votes weighted by how alike the images are around a voxel.",
+)
+@click.option("--best", type=click.IntRange(min=1), metavar="N", help="Take the N most similar atlases; default: all.")
+@click.option("--label", help="True label map of IMAGE, for Dice and HD95.")
+@click.option("--probabilities", is_flag=True, help="Write the probability of each label, too.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, help="Atlases of one shape optimised together.")
+@PRESET
+@click.option("--init", "initial_transform", metavar="[auto|none|moments|rigid|affine|FILE]", help="Affine start.")
+@DEVICE
+@click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
+@SET
+def command(image: str, atlases: str, output: Path, quiet: bool, **given: Any) -> None:
+    """Label IMAGE by atlases: images whose labels are known.
+
+    Each atlas is registered to IMAGE and brings its labels along; then they are fused. Atlases are folders in a folder,
+    with the files of --names, or a list: JSON or CSV with "image" and "label", a MONAI data list or dataset.json with
+    --key, or pairs, whose moving images are taken. IMAGE itself may be among them and is left out. The exit status is 3
+    if atlases failed.
+    """
+    configure_logging(quiet)
+    from monai_nodeo.data.lists import atlases_to_one
+    from monai_nodeo.files import ImageGrid, check_output_dir, no_empty_folder
+
+    rows = atlases_to_one(image, atlases, given["names"], given["key"])
+    settings = settings_of(
+        ImageGrid.from_file(image).spatial_dims,
+        given["preset"],
+        given["changes"],
+        initial_transform=given["initial_transform"],
+    )
+    with no_empty_folder(output):
+        folder = check_output_dir(output)
+        from monai_nodeo.apps.atlases.propagation import propagate
+        from monai_nodeo.registration import PairInferer
+        from monai_nodeo.registration.kept_memory import keep_freed_memory
+
+        with keep_freed_memory():
+            inferer = PairInferer(settings, handlers=())
+            found = propagate(
+                inferer, rows, given["fusion"], given["best"], given["batch"], given["device"], given["label"]
+            )
+        found.save(folder, given["probabilities"])
+    if not quiet:
+        chosen = sum(atlas["chosen"] for atlas in found.figures["atlases"])
+        click.echo(f"{chosen} of {len(rows)} atlases; results are in {folder}")
+    if found.failures:
+        sys.exit(_SOME_FAILED)

@@ -1,2 +1,0 @@
-from .build import build_template as build_template
-from .result import Template as Template
