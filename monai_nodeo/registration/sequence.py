@@ -41,6 +41,7 @@ _KERNEL = 1.33  # in nodes
 _LONGER = 2.0  # times the iterations of a pair
 _FASTER = 2.0  # times its learning rate: a step of one keyframe moves less than one of a whole velocity
 _FINE = 4  # steps of the finished flow from one keyframe to the next
+_FEWEST_STEPS = 2  # from the first keyframe to the last: of a large motion one is not enough
 _STEPS = 4.67  # weight of the smoothness of the way between many keyframes, in times that of a displacement
 
 
@@ -129,8 +130,8 @@ def register_sequence(
 def sequence_settings(settings: Settings, frames: int, periodic: bool = False) -> Settings:
     """The settings of a series, made of those of a pair.
 
-    The displacement to each frame is as smooth as the velocity of a pair, which is its displacement; the velocity
-    itself is held from one keyframe to the next, less where there are few: of two, that way is the displacement.
+    Of two keyframes the velocity is as smooth as that of a pair. Of many, the displacement to each frame is as smooth,
+    and the velocity is held from one keyframe to the next.
 
     Args:
         settings: of a pair.
@@ -139,18 +140,19 @@ def sequence_settings(settings: Settings, frames: int, periodic: bool = False) -
     """
     keyframes = max(_FEWEST_KEYFRAMES[periodic], min(frames + periodic, _MOST_KEYFRAMES))
     ways = keyframes - 1
+    many = 1 - 1 / ways
     return settings.replace(
         self_tuning=False,
         keyframes=keyframes,
         solver="midpoint",
-        num_steps=ways,
+        num_steps=max(ways, _FEWEST_STEPS),
         point_spacing=max(settings.point_spacing, _SPACING),
         kernel_size=_KERNEL,
         learning_rate=_FASTER * settings.learning_rate,
         iterations=[math.ceil(_LONGER * n) for n in settings.iterations],
         dense_iterations=0,
-        displacement_smoothness_weight=settings.smoothness_weight,
-        smoothness_weight=_STEPS * (1 - 1 / ways) * settings.smoothness_weight / ways**2,
+        displacement_smoothness_weight=many * settings.smoothness_weight,
+        smoothness_weight=(1 - many + _STEPS * many) * settings.smoothness_weight / ways**2,
         cuda_graph=False,
     )
 
