@@ -76,13 +76,13 @@ def test_two_frames_are_held_no_more_than_a_pair():
     """A disc that grows from 4 to 8 voxels, whose edge the smoothness keeps back."""
     distances = np.hypot(*np.meshgrid(np.arange(30) - 14.5, np.arange(26) - 12.5, indexing="ij"))
     frames = [100 / (1 + np.exp(distances - r)).astype(np.float32) for r in (4, 8)]
-    held = SHORT.replace(smoothness_weight=3.0)
+    held = Settings.preset("fast", 2, self_tuning=False, smoothness_weight=3.0)
     ways = [
         register_sequence(frames, None, held, handlers=()).displacement(1),
         register(*frames, held, handlers=()).ddf,
     ]
     series, pair = (float(way[0, 18:20, 12:14].mean()) for way in ways)
-    assert series > 0.9 * pair > 0.9
+    assert series > 0.85 * pair > 1
 
 
 def test_a_periodic_flow_comes_back():

@@ -48,6 +48,7 @@ from monai_nodeo.files import (
 from monai_nodeo.flows import Flow
 from monai_nodeo.geometry.jacobian import jacobian_determinant
 from monai_nodeo.metrics.machine import device_name, peak_memory_mb
+from monai_nodeo.registration.kept_memory import give_back_kept_memory
 
 __all__ = [
     "FIGURES",
@@ -108,6 +109,7 @@ def write_folder(path: str | PathLike[str], contents: Contents) -> dict[str, Any
     earlier = [folder / name for name in (FIGURES, "warped_label.nii.gz", _UNCERTAINTY)]
     for file in (*earlier, *folder.glob("warped_[0-9]*.nii.gz")):  # an earlier run may have had them
         file.unlink(missing_ok=True)
+    give_back_kept_memory()  # that the figures took
     contents.flow.save(folder / FLOW)
     if contents.warped is not None:
         for number, channel in enumerate(contents.warped[0], start=1):

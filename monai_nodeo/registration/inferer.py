@@ -220,6 +220,7 @@ class PairInferer(Inferer):
         del batch
         give_back_kept_memory()  # what comes now are other arrays
         flows = [self._finished(n, fitted, task, components) for n, task in enumerate(tasks)]
+        give_back_kept_memory()
         seconds = (time.perf_counter() - started) / len(tasks)
         return [
             self._result(n, fitted, task, pair, *flow, components, seconds)

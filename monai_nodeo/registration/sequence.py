@@ -140,7 +140,7 @@ def sequence_settings(settings: Settings, frames: int, periodic: bool = False) -
     """
     keyframes = max(_FEWEST_KEYFRAMES[periodic], min(frames + periodic, _MOST_KEYFRAMES))
     ways = keyframes - 1
-    many = 1 - 1 / ways
+    as_pair = 1 / ways**2
     return settings.replace(
         self_tuning=False,
         keyframes=keyframes,
@@ -151,8 +151,8 @@ def sequence_settings(settings: Settings, frames: int, periodic: bool = False) -
         learning_rate=_FASTER * settings.learning_rate,
         iterations=[math.ceil(_LONGER * n) for n in settings.iterations],
         dense_iterations=0,
-        displacement_smoothness_weight=many * settings.smoothness_weight,
-        smoothness_weight=(1 - many + _STEPS * many) * settings.smoothness_weight / ways**2,
+        displacement_smoothness_weight=(1 - as_pair) * settings.smoothness_weight,
+        smoothness_weight=(as_pair + _STEPS * (1 - 1 / ways)) * settings.smoothness_weight / ways**2,
         cuda_graph=False,
     )
 
