@@ -33,13 +33,12 @@ from monai_nodeo import Registration, Settings, register
 from monai_nodeo.data import as_image, load_pair
 from monai_nodeo.data.placement import on_grid_of, voxel_sides
 from monai_nodeo.metrics.confidence import signs
-from monai_nodeo.metrics.evidence import gather
+from monai_nodeo.metrics.evidence import LIMIT_MM, LIMIT_VOXELS, gather
 from monai_nodeo.registration import PairInferer
 from monai_nodeo.registration.trainer import DivergedError
 
 SETS = {"slices": 110, "volumes": 56, "whole": 192}  # points along the longest side of an image
 WHOLE = 3000  # from this number on there are real pairs of slices as they are, half of them without a drawn deformation
-LIMIT_MM, LIMIT_VOXELS = 5.0, 3.0
 # kind -> pairs of the half that the verdict is fitted to, and of the other one
 DOMAINS = {
     "cine2d": ("hyp01 hyp37 n02", "hfi05 n05"),
@@ -80,7 +79,7 @@ HEAD = """| | registrations | wrong | AUC | missed at 1 % false alarms | wrong, 
 | twice as wrong, called aligned | good, doubted | not wrong, doubted |
 |---|---|---|---|---|---|---|---|---|"""
 WITHOUT_MM = ("cine2d", "histo")
-SIGNS = ("shared", "gain", "elsewhere", "stretched", "turned")
+SIGNS = ("shared", "aside", "strayed")
 TOGETHER = 60  # cases that are drawn at once
 WITHOUT_TRUTH = ("other", "noise")
 
@@ -449,6 +448,12 @@ def far(case: dict) -> float:
     return voxels if case["kind"] in WITHOUT_MM else max(case["mm"] / LIMIT_MM, voxels)
 
 
+def in_view(ddf: np.ndarray, origin: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Where a displacement ends in an image of which a part was taken, (*spatial), bool."""
+    ways = zip(np.indices(ddf.shape[1:]) + ddf, origin, size, strict=True)
+    return np.logical_and.reduce([(p >= o - 0.5) & (p <= o + n - 0.5) for p, o, n in ways])
+
+
 def look(path: Path) -> dict | None:
     """What the verdict sees of a case, and what is true of it."""
     arrays = dict(np.load(path))
@@ -457,14 +462,21 @@ def look(path: Path) -> dict | None:
         return None
     affine = arrays.pop("affine")
     images = {name: arrays[name].astype(np.float32) for name in ("fixed", "moving", "warped")}
-    evidence = gather(images, arrays["flow"].astype(np.float32), affine)
+    if case["kind"] in WITHOUT_MM:
+        affine = np.eye(4)
+    flow, ddf = (arrays[name].astype(np.float32) for name in ("flow", "ddf"))
+    masks = {
+        name: in_view(d, arrays["origin"], arrays["size"]) for name, d in (("moving", ddf - flow), ("warped", ddf))
+    }
+    evidence = gather(images, flow, affine, masks)
     row = {name: case[name] for name in ("number", "kind", "half", "broken")}
     row["preset"] = "fast" if case["settings"]["iterations"] in ([12, 8], [30, 15, 5]) else "other"
     row["searched"], row["defended"] = case["start"]["kind"] != "headers", case["start"]["defended"]
     row |= {name: round(case[name], 2) if name in case else None for name in ("mm", "voxels")}
     row["back"] = round(case["back"][1], 2) if "back" in case else None
     row["far"] = None if case["broken"] in WITHOUT_TRUTH else round(far(case), 3)
-    return row | {name: round(value, 3) for name, value in signs(evidence).items()}
+    seen = {"moved": evidence.moved, "bent": evidence.bent, **signs(evidence)}
+    return row | {name: round(value, 4) for name, value in seen.items()}
 
 
 def fitted(signs: np.ndarray, wrong: np.ndarray, ridge: float = 1.0) -> np.ndarray:
@@ -487,7 +499,7 @@ def area(score: np.ndarray, wrong: np.ndarray) -> float:
 
 
 class Rows:
-    """The cases as arrays, (N,) each, and the signs (N, 5)."""
+    """The cases as arrays, (N,) each, and the signs (N, 3)."""
 
     def __init__(self, rows: list[dict]) -> None:
         def column(name: str) -> np.ndarray:
@@ -545,11 +557,10 @@ def fit(folder: Path, stored: Path) -> None:
     rows = Rows(listed)
     model, unseen, tuning = fitted(rows.signs[rows.fitted], rows.wrong[rows.fitted]), of_left_out(rows), rows.fitted
     score = scores(model, rows.signs)
-    wrong, good, right = (unseen[tuning & x] for x in (rows.wrong, rows.good, ~rows.wrong))
+    wrong, good = (unseen[tuning & x] for x in (rows.wrong, rows.good))
     limit = (np.quantile(wrong, 0.01) + np.quantile(good, 0.95)) / 2
-    probabilities = [1 / (1 + math.exp(-x)) for x in (limit, max(limit, np.quantile(right, 0.99)))]
     print(f"_CONSTANT = {model[0]:.2f}\n_COEFFICIENTS = {dict(zip(SIGNS, model[1:].round(2).tolist(), strict=True))}")
-    print("ALIGNED = {:.2f}\nNOT_ALIGNED = {:.2f}\n".format(*probabilities))
+    print(f"ALIGNED = {1 / (1 + math.exp(-limit)):.2f}\n")
     print(HEAD)
     everything = np.ones_like(tuning)
     print(line("fitted half, each kind by a model of the others", rows, unseen, tuning, limit))

@@ -1,9 +1,11 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
 import shutil
+import struct
 import subprocess
 from dataclasses import replace
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -215,6 +217,29 @@ def test_composite_is_small_and_leaves_nothing_beside_it(tmp_path):
     write_transform(tmp_path / "transform.h5", registration(VOLUME))
     assert [path.name for path in tmp_path.iterdir()] == ["transform.h5"]
     assert (tmp_path / "transform.h5").stat().st_size < make_ddf(VOLUME).nbytes + 20000
+
+
+@pytest.mark.parametrize("name", ["damaged.mat", "damaged.h5", "damaged.x5"])
+def test_a_damaged_size_takes_no_memory(name, tmp_path):
+    path = tmp_path / name
+    numbers = 2**40  # more than any memory holds
+    if name.endswith(".mat"):
+        sitk.WriteTransform(sitk.AffineTransform(3), str(path))
+        data = path.read_bytes()
+        place = 20 + len(b"AffineTransform_double_3_3\0") + 12 * 8
+        header = struct.pack("<5i", 0, 2**30, 1024, 0, 6)
+        path.write_bytes(data[:place] + header + data[place + 20 :])
+    else:
+        kind = "AffineTransform_double_3_3"
+        with h5py.File(path, "w") as file:
+            group = file.create_group("TransformGroup/0")
+            file.attrs["Format"], group.attrs["Type"] = "X5", "linear"
+            group["TransformType"] = np.array([kind], h5py.string_dtype("ascii"))
+            for values in ("TransformParameters", "Transform"):
+                group.create_dataset(values, (numbers,), "<f8", chunks=(100,))
+            group["TransformFixedParameters"] = np.zeros(3)
+    with pytest.raises(ValueError, match=rf"{name}: no transform .* damaged one \(ValueError\)"):
+        read_transform(path)
 
 
 def test_bad_transforms_are_refused_by_name(tmp_path):

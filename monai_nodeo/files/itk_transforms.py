@@ -21,6 +21,7 @@ from isal import isal_zlib
 
 from monai_nodeo.files.atomic import atomic_path
 from monai_nodeo.files.grid import PathLike, itk_geometry
+from monai_nodeo.files.hdf5 import check_sizes
 from monai_nodeo.files.transform import Affine, Displacement, Transform
 
 __all__ = ["read_itk_transform", "write_itk_composite"]
@@ -138,6 +139,8 @@ def _in_matlab(file: Path) -> Iterator[tuple[str, np.ndarray | None]]:
             raise ValueError("no matrix")
         start = place + 20 + length
         place = start + rows * columns * dtype.itemsize
+        if place > len(data):  # ITK would ask for all the memory that a damaged size says
+            raise ValueError("a matrix ends behind the file")
         if _KIND.fullmatch(name):
             yield name, np.frombuffer(data[start:place], dtype, rows * columns)
 
@@ -145,6 +148,7 @@ def _in_matlab(file: Path) -> Iterator[tuple[str, np.ndarray | None]]:
 def _in_hdf5(file: Path) -> Iterator[tuple[str, np.ndarray | None]]:
     with h5py.File(file) as content:
         groups = content["TransformGroup"]
+        check_sizes(groups)
         for name in sorted(groups, key=int):
             kind = str(groups[name]["TransformType"].asstr()[0])
             if _KIND.fullmatch(kind):

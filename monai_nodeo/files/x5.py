@@ -16,6 +16,7 @@ import numpy as np
 from monai_nodeo.files.atomic import atomic_path
 from monai_nodeo.files.foreign_fields import displacement_from_ras
 from monai_nodeo.files.grid import ImageGrid, PathLike, displacement_to_lps
+from monai_nodeo.files.hdf5 import check_sizes
 from monai_nodeo.files.lps import RAS_TO_LPS
 from monai_nodeo.files.transform import Affine, Displacement
 
@@ -35,6 +36,7 @@ def read_x5(path: PathLike) -> Affine | Displacement:
         with h5py.File(path) as file:
             format, count = file.attrs["Format"], len(file["TransformGroup"])
             group = file["TransformGroup/0"]
+            check_sizes(group)
             kind, number = str(group.attrs["Type"]), int(group.attrs.get("ArrayLength", 1))
             values = "" if kind == _LINEAR else str(group.attrs.get("Representation"))
             array = np.asarray(group["Transform"][()], np.float64)

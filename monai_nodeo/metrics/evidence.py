@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, gaussian_filter
 from scipy.stats import entropy
 
-__all__ = ["Evidence", "foreground", "gather", "shared_information"]
+__all__ = ["LIMIT_MM", "LIMIT_VOXELS", "Evidence", "foreground", "gather", "shared_information"]
 
+LIMIT_MM, LIMIT_VOXELS = 5.0, 3.0  # farther off than either is wrong
 _VOXELS = 300_000  # enough for a histogram of two images
 _BINS = 32
 _BRIGHTEST = 0.995
 _POINTS = {2: 64, 3: 40}  # along the fixed foreground: what is compared within windows
 _WINDOW = 1.5  # standard deviation of those windows, in points
 _NOISE = 0.05  # what is taken for noise, as a share of an image's standard deviation
-_APART = 2  # points
-_LARGE = 4.0  # times its volume
+_APART = 3  # times the limit
 _DIRECTIONS = ("left-right", "back-front", "bottom-top")
 
 
@@ -35,12 +35,11 @@ class Evidence(NamedTuple):
     Attributes:
         shared_before: information that the fixed and the moving image share, see :py:func:`shared_information`.
         shared_after: the same of the fixed and the warped image.
-        local_before: information that the fixed and the moving image have about each other within small windows, mean
-            over the fixed foreground, nats: ``-log(1 - r^2) / 2`` of the correlation r, as if jointly normal.
-        local_after: the same of the fixed and the warped image.
-        elsewhere: share of the points of the fixed foreground at which the warped image, moved along an axis by 3 % of
-            the foreground's side (5 % in 3D), tells more.
-        stretched: share of the points whose surroundings grow more than four times, per cent.
+        aside: share of what the warped and the fixed image tell about each other within small windows that is told only
+            when one is moved along an axis, by 15 mm or 9 voxels, whichever is less. It is told, in nats, by
+            ``-log(1 - r^2) / 2`` of the correlation r, as if they were jointly normal.
+        moved: mean length of the displacement over the fixed foreground, in limits (5 mm or 3 voxels).
+        bent: the same of what no affine map explains of it, as a share of the foreground's side.
         shared_turned: the most that a moving image turned over before registration shares with the fixed one.
         turned_along: directions that this one is turned over along.
         identical: whether fixed and moving image hold the same voxels.
@@ -51,10 +50,9 @@ class Evidence(NamedTuple):
 
     shared_before: float
     shared_after: float
-    local_before: float
-    local_after: float
-    elsewhere: float
-    stretched: float
+    aside: float
+    moved: float
+    bent: float
     shared_turned: float
     turned_along: tuple[str, ...]
     identical: bool
@@ -72,7 +70,7 @@ def gather(
         images: "fixed", "moving" and "warped" on the fixed grid, (*spatial).
         ddf: displacement in voxels, (D, *spatial), tensor axis order.
         affine: voxel -> RAS mm, (4, 4).
-        masks: the same names, or some of them -> where the image counts, (*spatial), bool.
+        masks: the same names, or some of them -> where the image counts and its view reaches, (*spatial), bool.
     """
     dims = len(ddf)
     everywhere = np.ones(images["fixed"].shape, dtype=bool)
@@ -91,14 +89,14 @@ def gather(
     spacing = np.linalg.norm(affine[:3, :dims], axis=0)
     foreground = fixed.foreground & fixed.counts
     points = _Points(images, masks or {}, _side(foreground, spacing * _step(images["fixed"])), spacing)
+    moved, bent = points.displaced(ddf)
     length = np.linalg.norm([_thinned(c) * s for c, s in zip(ddf, spacing, strict=True)], axis=0)
     return Evidence(
         shared_before=_shared(fixed, moving),
         shared_after=_shared(fixed, warped),
-        local_before=float(points.information("moving").mean()),
-        local_after=float(points.information("warped").mean()),
-        elsewhere=points.elsewhere("warped"),
-        stretched=points.stretched(ddf),
+        aside=points.aside(),
+        moved=moved,
+        bent=bent,
         shared_turned=turned[best],
         turned_along=tuple(_DIRECTIONS[int(world[axis])] for axis in best),
         identical=np.array_equal(images["fixed"], images["moving"]),
@@ -162,10 +160,10 @@ def _shared(one: _Look, other: _Look) -> float:
 
 
 class _Points:
-    """Images as some points see them, each the mean of a block of voxels.
+    """The fixed and the warped image as some points see them, each the mean of a block of voxels.
 
     Args:
-        images: name -> (*spatial), "fixed" among them.
+        images: "fixed" and "warped", (*spatial).
         masks: the same names, or some of them -> where the image counts, (*spatial), bool.
         side: mean side of the fixed foreground, mm.
         spacing: voxel size, mm.
@@ -175,27 +173,29 @@ class _Points:
         self, images: Mapping[str, NDArray], masks: Mapping[str, NDArray], side: float, spacing: NDArray
     ) -> None:
         fixed = images["fixed"]
+        self.side, self.spacing = side, spacing
         wanted = side / _POINTS[fixed.ndim]
-        blocks = [max(1, min(round(wanted / s), n // 2)) for s, n in zip(spacing, fixed.shape, strict=True)]
-        self.blocks = blocks
-        pooled = _pooled(fixed, blocks)
+        self.blocks = [max(1, min(round(wanted / s), n // 2)) for s, n in zip(spacing, fixed.shape, strict=True)]
+        pooled = _pooled(fixed, self.blocks)
         foreground = _look(pooled, np.ones(pooled.shape, dtype=bool), _air(fixed)).foreground
         self.values, self.weight = {}, {}
-        for name, image in images.items():
+        for name in ("fixed", "warped"):
             counts = masks.get(name)
-            weight = np.ones(pooled.shape) if counts is None else _pooled(counts, blocks)
-            values = _pooled(image if counts is None else image * counts, blocks) / np.maximum(weight, 1e-6)
+            weight = np.ones(pooled.shape) if counts is None else _pooled(counts, self.blocks)
+            image = images[name] if counts is None else images[name] * counts
+            values = _pooled(image, self.blocks) / np.maximum(weight, 1e-6)
             seen = values[foreground & (weight > 0.5)]
             centre, scale = (seen.mean(), max(seen.std(), 1e-9)) if seen.size else (0.0, 1.0)
             self.values[name], self.weight[name] = (values - centre) / scale, weight
-        everywhere = np.minimum.reduce(list(self.weight.values())) > 0.5
+        before = _pooled(masks["moving"], self.blocks) if "moving" in masks else np.ones(pooled.shape)
+        everywhere = np.minimum.reduce([before, *self.weight.values()]) > 0.5
         seen = binary_dilation(foreground, iterations=2) & everywhere
         self.counted = seen if seen.any() else np.ones(seen.shape, bool)
 
-    def information(self, name: str, steps: int = 0, axis: int = 0) -> NDArray:
-        """What the fixed image and another one, moved by some points, tell about each other at each point, (N,)."""
-        one, other = self.values["fixed"], np.roll(self.values[name], steps, axis)
-        weight = self.weight["fixed"] * np.roll(self.weight[name], steps, axis)
+    def information(self, steps: int = 0, axis: int = 0) -> NDArray:
+        """What both images, the warped one moved by some points, tell about each other at each point, (N,)."""
+        one, other = self.values["fixed"], np.roll(self.values["warped"], steps, axis)
+        weight = self.weight["fixed"] * np.roll(self.weight["warped"], steps, axis)
         smooth = partial(gaussian_filter, sigma=_WINDOW, mode="constant", truncate=3)
         total = np.maximum(smooth(weight), 1e-3)
         products = (one, other, one * one, other * other, one * other)
@@ -204,17 +204,24 @@ class _Points:
         rest = 1 - (fm - f * m) ** 2 / (variances[0] * variances[1])
         return -0.5 * np.log(np.maximum(rest, 1e-4))[self.counted]
 
-    def stretched(self, ddf: NDArray) -> float:
-        """Per cent of the points around which a displacement, (D, *spatial) in voxels, makes volumes large."""
-        coarse = [_pooled(c, self.blocks) / b for c, b in zip(ddf, self.blocks, strict=True)]
-        gradient = np.stack([np.stack(np.gradient(c), -1) for c in coarse], -2)
-        return 100 * float((np.linalg.det(gradient + np.eye(len(ddf))) > _LARGE).mean())
+    def aside(self) -> float:
+        """Share of the information that is there only after some shift along an axis."""
+        limits = np.minimum(LIMIT_MM / self.spacing, LIMIT_VOXELS)
+        steps = [max(1, round(_APART * n / b)) for n, b in zip(limits, self.blocks, strict=True)]
+        here = self.information()
+        shifts = product((-1, 1), enumerate(steps))
+        best = np.max([here, *(self.information(sign * step, axis) for sign, (axis, step) in shifts)], axis=0)
+        return float((best - here).sum() / max(best.sum(), 1e-9))
 
-    def elsewhere(self, name: str) -> float:
-        """Share of the points at which some shift along an axis tells more."""
-        shifts = product((-_APART, _APART), range(self.counted.ndim))
-        best = np.max([self.information(name, steps, axis) for steps, axis in shifts], axis=0)
-        return float((best > self.information(name)).mean())
+    def displaced(self, ddf: NDArray) -> tuple[float, float]:
+        """How far a displacement, (D, *spatial) in voxels, moves points, in limits, and how far it bends, in sides."""
+        voxels = np.stack([_pooled(c, self.blocks)[self.counted] for c in ddf], 1)
+        places = np.argwhere(self.counted) * self.blocks
+        affine = np.c_[places, np.ones(len(places))]
+        bent = voxels - affine @ np.linalg.lstsq(affine, voxels, rcond=None)[0]
+        limit = 1 / np.minimum(LIMIT_MM / self.spacing, LIMIT_VOXELS)
+        moved, bent = (np.linalg.norm(x, axis=1).mean() for x in (voxels * limit, bent * self.spacing))
+        return float(moved), float(bent) / self.side
 
 
 def _pooled(image: NDArray, blocks: Sequence[int]) -> NDArray:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_nodeo.metrics.confidence import ALIGNED, NOT_ALIGNED, wrong_probability
-from monai_nodeo.metrics.evidence import Evidence
+from monai_nodeo.metrics.evidence import LIMIT_MM, LIMIT_VOXELS, Evidence
 
 __all__ = ["Finding", "Grade", "Verdict", "judge"]
 
@@ -109,10 +109,11 @@ def _volumes(figures: Mapping[str, Any]) -> str:
 def _alignment(evidence: Evidence) -> Finding:
     probability = wrong_probability(evidence)
     text = (
-        f"The probability that points are wrong by more than 5 mm or 3 voxels is {_percent(probability)}. The warped "
-        f"and the fixed image share {_percent(evidence.shared_after)} of their information "
-        f"({_percent(evidence.shared_before)} before), and {_percent(evidence.elsewhere)} of the places would fit "
-        "better a little elsewhere."
+        f"The probability that points are wrong by more than {LIMIT_MM:g} mm or {LIMIT_VOXELS:g} voxels is "
+        f"{_percent(probability)}. The warped and the fixed image share {_percent(evidence.shared_after)} of their "
+        f"information ({_percent(evidence.shared_before)} before); {_percent(evidence.aside)} of what their places "
+        "tell about each other is told only a little aside; and points were bent away from an affine map by "
+        f"{_percent(evidence.bent)} of the size of what is seen."
     )
     if _turned_over(evidence, probability):
         return Finding("alignment", Grade.BAD, f"{text} One of the images seems to be turned over, see below.")

@@ -29,8 +29,8 @@ def images_side_by_side(
         warp: image of the moving space, mode -> the same on the fixed grid.
 
     Returns:
-        Images "fixed", "moving" (after the start) and "warped", (*spatial); masks by the same names, bool, those that
-        there are.
+        Images "fixed", "moving" (after the start) and "warped", (*spatial); masks by the same names, bool: where the
+        image has voxels, those of its mask if there is one. The fixed image has voxels everywhere.
     """
     fixed, moving = pair.fixed, pair.moving
     images = {
@@ -39,9 +39,9 @@ def images_side_by_side(
         "warped": warped,
     }
     masks: dict[str, Tensor] = {} if fixed.mask is None else {"fixed": fixed.mask}
-    if moving.mask is not None:
-        masks["moving"] = on_grid_of(fixed.image, moving.mask, start, mode="nearest")
-        masks["warped"] = warp(moving.mask, "nearest")
+    counts = torch.ones_like(moving.image[:1]) if moving.mask is None else moving.mask
+    masks["moving"] = on_grid_of(fixed.image, counts, start, mode="nearest")
+    masks["warped"] = warp(counts, "nearest")
     arrays, weights = ({k: _array(x) for k, x in found.items()} for found in (images, masks))
     return arrays, {name: weight > 0 for name, weight in weights.items()}
 

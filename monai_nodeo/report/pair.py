@@ -31,7 +31,7 @@ class ShownPair:
         history: term -> its value at every iteration, (iterations,).
         images: "fixed", "moving" (before registration, after the affine start) and "warped", (*spatial).
         labels: the same names -> label maps, (*spatial); empty without labels.
-        masks: the same names, or some of them -> where the image counts, (*spatial), bool; empty without masks.
+        masks: the same names, or some of them -> where the image counts and its view reaches, (*spatial), bool.
         ddf: displacement in voxels, (D, *spatial), tensor axis order, without the affine start.
         affine: voxel -> RAS mm of the fixed image, (4, 4).
         uncertainty: of the displacement, (*spatial), mm; None: not asked for.
