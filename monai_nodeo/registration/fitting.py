@@ -126,7 +126,8 @@ def fit(
         offset = None
         if level.dense and optimizer:  # the same models and the same optimiser go on
             optimizer.zero_grad()  # the first loss is that of the models as they are
-            offset = _offset(VelocityBatch(models, both_ways).velocity(), components.solver, pairs.fixed, level)
+            velocity = VelocityBatch(models, both_ways).velocity()
+            offset = _offset(velocity, components.solver, pairs.fixed, level, pairs.times or (0.0, 1.0))
         else:
             starts = [model.finer for model in models] or [components.velocity.fresh] * count
             models = _started(starts, level, pairs.fixed.device, settings.seed)
@@ -176,17 +177,17 @@ def _put_back(weights: Sequence[Tensor], model: VelocityModel) -> None:
 
 
 @torch.no_grad()
-def _offset(velocity: Velocity, solver: Solver, images: Tensor, level: Level) -> Tensor:
-    """From where straight lines between the nodes take the voxels to where the flow does."""
+def _offset(velocity: Velocity, solver: Solver, images: Tensor, level: Level, times: Sequence[float]) -> Tensor:
+    """From where straight lines between the nodes take the voxels to where the flow does, between two times."""
     count, size = len(images), level.image_size
     nodes = identity_grid(level.cloud_size, images.device, images.dtype).expand(count, *[-1] * (images.ndim - 1))
     # along the first axis as the last one, plane by plane: positions of all voxels would take as much as the result
-    lines = resize(solver(velocity, nodes)[-1], (level.cloud_size[0], *size[1:]))
+    lines = resize(solver(velocity, nodes, times)[-1], (level.cloud_size[0], *size[1:]))
     matrix = resampling_matrix(level.cloud_size[0], size[0]).to(lines)
     offset = images.new_empty((count, len(size), *size))
     for start, stop in slabs(offset, _AT_A_TIME):
         voxels = identity_grid(size, images.device, images.dtype, slice(start, stop))
-        exact = _CORRECTING(velocity, voxels.expand(count, *[-1] * (images.ndim - 1)))[-1]
+        exact = _CORRECTING(velocity, voxels.expand(count, *[-1] * (images.ndim - 1)), times)[-1]
         straight = apply_along_axes(lines, [matrix[start:stop], *[None] * (len(size) - 1)])
         torch.sub(exact, straight, out=offset[:, :, start:stop])
     return offset

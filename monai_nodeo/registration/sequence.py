@@ -41,7 +41,6 @@ _KERNEL = 1.33  # in nodes
 _LONGER = 2.0  # times the iterations of a pair
 _FASTER = 2.0  # times its learning rate: a step of one keyframe moves less than one of a whole velocity
 _FINE = 4  # steps of the finished flow from one keyframe to the next
-_FEWEST_STEPS = 2  # from the first keyframe to the last: of a large motion one is not enough
 _STEPS = 4.67  # weight of the smoothness of the way between many keyframes, in times that of a displacement
 
 
@@ -130,14 +129,16 @@ def register_sequence(
 def sequence_settings(settings: Settings, frames: int, periodic: bool = False) -> Settings:
     """The settings of a series, made of those of a pair.
 
-    Of two keyframes the velocity is as smooth as that of a pair. Of many, the displacement to each frame is as smooth,
-    and the velocity is held from one keyframe to the next.
+    Two frames have those of a pair: one velocity for all times. Of many, the displacement to each frame is as smooth as
+    a pair's, and the velocity is held from one keyframe to the next.
 
     Args:
         settings: of a pair.
         frames: of the series.
         periodic: the last keyframe is the first one again.
     """
+    if frames == 2 and not periodic:
+        return settings.replace(self_tuning=False, cuda_graph=False)
     keyframes = max(_FEWEST_KEYFRAMES[periodic], min(frames + periodic, _MOST_KEYFRAMES))
     ways = keyframes - 1
     as_pair = 1 / ways**2
@@ -145,7 +146,7 @@ def sequence_settings(settings: Settings, frames: int, periodic: bool = False) -
         self_tuning=False,
         keyframes=keyframes,
         solver="midpoint",
-        num_steps=max(ways, _FEWEST_STEPS),
+        num_steps=ways,
         point_spacing=max(settings.point_spacing, _SPACING),
         kernel_size=_KERNEL,
         learning_rate=_FASTER * settings.learning_rate,
