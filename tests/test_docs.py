@@ -36,7 +36,7 @@ BUNDLE = "python -m monai.bundle run --config_file bundle/configs/inference.json
 APART = {f"docs/{name}.md" for name in ("first_registration", "cohort", "atlases", "bids", "templates", "serve")}
 # Pages that hold commands of other tools beside ours.
 BESIDE = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/coming_from/*.md"))]
-LONG = [*BESIDE, "docs/channels.md", "docs/longitudinal.md", "docs/sequences.md"]  # they take many seconds
+LONG = ["docs/channels.md", "docs/sequences.md"]  # they take many seconds
 TEXTS = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in sorted(
@@ -256,7 +256,6 @@ def test_page_of_bids(tmp_path):
     np.testing.assert_allclose(on_atlas, ours, atol=0.5)
 
 
-@pytest.mark.long
 def test_page_of_templates(tmp_path, monkeypatch):
     """The example's slices; the shell's pattern is read here."""
     (tmp_path / "scans").mkdir()

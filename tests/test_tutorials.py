@@ -12,7 +12,6 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
-SHORT = ("pair",)
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +26,7 @@ def shows_figure(cell: nbformat.NotebookNode) -> bool:
     return any("image/png" in output.get("data", {}) for output in cell.outputs)
 
 
-@pytest.mark.parametrize(
-    "page", [pytest.param(p, id=p.stem, marks=[] if p.stem in SHORT else pytest.mark.long) for p in PAGES]
-)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_tutorial_runs_and_ends_with_its_figure(page, kernel, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(page, as_version=4)
