@@ -497,6 +497,19 @@ def test_without_its_images_a_registration_still_moves_points_and_says_what_it_l
     assert "holds no metrics.json" in fail("apply", "-i", points, "-t", tmp_path, "-o", tmp_path / "moved.csv")
 
 
+def test_ctrl_c_ends_every_command_with_a_word(runs, tmp_path, monkeypatch):
+    def press(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("monai_nodeo.registration.sequence.fit", press)
+    monkeypatch.chdir(runs["slice"][0])
+    with as_it_was():
+        done = call("sequence", "fixed.nii.gz", "fixed.nii.gz", "-o", tmp_path / "out")
+    assert done.exit_code == 130
+    assert done.stderr.splitlines()[-1] == "interrupted: nothing is half-written."
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("action", ["drop", "save"])
 def test_ctrl_c_leaves_nothing_half_written_or_the_flow_so_far(action, runs, tmp_path, monkeypatch):
     class CtrlC(ProgressBar):

@@ -67,6 +67,14 @@ def test_a_flow_that_folds_between_voxels_is_mended(grid, nodes, keyframes, back
 
 
 @every_grid
+def test_a_flow_that_still_folds_after_all_rounds_is_given_as_it_is(grid, nodes, monkeypatch):
+    monkeypatch.setattr("monai_nodeo.flows.unfolding._ROUNDS", 1)
+    flow, ddf = unfolded(flow_of(grid, rough(nodes, 1, 20.0)))
+    assert folds(ddf) > 0
+    assert torch.equal(ddf, flow.displacement())
+
+
+@every_grid
 @pytest.mark.parametrize("keyframes", [1, 2])
 def test_a_flow_without_folds_comes_back_unchanged(grid, nodes, keyframes):
     flow = flow_of(grid, rough(nodes, keyframes, 1.0))

@@ -57,7 +57,7 @@ def unfolded(flow: Flow) -> tuple[Flow, Tensor]:
     round_ = 0
     for _ in range(_LOOKS):
         found = folded_cells(ddf[None], _SMALLEST_VOLUME)[0].nonzero()
-        if not len(found):
+        if not len(found) or round_ == _ROUNDS:
             break
         cells = voxels.at(found)
         changed = []

@@ -34,7 +34,7 @@ from monai_nodeo.registration.trainer import DivergedError
 __all__ = ["register_sequence", "sequence_settings"]
 
 _SMALLEST = 8  # voxels along an axis of a frame
-_FEWEST_KEYFRAMES = {False: 2, True: 4}  # of a motion that does not come back, and of one that does
+_FEWEST_KEYFRAMES = 4  # of a motion that comes back
 _MOST_KEYFRAMES = 8
 _SPACING = 2.0  # least distance of the nodes, in smallest voxel sides
 _KERNEL = 1.33  # in nodes
@@ -139,7 +139,9 @@ def sequence_settings(settings: Settings, frames: int, periodic: bool = False) -
     """
     if frames == 2 and not periodic:
         return settings.replace(self_tuning=False, cuda_graph=False)
-    keyframes = max(_FEWEST_KEYFRAMES[periodic], min(frames + periodic, _MOST_KEYFRAMES))
+    keyframes = min(frames + periodic, _MOST_KEYFRAMES)
+    if periodic:  # the last one is the first one again
+        keyframes = max(keyframes, _FEWEST_KEYFRAMES)
     ways = keyframes - 1
     as_pair = 1 / ways**2
     return settings.replace(

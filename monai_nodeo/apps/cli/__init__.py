@@ -20,6 +20,7 @@ import click
 
 import monai_nodeo
 from monai_nodeo.apps.cli._client import hand_over
+from monai_nodeo.apps.cli._status import INTERRUPTED
 from monai_nodeo.extras import MissingExtraError
 
 __all__ = ["main"]
@@ -76,6 +77,9 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError:  # as of  | head: click ends without a word
             raise
+        except KeyboardInterrupt as interrupt:  # files appear whole or not at all
+            click.echo(str(interrupt) or "interrupted: nothing is half-written.", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from None
         except (ValueError, OSError, MissingExtraError) as error:
             # one line, whatever the names of files hold: no control characters reach the terminal
             raise click.ClickException(_CONTROL.sub(" ", str(error))) from error

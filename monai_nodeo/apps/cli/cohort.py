@@ -13,13 +13,13 @@ from typing import Any
 import click
 
 from monai_nodeo.apps.cli._options import DEVICE, PRESET, SET, configure_logging, engine_of, engine_options, settings_of
+from monai_nodeo.apps.cli._status import INTERRUPTED
 from monai_nodeo.extras import report_or_not
 from monai_nodeo.registration.settings import Settings
 
 __all__ = ["command", "run", "run_options", "settings_of_run"]
 
 _SOME_FAILED = 3
-_INTERRUPTED = 130
 
 
 class _Shard(click.ParamType):
@@ -123,7 +123,7 @@ def run(
         summary = run_cohort(task, rows, mine, engine_of(given), given["batch"])
     except KeyboardInterrupt:
         click.echo(f"interrupted: finished pairs are in {folder}; run the same command to go on.", err=True)
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
     for line in describe(summary, folder):
         if not given["quiet"]:
             click.echo(line)

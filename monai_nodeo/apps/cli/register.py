@@ -22,13 +22,13 @@ from monai_nodeo.apps.cli._options import (
     configure_logging,
     settings_of,
 )
+from monai_nodeo.apps.cli._status import INTERRUPTED
 from monai_nodeo.data.keys import IMAGE_KEYS, LABEL_KEYS, MASK_KEYS, images_of
 from monai_nodeo.extras import report_or_not
 
 __all__ = ["command"]
 
 _START = ("auto", "none", "moments", "rigid", "affine")
-_INTERRUPTED = 130
 _NOT_DEFENDED = 4
 
 
@@ -153,7 +153,7 @@ def command(
         _report(registration, figures, folder)
     if interrupted:
         click.echo(f"interrupted: the flow is saved as far as it came, in {folder}.", err=True)
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
     if strict and not _to_be_trusted(registration, figures):
         sys.exit(_NOT_DEFENDED)
 
@@ -196,10 +196,8 @@ def _register(
             registration = inferer.register([pair], device)[0]
             figures = registration.save(folder, seconds_total=time.perf_counter() - started)
     except KeyboardInterrupt:
-        click.echo(
-            f"interrupted: nothing is half-written in {folder}. --on-interrupt save keeps the flow so far.", err=True
-        )
-        sys.exit(_INTERRUPTED)
+        advice = "" if on_interrupt == "save" else " --on-interrupt save keeps the flow so far."
+        raise KeyboardInterrupt(f"interrupted: nothing is half-written in {folder}.{advice}") from None
     write_table(folder, [row_of(figures)])
     if figures["wrong_probability"] > ALIGNED:
         click.echo(

@@ -12,11 +12,11 @@ from typing import Any
 import click
 
 from monai_nodeo.apps.cli._options import DEVICE, PRESET, SET, configure_logging, engine_of, engine_options, settings_of
+from monai_nodeo.apps.cli._status import INTERRUPTED
 
 __all__ = ["command"]
 
 _SOME_FAILED = 3
-_INTERRUPTED = 130
 
 
 @click.command()
@@ -67,7 +67,7 @@ def command(images: tuple[str, ...], output: Path, quiet: bool, **given: Any) ->
             )
         except KeyboardInterrupt:
             click.echo(f"interrupted: what is finished is in {output}; run the same command to go on.", err=True)
-            sys.exit(_INTERRUPTED)
+            sys.exit(INTERRUPTED)
     if not quiet:
         click.echo(f"{len(template.figures['images'])} of {len(rows)} images; results are in {output}")
         for id, reason in template.failures.items():
