@@ -196,7 +196,7 @@ FORMATS: dict[str, tuple[Callable[[Path], None], Read]] = {
 
 
 def apply(source: Path, transform: Path, target: Path) -> str:
-    return CliRunner().invoke(main, ["apply", "-i", str(source), "-t", str(transform), "-o", str(target)]).output
+    return CliRunner().invoke(main, ["apply", "-i", str(source), "-t", str(transform), "-o", str(target)]).stderr
 
 
 def by_itk(transform: Path, ras: np.ndarray) -> np.ndarray:

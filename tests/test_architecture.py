@@ -10,7 +10,7 @@ FLOORS |= {"apps": 5, "__init__": 6, "__main__": 6, "extras": -1}  # extras: wha
 OWNERS = {"torchdiffeq": "flows.solvers.torchdiffeq_solver", "triton": "geometry._triton", "numba": "geometry._numba"}
 OWNERS |= dict.fromkeys(("napari", "magicgui", "qtpy"), "apps.napari.widget")
 WITHOUT_TORCH = ("files", "geometry.determinants", "metrics.transform_figures", "registration.presets")
-WITHOUT_TORCH += ("data.keys", "data.lists", "data.list_formats")
+WITHOUT_TORCH += ("data.errors", "data.keys", "data.lists", "data.list_formats")
 
 
 def test_imports_go_down_without_circles_and_libraries_have_one_owner():

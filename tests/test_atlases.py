@@ -105,6 +105,7 @@ def test_command_names_the_broken_atlas_and_labels_by_the_others(atlases, fusion
     with as_it_was():
         result = CliRunner().invoke(main, words)
     assert result.exit_code == 3, result.output
+    assert "labels by 2 of 3 atlases\n" in result.output
     figures = json.loads((atlases / "out/metrics.json").read_text(encoding="utf-8"))
     assert [atlas["id"] for atlas in figures["atlases"] if atlas["chosen"]] == ["a0", "a2"]
     (broken,) = [atlas for atlas in figures["atlases"] if not atlas["chosen"]]
@@ -146,10 +147,18 @@ def test_lists_and_memory_give_what_files_give(atlases):
     assert (found[0]["label"] == 300).float().mean() > 0.1
 
 
-def test_no_atlas_left_is_an_error(atlases):
+def test_command_names_the_best_atlases(atlases):
+    words = ["propagate", str(atlases / "image.nii.gz"), "--atlases", str(atlases / "atlases"), *QUICK]
+    with as_it_was():
+        result = CliRunner().invoke(main, [*words, "--best", "1", "-o", str(atlases / "out")])
+    assert "labels by the 1 most similar of 3 atlases: a0\n" in result.output
+
+
+def test_no_atlas_left_is_an_error(atlases, caplog):
     row = {"id": "a", "fixed": atlases / "image.nii.gz", "moving": "none.nii.gz", "moving_label": "none.nii.gz"}
-    with pytest.raises(PairError, match=r"no atlas is left; a: moving none\.nii\.gz: there is no such file"):
+    with pytest.raises(PairError, match="no atlas is left; left out: a"):
         propagate(PairInferer(quick_settings(2), handlers=()), [row])
+    assert "a is left out: moving none.nii.gz: there is no such file" in caplog.text
     with pytest.raises(PairError, match=r"^label gone\.nii\.gz: there is no such file"):
         propagate(PairInferer(quick_settings(2), handlers=()), [row], label="gone.nii.gz")
     with pytest.raises(ValueError, match="the best 2 of 1 atlases were asked for"):

@@ -133,6 +133,38 @@ def test_register_tells_a_mistyped_file_at_once(folder):
     assert said.startswith("Error: moving_mask broken.nii.gz: not an image")
 
 
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["sequence", "moving.nii.gz", "absent.nii.gz"], "series"),
+        (["sequence", "moving.nii.gz", "moving.nii.gz", "--points", "absent.nii.gz"], "points"),
+        (["motion", "moving.nii.gz", "absent.nii.gz"], "series"),
+        (["template", "moving.nii.gz", "absent.nii.gz"], "image"),
+        (["propagate", "moving.nii.gz", "--atlases", ".", "--label", "absent.nii.gz"], "label"),
+    ],
+)
+def test_every_command_for_groups_and_series_tells_a_mistyped_file_before_it_begins(words, key, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setitem(sys.modules, "monai_nodeo.files", None)
+    assert fail(*words, "-o", "out") == f"Error: {key} absent.nii.gz: there is no such file; check the path."
+
+
+def test_mistakes_about_frames_are_told_without_torch(folder):
+    write_image(folder / "other.nii.gz", make_image(VOLUME), VOLUME)
+    series = ["moving.nii.gz", "other.nii.gz", "-o"]
+    calls = {
+        "there is no frame 2; the 2 frames are numbered from 0": ["sequence", *series, "out", "--reference", "2"],
+        "there is no frame -1; the 2 frames are numbered": ["motion", *series, "out", "--reference=-1"],
+        "2 frames and 3 times": ["sequence", *series, "out", "--times", "0,1,2"],
+        "the period is 0.5 and the frames last 1": ["sequence", *series, "out", "--periodic", "0.5"],
+        "labels.nii.gz is a file, and the results need a folder": ["sequence", *series, "labels.nii.gz/out"],
+    }
+    found = without("torch", "monai", calls=list(calls.values()), cwd=folder)
+    for message, (status, _, said, _) in zip(calls, found, strict=True):
+        assert status == 1
+        assert message in said
+
+
 def test_every_command_explains_itself_and_its_options():
     for name in COMMANDS:
         command = main.get_command(None, name)  # type: ignore[arg-type]
@@ -203,7 +235,7 @@ def test_every_channel_and_volume_is_what_simpleitk_makes_of_it(kind, name, inte
 
 def test_convert_keeps_the_way_of_points(folder):
     for source, target in (("transform.h5", "field.nii.gz"), ("field.nii.gz", "back.h5")):
-        succeed("convert", folder / source, folder / target)
+        assert succeed("convert", folder / source, folder / target) == f"{folder / target}\n"
     points = world(VOLUME, np.random.default_rng(0).integers(1, 20, (20, 3)))
     expected = registration(VOLUME).map_points(points)
     np.testing.assert_allclose(read_transform(folder / "back.h5").map_points(points), expected, rtol=0, atol=1e-4)
@@ -284,6 +316,9 @@ def test_mistakes_are_told_in_one_line(folder):
     assert "absent.h5: there is no such file" in fail(*apply, "-t", folder / "absent.h5", "-o", folder / "o.nii.gz")
     assert "results are NIfTI files" in fail(*apply, "-t", transform, "-o", folder / "o.jpg")
     assert "make it first" in fail(*apply, "-t", transform, "-o", folder / "no" / "o.nii.gz")
+    register = ["register", "-f", moving, "-m", moving, "-o"]
+    for place in (moving, moving / "below"):
+        assert f"{moving} is a file, and the results need a folder" in fail(*register, place)
     assert "transforms are files that end" in fail("convert", transform, folder / "o.xyz")
     labels = ["evaluate", "-t", transform, "--fixed-label", folder / "labels.nii.gz", "--moving-label"]
     assert "moving.nii.gz: the values are no whole numbers, expected labels" in fail(*labels, moving)
@@ -403,7 +438,7 @@ def test_register_writes_what_was_asked_for(run):
 
 def test_apply_makes_the_warped_image_again(run, tmp_path):
     files = ["-i", "moving.nii.gz", "-r", "fixed.nii.gz", "-t", "out", "-o", tmp_path / "again.nii.gz"]
-    succeed("apply", *files)
+    assert succeed("apply", *files) == f"{tmp_path / 'again.nii.gz'}\n"
     warped, again = (np.squeeze(values(path)) for path in (run / "warped.nii.gz", tmp_path / "again.nii.gz"))
     assert np.ptp(interior(warped, 3)) > 50
     np.testing.assert_allclose(interior(again, 3), interior(warped, 3), rtol=0, atol=0.1)
@@ -537,6 +572,29 @@ def test_ctrl_c_leaves_nothing_half_written_or_the_flow_so_far(action, runs, tmp
     assert (figures["iterations"], figures["interrupted_level"]) == (4, 0)  # three, and the first of the next level
     assert figures["displacement_mm_mean"] > 0
     assert "interrupt" in json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["headline"]
+
+
+def test_a_reference_of_another_dimension_is_told(runs, tmp_path):
+    image, kinds = runs["volume"][0] / "fixed.nii.gz", "a registration of slices, and the reference is a volume"
+    words = ["-t", runs["slice"][0] / "out", "-o", tmp_path / "o.nii.gz"]
+    assert f"{runs['slice'][0] / 'out'}: {kinds}" in fail("apply", "-i", image, "-r", image, *words)
+
+
+@pytest.mark.parametrize("way", [[], ["--inverse"], ["--t0", "0.5"]])
+def test_points_beside_a_slice_are_told(way, runs, tmp_path, monkeypatch, caplog):
+    folder, _ = runs["slice"]
+    monkeypatch.chdir(folder)
+    grid = ImageGrid.from_file("moving.nii.gz" if "--inverse" in way else "fixed.nii.gz")
+    for name, depth in (("in", [0.4, -0.4]), ("off", [0.4, -2.0])):
+        rows = [f"{-x},{-y},{z}" for x, y, z in world(grid, np.array([[5, 6, depth[0]], [8, 9, depth[1]]]))]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["x,y,z", *rows]), encoding="utf-8")
+    words = ["-t", "out", *way, "-o", tmp_path / "moved.csv"]
+    succeed("apply", "-i", tmp_path / "in.csv", *words)
+    assert caplog.messages == []
+    succeed("apply", "-i", tmp_path / "off.csv", *words)
+    (said,) = caplog.messages
+    far = 2 * np.linalg.norm(grid.affine[:3, 2])
+    assert f"off.csv: 1 of 2 points lie off the plane of the slice, by up to {far:.3g} mm" in said
 
 
 def test_a_pipe_that_is_closed_is_no_error_of_the_input(monkeypatch):

@@ -97,7 +97,7 @@ def test_convert_asks_for_what_the_tools_need(images, tmp_path):
 
     def convert(source, target, *options):
         result = CliRunner().invoke(main, ["convert", str(tmp_path / source), str(tmp_path / target), *options])
-        return result.output or ""
+        return result.stderr
 
     assert "give both, as the reference and as the moving image" in convert("t.h5", "f.mat", "--to", "fsl", "-r", fixed)
     assert "give one of these names" in convert("t.h5", "f.x5", "--to", "fsl", *both)

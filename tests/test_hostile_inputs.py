@@ -487,7 +487,7 @@ def test_a_step_of_time_that_is_none(identity, tmp_path):
         (("--device", "gpu"), "'gpu' is no device"),
         (("--set", "name=x"), "unknown setting 'name'"),
         (("--set", "self=1"), "unknown setting 'self'"),
-        (("--set", "spatial_dims=2"), "is a volume, but spatial_dims=2"),
+        (("--set", "spatial_dims=2"), "is a volume, and this run registers slices (spatial_dims=2)"),
         (("--set", f"seed={10**30}"), "expected a number of at most 64 bits"),
         (("--fixed-label", "~nobody-here"), "~nobody-here: there is no such file"),
     ],

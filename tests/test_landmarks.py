@@ -79,12 +79,17 @@ def test_points_of_both_files_come_to_the_fixed_grid(save, tmp_path, start):
     assert torch.equal(match(again, start).landmarks, landmarks)
 
 
-def test_points_of_a_slice_lie_in_its_plane(save, tmp_path):
+def test_points_of_a_slice_lie_in_its_plane(save, tmp_path, caplog):
     fixed = save("f.nii.gz", smooth(SLICE, 1), FIXED)
     flat = np.column_stack([random_voxels(SLICE[:2]), np.zeros(7)])
     path = write_points(tmp_path / "f.csv", flat + (0, 0, 0.2), FIXED)
     pair = match(load(fixed, fixed, fixed_landmarks=path, moving_landmarks=path))
     np.testing.assert_allclose(pair.landmarks, np.stack([flat[:, :2]] * 2, axis=1), atol=1e-4)
+    assert caplog.messages == []
+    away = write_points(tmp_path / "away.csv", flat + (0, 0, 3), FIXED)
+    load(fixed, fixed, fixed_landmarks=path, moving_landmarks=away)
+    (said,) = caplog.messages
+    assert f"moving_landmarks {away}: 7 of 7 points lie off the plane of the slice, by up to 7.5 mm" in said
 
 
 def test_points_that_do_not_fit(save, tmp_path):

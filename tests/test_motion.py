@@ -117,9 +117,13 @@ def test_the_command_writes_the_series_a_table_of_bids_and_transforms_of_itk(tmp
     [
         (lambda frames: [x[:-1] if n else x for n, x in enumerate(frames)], 0, "not on the grid of"),
         (lambda frames: [x * n for n, x in enumerate(frames)], 0, "0 of the series: all voxels are 0"),
-        (lambda frames: [x[..., 3] for x in frames], 0, "expected volumes of one channel"),
-        (lambda frames: frames, 4, "reference 4: no such frame; expected 0 to 3, or mean"),
-        (lambda frames: frames, "median", "reference median: no such frame"),
+        (
+            lambda frames: [x[..., 3] for x in frames],
+            0,
+            "one channel. .* are for monai-nodeo sequence",
+        ),
+        (lambda frames: frames, 4, "there is no frame 4; the 4 frames are numbered from 0"),
+        (lambda frames: frames, "median", "reference 'median': expected the number of a frame, or mean"),
     ],
 )
 def test_what_is_wrong_is_told(change, reference, message):

@@ -157,7 +157,7 @@ def test_a_flow_has_the_times_of_its_span(tmp_path):
         long(points, 0.0, 7.5)
 
 
-def test_the_command_writes_what_itk_reads_and_follows_labels_and_points(tmp_path):
+def test_the_command_writes_what_itk_reads_and_follows_labels_and_points(tmp_path, caplog):
     times = [0.0, 0.2, 0.5]
     frames = np.stack([disc(t)[..., None] for t in times], -1)
     nib.save(nib.Nifti1Image(frames, np.diag([2, 2, 2, 1.0])), tmp_path / "series.nii.gz")
@@ -165,7 +165,7 @@ def test_the_command_writes_what_itk_reads_and_follows_labels_and_points(tmp_pat
         nib.Nifti1Image((disc(0) > 50).astype(np.uint8)[..., None], np.diag([2, 2, 2, 1.0])), tmp_path / "label.nii.gz"
     )
     place = 2 * centre()[0]
-    (tmp_path / "points.csv").write_text(f"x,y,z\n{-place[0]},{-place[1]},0\n", encoding="utf-8")
+    (tmp_path / "points.csv").write_text(f"x,y,z\n{-place[0]},{-place[1]},3\n", encoding="utf-8")
     options = ["--times", "0,0.2,0.5", "--labels", "label.nii.gz", "--points", "points.csv", "--quiet"]
     options += ["--animate", str(tmp_path / "film.gif")]
     settings = [f"--set={name}" for name in ("self_tuning=false", "shrink_factors=[2]", "iterations=[25]")]
@@ -173,6 +173,8 @@ def test_the_command_writes_what_itk_reads_and_follows_labels_and_points(tmp_pat
     out = tmp_path / "out"
     done = CliRunner().invoke(command, [str(tmp_path / "series.nii.gz"), "-o", str(out), *paths, *settings])
     assert done.exit_code == 0, done.output
+    (said,) = caplog.messages
+    assert "points.csv: 1 of 1 points lie off the plane of the slice, by up to 3 mm" in said
     assert nib.load(out / "corrected.nii.gz").shape == (30, 26, 1, 3)
     with (out / "labels.csv").open(encoding="utf-8") as file:
         sizes = [float(row["area_mm2"]) for row in csv.DictReader(file)]
@@ -195,7 +197,8 @@ def test_the_command_writes_what_itk_reads_and_follows_labels_and_points(tmp_pat
 
     assert Flow.load(out / "flow.safetensors").span == (0.0, 0.5)
     points = [str(tmp_path / "points.csv"), "-t", str(out), "-o", str(tmp_path / "moved.csv")]
-    for words in (["info", str(out)], ["flow", str(out)], ["report", str(out)], ["apply", "-i", *points]):
+    looks = [[name, str(out)] for name in ("info", "flow", "report", "volumes", "view")]
+    for words in (*looks, ["apply", "-i", *points]):
         refused = CliRunner().invoke(main, words)
         assert refused.exit_code == 1
         assert f"{out} is of a sequence, expected a pair" in refused.output, words
@@ -212,6 +215,33 @@ def test_the_command_writes_what_itk_reads_and_follows_labels_and_points(tmp_pat
 def test_what_is_wrong_with_a_series_is_told(frames, times, message):
     with pytest.raises(PairError, match=message):
         open_series([disc(t) for t in frames], times)
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ([disc(0), 0 * disc(0)], "frame 1 of the series shows nothing on the grid of the reference frame"),
+        ([0 * disc(0), disc(0)], "the reference frame 0 of the series shows nothing; take another one"),
+        (
+            [disc(0), np.stack([disc(0)] * 20, -1)],
+            "frame 1 of the series: shape .* is a volume, and this run",
+        ),
+        (
+            [torch.from_numpy(x) for x in (disc(0)[None], np.stack([disc(0)] * 2))],
+            "frame 1 of the series has 2 channels and the reference frame has 1",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_frame_is_told_in_the_words_of_a_series(frames, message):
+    with pytest.raises(PairError, match=message):
+        register_sequence(frames, None, SHORT, handlers=())
+
+
+def test_times_of_a_header_are_the_decimals_that_were_meant(tmp_path):
+    series = nib.Nifti1Image(np.zeros((5, 6, 1, 8), np.float32), np.eye(4))
+    series.header["pixdim"][4] = 0.1  # a float32
+    nib.save(series, tmp_path / "series.nii.gz")
+    assert open_series(tmp_path / "series.nii.gz").times == (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 
 def test_a_series_is_read_from_a_table_or_a_folder(tmp_path):

@@ -161,6 +161,9 @@ def test_broken_images_are_named_and_left_out(images, monkeypatch, caplog):
     monkeypatch.setattr(task, "register_rows", failing)
     said = template(*(images / f"image{n}.nii.gz" for n in range(4)), "-o", images / "out")
     assert said.startswith("3 "), said
+    assert "template of 2 of 4 images; left out: image1, image2\n" in said
+    assert caplog.text.count("image1.nii.gz: not an image") == 1
+    assert "done and unchanged" not in caplog.text
     figures = json.loads((images / "out/metrics.json").read_text(encoding="utf-8"))
     reasons = {entry["id"]: entry["reason"] for entry in figures["left_out"]}
     assert set(figures["images"]) == {"image0", "image3"}
@@ -168,7 +171,7 @@ def test_broken_images_are_named_and_left_out(images, monkeypatch, caplog):
     assert [f"round {n} of 2" in caplog.text for n in range(4)] == [False, True, True, False]
     assert reasons["image2"] == "image2 does not fit"
     rows = group([images / f"image{n}.nii.gz" for n in (0, 1)])
-    with pytest.raises(PairError, match="needs two images, and 1 can be used; image1: image .*image1.nii.gz"):
+    with pytest.raises(PairError, match="needs two images, and 1 can be used; left out: image1"):
         build_template(rows, images / "none", quick_settings(2))
     with pytest.raises(DataListError, match="one image"):
         group([images / "image0.nii.gz"])

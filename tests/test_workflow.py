@@ -187,7 +187,7 @@ def test_words_of_json_are_what_they_say():
         ({"settings#similarity": "lncc"}, ValueError, "lncc"),
         ({"settings#iterations": [0]}, ValueError, "iterations at least 1"),
         ({"moving": "gone.nii.gz"}, PairsFailedError, "there is no such file"),
-        ({"output_dir": f"{INFERENCE}/out"}, OSError, "cannot be written to"),
+        ({"output_dir": f"{INFERENCE}/out"}, OSError, "inference.json is a file, and the results need a folder"),
     ],
 )
 def test_an_error_is_the_exception_that_it_is(change, kind, words, row, tmp_path):

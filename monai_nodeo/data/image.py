@@ -164,23 +164,11 @@ def _check_shape(key: str, name: str, shape: tuple[int, ...], spatial_dims: int 
     if len(shape) < 2 or min(shape) < 1:
         raise PairError(f"{name}: shape {shape} is no image; expected (X, Y, Z), or (X, Y) or (X, Y, 1) for a slice.")
     is_slice = len(shape) == 2 or 1 in shape
-    # The fixed image is loaded first: where it has passed, not the settings are wrong but the pair.
-    if spatial_dims and key != "fixed" and is_slice != (spatial_dims == 2):
+    if spatial_dims and is_slice != (spatial_dims == 2):
         found, expected = ("slice", "volume") if is_slice else ("volume", "slice")
         raise PairError(
-            f"{name}: shape {shape} is a {found}, but the fixed image is a {expected}; "
-            "give only volumes or only slices."
-        )
-    if spatial_dims == 3 and is_slice:
-        raise PairError(
-            f"{name}: shape {shape} is a slice, but spatial_dims=3 registers volumes; "
-            "give a volume, or slices in a run of their own (of the bundle: lay inference_2d.json over inference.json)."
-        )
-    if spatial_dims == 2 and not is_slice:
-        raise PairError(
-            f"{name}: shape {shape} is a volume, but spatial_dims=2 registers slices; "
-            "give a slice, or volumes in a run of their own (of the bundle: use inference.json without "
-            "inference_2d.json)."
+            f"{name}: shape {shape} is a {found}, and this run registers {expected}s (spatial_dims={spatial_dims}); "
+            f"give a {expected}, or {found}s in a run of their own."
         )
     if is_slice and shape[2:] not in ((), (1,)):
         raise PairError(

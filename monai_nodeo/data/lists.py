@@ -219,7 +219,7 @@ def spatial_dims_of(rows: Sequence[Mapping[str, Any]]) -> int:
             return ImageGrid.from_file(images_of(row["fixed"])[0]).spatial_dims
         except (KeyError, ValueError, OSError) as error:
             reasons.append(str(row.get(ERROR) or error))
-    raise DataListError(f"no fixed image of the list can be read: {reasons[0]} (relative paths start at dataset_dir).")
+    raise DataListError(f"no fixed image of the list can be read: {reasons[0]}")
 
 
 def requested_pairs(datalist: PathLike | None, dataset_dir: PathLike | None, **pair: Any) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from monai_nodeo.data.keys import IMAGE_KEYS, LABEL_KEYS, LANDMARK_KEYS, MASK_KE
 from monai_nodeo.data.pair import Pair, PairError, Scan, source_name, stored_grid
 from monai_nodeo.data.placement import (
     SAME_GRID_VOXELS,
+    affine_3d,
     on_grid_of,
     same_grid,
     to_voxels,
@@ -34,7 +35,7 @@ from monai_nodeo.data.placement import (
     voxel_sides,
     world_corners,
 )
-from monai_nodeo.files import read_points
+from monai_nodeo.files import read_points, warn_off_slice
 
 __all__ = ["load_label", "load_pair"]
 
@@ -283,4 +284,6 @@ def _points(key: str, given: Any, image: MetaTensor) -> Tensor:
             f"{[round(x, 1) for x in voxels[first].tolist()]} of {tuple(image.shape[1:])}; points are LPS mm as in ITK "
             "and ANTs, change the sign of x and y of RAS points."
         )
+    stored = image.meta.get(MetaKeys.SPATIAL_SHAPE, image.shape[1:])
+    warn_off_slice(f"{key} {path}", points.numpy(), affine_3d(image).numpy(), stored)
     return points

@@ -12,13 +12,10 @@ from monai.data import MetaTensor
 from monai.utils import ImageMetaKey, MetaKeys
 from torch import Tensor
 
+from monai_nodeo.data.errors import PairError
 from monai_nodeo.files import ImageGrid
 
 __all__ = ["Pair", "PairError", "Scan", "source_name", "stored_grid"]
-
-
-class PairError(ValueError):
-    """A pair that cannot be registered. The message names the file, what was found and what to do."""
 
 
 @dataclass(frozen=True, eq=False)

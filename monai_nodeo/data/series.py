@@ -1,6 +1,9 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A series of images with their times, read one at a time."""
+"""A series of images with their times, read one at a time.
+
+What the frames are is found out without torch and MONAI, so that a mistake is told at once.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,19 @@ from functools import partial
 from os import PathLike, fspath
 from os.path import expanduser
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import SimpleITK as sitk
-from monai.data import MetaTensor
 from nibabel.spatialimages import SpatialImage
 
-from monai_nodeo.data.image import Image, as_image
-from monai_nodeo.data.pair import PairError
+from monai_nodeo.data.errors import PairError
 from monai_nodeo.files import open_stored, stored_nibabel
 from monai_nodeo.files.images import open_nibabel
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
+
+    from monai_nodeo.data.image import Image
 
 __all__ = ["Series", "open_series"]
 
@@ -51,9 +57,35 @@ class Series:
         Raises:
             PairError: when it is none.
         """
+        from monai_nodeo.data.image import as_image
+
         value = self.opened[number]()
         key = "frame" if isinstance(value, str | PathLike) else f"frame {self.names[number]}"
         return as_image(value, key, spatial_dims, min_size)
+
+    def check_reference(self, number: int) -> None:
+        """Find out that there is a frame of this number.
+
+        Raises:
+            PairError: when there is none.
+        """
+        if number not in range(len(self.names)):
+            raise PairError(f"there is no frame {number}; the {len(self.names)} frames are numbered from 0.")
+
+    def span(self, periodic: float | None = None) -> tuple[float, float]:
+        """The first and the last time; with a period, one of it after the first.
+
+        Raises:
+            PairError: when the frames last longer than the period.
+        """
+        first, last = min(self.times), max(self.times)
+        if periodic is None:
+            return first, last
+        if periodic < last - first:
+            raise PairError(
+                f"the period is {periodic:g} and the frames last {last - first:g}; give those of one period."
+            )
+        return first, first + periodic
 
 
 def open_series(images: Any, times: Any = None) -> Series:
@@ -152,7 +184,7 @@ def _of_volumes(name: str, image: Any, shape: Sequence[int], steps: tuple[Sequen
     numbers = range(shape[3])
     return Series(
         tuple(f"{n} of {name}" for n in numbers),
-        tuple(n * step for n in numbers),
+        tuple(float(f"{n * step:.12g}") for n in numbers),  # 0.3, not 0.30000000000000004
         tuple(partial(_volume, image, n) for n in numbers),
         steps[1],
     )

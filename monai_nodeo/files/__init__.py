@@ -18,9 +18,16 @@ Nothing here imports torch: a command that only applies a transform starts at on
 
 from __future__ import annotations
 
-from monai_nodeo.files.atomic import atomic_path, check_folder, check_output_dir, check_room, no_empty_folder
+from monai_nodeo.files.atomic import (
+    atomic_path,
+    check_folder,
+    check_no_file,
+    check_output_dir,
+    check_room,
+    no_empty_folder,
+)
 from monai_nodeo.files.background import background
-from monai_nodeo.files.grid import ImageGrid, itk_geometry
+from monai_nodeo.files.grid import ImageGrid, itk_geometry, warn_off_slice
 from monai_nodeo.files.image_targets import check_warped_target, write_warped
 from monai_nodeo.files.images import ImageFileError, StoredImage, open_stored, stored_array, stored_itk, stored_nibabel
 from monai_nodeo.files.nifti import (
@@ -54,6 +61,7 @@ __all__ = [
     "background",
     "check_folder",
     "check_image_target",
+    "check_no_file",
     "check_output_dir",
     "check_points_target",
     "check_room",
@@ -72,6 +80,7 @@ __all__ = [
     "stored_array",
     "stored_itk",
     "stored_nibabel",
+    "warn_off_slice",
     "write_affine",
     "write_displacement",
     "write_image",

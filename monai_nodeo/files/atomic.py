@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from os.path import expanduser
 from pathlib import Path
 
-__all__ = ["atomic_path", "check_folder", "check_output_dir", "check_room", "no_empty_folder"]
+__all__ = ["atomic_path", "check_folder", "check_no_file", "check_output_dir", "check_room", "no_empty_folder"]
 
 
 @contextmanager
@@ -69,6 +69,17 @@ def check_room(folder: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, f"the results take some {needed / 1e9:.3g} GB and {free / 1e9:.3g} GB are free")
 
 
+def check_no_file(folder: Path) -> None:
+    """Find out early that a file has the name of a folder that is to be made, or of one above it.
+
+    Raises:
+        NotADirectoryError: names the file.
+    """
+    for place in (folder, *folder.parents):
+        if place.is_file():
+            raise NotADirectoryError(f"{place} is a file, and the results need a folder; give another name.")
+
+
 def check_output_dir(path: str | os.PathLike[str], needed: int = 0) -> Path:
     """Make the folder for results, and find out that it can be written to before anything is computed.
 
@@ -83,6 +94,7 @@ def check_output_dir(path: str | os.PathLike[str], needed: int = 0) -> Path:
         OSError: names the folder and what to do.
     """
     folder = Path(expanduser(path)).absolute()
+    check_no_file(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -43,6 +43,7 @@ PathLike = str | os.PathLike[str]
 # ITK stores orthonormal direction cosines. A skew this small changes a displacement by half a percent at most.
 _MAX_SKEW = 5e-3
 _AT_A_TIME = 2**18  # vectors that are worked on in double precision
+_HALF = 0.5 + 1e-6  # voxels from the centre of a voxel to its side, and rounding
 _LEAVES = 1e-3  # of the thickness of a slice: a displacement that leads out of it by more is none of the slice
 
 
@@ -119,7 +120,7 @@ class ImageGrid:
         """Share of points, (N, 3) RAS mm, that lie in a voxel of the grid; a true 2D grid has no third coordinate."""
         back = np.linalg.inv(self.affine)
         index = (points @ back[:3, :3].T + back[:3, 3])[:, : len(self.shape)]
-        return float(((index > -0.5 - 1e-6) & (index < np.array(self.shape) - 0.5 + 1e-6)).all(1).mean())
+        return float(((index > -_HALF) & (index < np.array(self.shape) - 1 + _HALF)).all(1).mean())
 
     @property
     def voxel_to_lps(self) -> np.ndarray:
@@ -197,6 +198,31 @@ def warn_of_leaving(name: PathLike, grid: ImageGrid, distance: float) -> None:
             "%s: the transform leaves the slice by up to %.3g mm; this field holds the part within it, a .h5 all.",
             name,
             distance,
+        )
+
+
+def warn_off_slice(name: PathLike, points: np.ndarray, affine: np.ndarray, shape: Sequence[int]) -> None:
+    """Log that points do not lie in a slice, but beside it by more than half its thickness.
+
+    Args:
+        name: of the points.
+        points: (N, 3) RAS mm.
+        affine: (4, 4), voxel -> RAS mm.
+        shape: as it is stored, (X, Y, 1) for a slice; a true 2D image has no third coordinate, a volume no plane.
+    """
+    if tuple(shape[2:]) != (1,):
+        return
+    back = np.linalg.inv(affine)[2]
+    away = np.abs(points @ back[:3] + back[3])
+    count = int((away > _HALF).sum())
+    if count:
+        logger.warning(
+            "warning: %s: %d of %d points lie off the plane of the slice, by up to %.3g mm; they are taken as if they "
+            "were in it.",
+            name,
+            count,
+            len(points),
+            away.max() * np.linalg.norm(affine[:3, 2]),
         )
 
 

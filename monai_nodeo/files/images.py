@@ -217,7 +217,7 @@ def _steps(image: SpatialImage, axes: int) -> tuple[tuple[float, ...], str]:
     if isinstance(image.header, Nifti1Header):
         code = int(image.header["xyzt_units"]) // 8 * 8
         unit = str(unit_codes.label[code]) if code in unit_codes.value_set() else unit
-    steps = (float(step) for step in image.header.get_zooms()[3:axes])
+    steps = (float(str(step)) for step in image.header.get_zooms()[3:axes])  # float32: 0.1, not 0.10000000149
     return tuple(step if 0 < step < np.inf else 1.0 for step in steps), unit  # 1 is what NIfTI has by default
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nibabel.affines import apply_affine
 
 from monai_nodeo.data.keys import images_of
-from monai_nodeo.files import ImageGrid, Points, Transform
+from monai_nodeo.files import ImageGrid, Points, Transform, warn_off_slice
 from monai_nodeo.flows import Flow
 from monai_nodeo.metrics.certificate import Certificate
 from monai_nodeo.registration.folder import FLOW, read_figures, start_of
@@ -41,9 +42,14 @@ def transform_of_folder(
         t1: time of the arrival.
 
     Raises:
-        ValueError: for the inverse, without a grid, when the moving image is not there any more.
+        ValueError: when the grid is of another dimension; for the inverse, without a grid, when the moving image is
+            not there any more.
     """
     way = _map_of_folder(path)
+    if grid is not None and grid.spatial_dims != way.grid.spatial_dims:
+        kinds = {2: "slice", 3: "volume"}
+        found, expected = kinds[grid.spatial_dims], kinds[way.grid.spatial_dims]
+        raise ValueError(f"{path}: a registration of {expected}s, and the reference is a {found}; give a {expected}.")
     if inverse:
         way = way.inverse(grid or _moving_grid(path, read_figures(Path(path))))
     elif grid is not None:
@@ -58,6 +64,8 @@ def moved_points(
     way = _map_of_folder(path)
     if inverse:
         way = way.inverse(way.grid)
+    began = apply_affine(way.before.numpy(), points.ras) if t0 == 0 else points.ras
+    warn_off_slice(points.path, began, way.grid.affine, way.grid.shape)
     return points.moved_to(way.points(torch.from_numpy(points.ras), t0, t1).numpy())
 
 

@@ -192,8 +192,8 @@ def read_figures(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged ({error}); register the pair again.") from error
     if is_sequence:
         raise ValueError(
-            f"{folder} is of a sequence, expected a pair; give the field of a frame, such as displacement/0001.nii.gz "
-            "in it, or Flow.load its flow.safetensors."
+            f"{folder} is of a sequence, expected a pair; its curves are in report.html, volumes of labels in "
+            "labels.csv, and the field of a frame, such as displacement/0001.nii.gz, is a transform for apply."
         )
     return figures
 

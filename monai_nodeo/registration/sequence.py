@@ -13,10 +13,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 
 from monai_nodeo.data.image import Image
 from monai_nodeo.data.load import load_label
 from monai_nodeo.data.pair import Pair, PairError, Scan, stored_grid
+from monai_nodeo.data.placement import on_grid_of
 from monai_nodeo.data.series import Series, open_series
 from monai_nodeo.flows import EulerianVelocity, Flow, Periodic, RungeKutta
 from monai_nodeo.geometry.cropping import Box, foreground_box
@@ -85,9 +87,8 @@ def register_sequence(
     """
     started = time.perf_counter()
     series = open_series(images, times)
-    if not 0 <= reference < len(series.times):
-        raise PairError(f"there is no frame {reference}; the {len(series.times)} frames are numbered from 0.")
-    span = _span(series.times, periodic)
+    series.check_reference(reference)
+    span = series.span(periodic)
     fixed = series.frame(reference, min_size=_SMALLEST)
     if isinstance(settings, Settings):
         fixed = series.frame(reference, settings.spatial_dims, _SMALLEST)
@@ -175,15 +176,6 @@ class _Layout:
     prepared: Prepared
 
 
-def _span(times: Sequence[float], periodic: float | None) -> tuple[float, float]:
-    first, last = min(times), max(times)
-    if periodic is None:
-        return first, last
-    if periodic < last - first:
-        raise PairError(f"the period is {periodic:g} and the frames last {last - first:g}; give those of one period.")
-    return first, first + periodic
-
-
 def _lay_out(
     series: Series, reference: int, span: tuple[float, float], settings: Settings, folder: Path, device: torch.device
 ) -> _Layout:
@@ -194,12 +186,17 @@ def _lay_out(
     moments = [(number, time) for number, time in at.items() if number != reference]
     if span[1] > max(series.times):  # a period later the first frame is there again
         moments.append((min(at, key=lambda number: at[number]), span[1]))
-    fixed = Scan(series.frame(reference, dims, _SMALLEST))
+    here = series.frame(reference, dims, _SMALLEST)
+    if float(here.min()) == float(here.max()):
+        raise PairError(f"the reference frame {series.names[reference]} shows nothing; take another one.")
+    fixed = Scan(here)
     files: list[Path] = []
     boxes: list[Box] = []
     most, furthest = -1.0, None
     for position, (number, _) in enumerate(moments):
-        prepared = prepare(Pair(fixed, Scan(series.frame(number, dims, _SMALLEST))), still, loss)
+        frame = series.frame(number, dims, _SMALLEST)
+        _check_frame(series.names[number], frame, here)
+        prepared = prepare(Pair(fixed, Scan(frame)), still, loss)
         batch = prepared.batch(torch.device("cpu"))
         files.append(folder / "whole" / f"{position:04d}.npy")
         write_frame(files[-1], batch.moving)
@@ -212,6 +209,21 @@ def _lay_out(
     whole: Box = tuple(slice(0, n) for n in batch.fixed.shape[2:])
     box = _around(boxes, batch.fixed.shape[2:]) if settings.crop_air else whole
     return _Layout(Frames(furthest.batch(device), files, parts), box, furthest)
+
+
+def _check_frame(name: str, frame: MetaTensor, reference: MetaTensor) -> None:
+    """Refuse a frame that cannot be compared with the reference frame, in the words of a series."""
+    if len(frame) != len(reference):
+        raise PairError(
+            f"frame {name} has {len(frame)} channels and the reference frame has {len(reference)}; give frames of one "
+            "kind."
+        )
+    seen = on_grid_of(reference, frame)
+    if float(seen.min()) == float(seen.max()):
+        raise PairError(
+            f"frame {name} shows nothing on the grid of the reference frame; leave it out, or repair its header: "
+            "frames lie in one space."
+        )
 
 
 def _around(boxes: Sequence[Box], size: Sequence[int]) -> Box:

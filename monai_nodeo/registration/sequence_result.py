@@ -37,7 +37,7 @@ from torch.nn import functional as F
 
 from monai_nodeo.data.placement import on_grid_of
 from monai_nodeo.data.series import Series
-from monai_nodeo.files import Points, atomic_path, save_nifti, write_displacement
+from monai_nodeo.files import Points, atomic_path, save_nifti, warn_off_slice, write_displacement
 from monai_nodeo.files.lps import RAS_TO_LPS
 from monai_nodeo.flows import Flow
 from monai_nodeo.geometry.jacobian import jacobian_determinant
@@ -218,12 +218,13 @@ class SequenceRegistration:
                     labels.append({**row, "strain_largest": most, "strain_least": least})
             ordered = [self.times[number] for number in order]
             step = (ordered[-1] - ordered[0]) / (len(ordered) - 1)
-            save_nifti(folder / "corrected.nii.gz", corrected, grid, steps=((step,), "unknown"))
+            save_nifti(folder / "corrected.nii.gz", corrected, grid, steps=((step,), self.series.unit))
             del corrected
         return rows, labels
 
     def _followed(self, points: Points) -> list[dict[str, Any]]:
         """A row for each time and point, LPS mm; the path is that through the times of the frames."""
+        warn_off_slice(points.path, points.ras, self.flow.grid.affine, self.flow.grid.shape)
         here = torch.from_numpy(points.ras)
         rows, path, before = [], torch.zeros(len(here)), None
         for t in sorted(self.times):

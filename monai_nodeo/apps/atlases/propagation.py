@@ -146,7 +146,7 @@ def propagate(
     for first in range(0, len(loaded), batch):
         atlases += _registered(inferer, loaded[first : first + batch], device, failed)
     if not atlases:
-        raise PairError("no atlas is left; " + "; ".join(f"{id}: {reason}" for id, reason in failed.items()))
+        raise PairError(f"no atlas is left; left out: {', '.join(failed)}.")
     least = sorted((atlas.similarity for atlas in atlases), reverse=True)[:best][-1]
     chosen = [atlas for atlas in atlases if atlas.similarity >= least]
     values, vote = _vote(fusion, fixed.as_tensor(), chosen, grid.spacing)
@@ -189,7 +189,7 @@ def _registered(
             continue
         warped = registration.warped.as_tensor().cpu()
         alike = similarity(pair.fixed.image.as_tensor(), warped)
-        logger.info("%s: similarity %.3f", pair.id, alike)
+        logger.info("%s: similarity %.3f (1 is best)", pair.id, alike)
         registered.append(_Atlas(pair.id, registration.map, label, warped, alike))
     return registered
 

@@ -9,11 +9,13 @@ import logging
 import math
 import re
 from collections.abc import Mapping
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
 import click
 
+from monai_nodeo.data.keys import images_of
 from monai_nodeo.registration.presets import preset_names
 from monai_nodeo.registration.settings import Settings
 
@@ -24,7 +26,9 @@ __all__ = [
     "PRESET",
     "SET",
     "SMOOTHNESS",
+    "STARTS",
     "Bytes",
+    "check_files",
     "configure_logging",
     "engine_of",
     "engine_options",
@@ -35,6 +39,7 @@ __all__ = [
 
 _SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+) ?([kKmMgGtT])[bB]?")
 _NAMES = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
+STARTS = ("auto", "none", "moments", "rigid", "affine")
 PRESET = click.option("--preset", type=click.Choice(preset_names()), help="Settings other than the default's.")
 
 
@@ -129,6 +134,21 @@ def settings_of(spatial_dims: int, preset: str | None, changes: tuple[tuple[str,
     """
     given = {name: value for name, value in others.items() if value is not None}
     return Settings.preset(preset, spatial_dims).replace(**given | dict(changes))
+
+
+def check_files(**paths: Any) -> None:
+    """Tell a mistyped file before anything slow is imported; what reads the files looks at them again.
+
+    Args:
+        paths: what errors call them -> a path, several, or None.
+
+    Raises:
+        FileNotFoundError: when there is none of that name.
+    """
+    for key, path in [(key, path) for key, value in paths.items() for path in images_of(value) if path is not None]:
+        file = Path(expanduser(path))
+        if not file.exists() and not ("#" in file.name and Path(str(file).rpartition("#")[0]).is_dir()):
+            raise FileNotFoundError(f"{key} {path}: there is no such file; check the path.")
 
 
 def engine_options(command: Any) -> Any:

@@ -96,23 +96,21 @@ def command(
         check_warped_target(output, image, str(reference))
     others = transforms[1:] if by_flow else transforms
     chain = read_chain([file_of(name) for name in others]) if others else None
-    if not by_flow:
-        assert chain is not None
-        if points:
-            apply_to_points(image, chain, output)
-        else:
-            apply_to_image(image, str(reference), chain, output, interpolation, outside, reorient)
-        return
-    if points:
+    if points and by_flow:
         table = read_points(image)
         from monai_nodeo.registration.applied import moved_points
 
         moved = moved_points(transforms[0], table, inverse, t0, t1)
         write_points(output, moved if chain is None else moved.moved_to(chain.map_points(moved.ras)))
-        return
-    grid = ImageGrid.from_file(str(reference))
-    from monai_nodeo.registration.applied import transform_of_folder
+    elif points:
+        assert chain is not None
+        apply_to_points(image, chain, output)
+    else:
+        steps = () if chain is None else chain.steps
+        if by_flow:
+            grid = ImageGrid.from_file(str(reference))
+            from monai_nodeo.registration.applied import transform_of_folder
 
-    flow = transform_of_folder(transforms[0], inverse, grid, t0, t1)
-    steps = flow.steps if chain is None else (*flow.steps, *chain.steps)
-    apply_to_image(image, str(reference), Transform(steps), output, interpolation, outside, reorient)
+            steps = (*transform_of_folder(transforms[0], inverse, grid, t0, t1).steps, *steps)
+        apply_to_image(image, str(reference), Transform(steps), output, interpolation, outside, reorient)
+    click.echo(output)

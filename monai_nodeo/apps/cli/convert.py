@@ -49,3 +49,4 @@ def command(
     grid = ImageGrid.from_file(reference) if reference else None
     transform = read_transform(file_of(source), source_tool, images)
     write_transform(target, transform, grid, images, target_tool)
+    click.echo(target)

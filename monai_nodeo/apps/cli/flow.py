@@ -42,7 +42,7 @@ def command(
     """
     import torch
 
-    from monai_nodeo.files import check_output_dir, read_points, write_image, write_labels, write_points
+    from monai_nodeo.files import check_output_dir, read_points, warn_off_slice, write_image, write_labels, write_points
     from monai_nodeo.registration import Registration
 
     if animate and Path(animate).suffix not in ("", ".gif"):
@@ -55,6 +55,8 @@ def command(
         raise ValueError(f"{registration}: the images that were registered are not where they were.")
     folder = check_output_dir(output or registration / "flow")
     grid, moving = found.flow.grid, found.pair.moving
+    if table is not None:
+        warn_off_slice(table.path, table.ras, grid.affine, grid.shape)
     dtype = moving.image.meta.get("original_dtype", "float32")
     for time in times:
         name = f"time_{time:.3f}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from monai_nodeo.apps.cli._options import configure_logging
+from monai_nodeo.apps.cli._options import check_files, configure_logging
 
 __all__ = ["command"]
 
@@ -45,13 +45,17 @@ def command(series: tuple[str, ...], output: Path, reference: str | int, quiet: 
     the files themselves; volumes on one grid and of one contrast. The motion is rigid; for any other, see sequence.
     """
     configure_logging(quiet)
-    from monai_nodeo.apps.motion.correction import correct_motion
+    check_files(series=series)
     from monai_nodeo.data.series import open_series
     from monai_nodeo.files import check_output_dir, no_empty_folder
 
     found = open_series(series[0] if len(series) == 1 else series)
+    if isinstance(reference, int):
+        found.check_reference(reference)
     with no_empty_folder(output):
         folder = check_output_dir(output)
+        from monai_nodeo.apps.motion.correction import correct_motion
+
         figures = correct_motion(found, reference).save(folder)
     if not quiet:
         mean, most = (figures[f"framewise_displacement_{which}"] for which in ("mean", "max"))

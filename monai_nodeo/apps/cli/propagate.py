@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from monai_nodeo.apps.cli._options import DEVICE, PRESET, SET, configure_logging, settings_of
+from monai_nodeo.apps.cli._options import DEVICE, PRESET, SET, STARTS, check_files, configure_logging, settings_of
 from monai_nodeo.data.lists import ATLAS_NAMES
 
 __all__ = ["command"]
@@ -36,7 +36,7 @@ _SOME_FAILED = 3
 @click.option("--probabilities", is_flag=True, help="Write the probability of each label, too.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, help="Atlases of one shape optimised together.")
 @PRESET
-@click.option("--init", "initial_transform", metavar="[auto|none|moments|rigid|affine|FILE]", help="Affine start.")
+@click.option("--init", "initial_transform", metavar=f"[{'|'.join(STARTS)}|FILE]", help="Affine start.")
 @DEVICE
 @click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
 @SET
@@ -49,6 +49,8 @@ def command(image: str, atlases: str, output: Path, quiet: bool, **given: Any) -
     if atlases failed.
     """
     configure_logging(quiet)
+    start = given["initial_transform"]
+    check_files(image=image, atlases=atlases, label=given["label"], init=None if start in STARTS else start)
     from monai_nodeo.data.lists import atlases_to_one
     from monai_nodeo.files import ImageGrid, check_output_dir, no_empty_folder
 
@@ -57,7 +59,7 @@ def command(image: str, atlases: str, output: Path, quiet: bool, **given: Any) -
         ImageGrid.from_file(image).spatial_dims,
         given["preset"],
         given["changes"],
-        initial_transform=given["initial_transform"],
+        initial_transform=start,
     )
     with no_empty_folder(output):
         folder = check_output_dir(output)
@@ -72,7 +74,9 @@ def command(image: str, atlases: str, output: Path, quiet: bool, **given: Any) -
             )
         found.save(folder, given["probabilities"])
     if not quiet:
-        chosen = sum(atlas["chosen"] for atlas in found.figures["atlases"])
-        click.echo(f"{chosen} of {len(rows)} atlases; results are in {folder}")
+        taken = [atlas["id"] for atlas in found.figures["atlases"] if atlas["chosen"]]
+        which = f"the {len(taken)} most similar of {len(rows)} atlases: {', '.join(taken)}"
+        click.echo(f"labels by {which if given['best'] else f'{len(taken)} of {len(rows)} atlases'}")
+        click.echo(f"results are in {folder}")
     if found.failures:
         sys.exit(_SOME_FAILED)

@@ -19,6 +19,8 @@ from monai_nodeo.apps.cli._options import (
     PRESET,
     SET,
     SMOOTHNESS,
+    STARTS,
+    check_files,
     configure_logging,
     settings_of,
 )
@@ -28,7 +30,6 @@ from monai_nodeo.extras import report_or_not
 
 __all__ = ["command"]
 
-_START = ("auto", "none", "moments", "rigid", "affine")
 _NOT_DEFENDED = 4
 
 
@@ -39,7 +40,7 @@ _NOT_DEFENDED = 4
 @click.option("-m", "--moving", required=True, multiple=True, help="Image that is warped; as many as fixed ones.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @PRESET
-@click.option("--init", "initial_transform", metavar=f"[{'|'.join(_START)}|FILE]", help="Affine start.")
+@click.option("--init", "initial_transform", metavar=f"[{'|'.join(STARTS)}|FILE]", help="Affine start.")
 @click.option("--similarity", metavar="NAME[,NAME...]", help="Instead of what the images choose; see Settings.")
 @click.option(
     "--channel-weights", type=NUMBERS, metavar="W,W,...", help="How much each contrast or colour counts; 0: not at all."
@@ -114,7 +115,7 @@ def command(
     started = time.perf_counter()
     configure_logging(quiet)
     paths: dict[str, Any] = {"fixed": _one_or_all(fixed), "moving": _one_or_all(moving), **others}
-    _check_files(paths | {"init": None if initial_transform in _START else initial_transform})
+    check_files(**paths, init=None if initial_transform in STARTS else initial_transform)
     if use_labels and None in (others["fixed_label"], others["moving_label"]):
         raise click.UsageError("--use-labels needs --fixed-label and --moving-label.")
     report = report_or_not(report)
@@ -225,14 +226,6 @@ def _report(registration: Any, figures: dict[str, Any], folder: Path) -> None:
 
 def _one_or_all(paths: tuple[str, ...]) -> str | list[str]:
     return paths[0] if len(paths) == 1 else list(paths)
-
-
-def _check_files(paths: dict[str, Any]) -> None:
-    """All of them, before anything is imported; `data.load` looks at them again."""
-    for key, path in [(key, path) for key, value in paths.items() for path in images_of(value) if path is not None]:
-        file = Path(expanduser(path))
-        if not file.exists() and not ("#" in file.name and Path(str(file).rpartition("#")[0]).is_dir()):
-            raise FileNotFoundError(f"{key} {path}: there is no such file; check the path.")
 
 
 def _check_headers(paths: dict[str, Any]) -> None:

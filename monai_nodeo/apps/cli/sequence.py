@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from monai_nodeo.apps.cli._options import DEVICE, PRESET, SET, configure_logging, settings_of
+from monai_nodeo.apps.cli._options import DEVICE, PRESET, SET, check_files, configure_logging, settings_of
 from monai_nodeo.extras import report_or_not
 
 __all__ = ["command"]
@@ -68,16 +68,19 @@ def command(
     report = report_or_not(report)
     if animate and Path(animate).suffix not in ("", ".gif"):
         raise click.BadParameter(f"{animate!r} is neither a .gif nor a folder.", param_hint="--animate")
+    check_files(series=series, labels=labels, points=points)
     from monai_nodeo.data.series import open_series
     from monai_nodeo.files import check_output_dir, no_empty_folder, read_points
-    from monai_nodeo.registration import ProgressBar, register_sequence
 
     table = read_points(points) if points else None
     found = open_series(series[0] if len(series) == 1 else series, times)
-    dims = found.frame(0).ndim - 1
-    settings = settings_of(dims, preset, changes)
+    found.check_reference(reference)
+    found.span(periodic)  # too short a period is told now, before what is slow is imported
     with no_empty_folder(output):
         folder = check_output_dir(output)
+        from monai_nodeo.registration import ProgressBar, register_sequence
+
+        settings = settings_of(found.frame(reference).ndim - 1, preset, changes)
         sequence = register_sequence(
             found,
             settings=settings,

@@ -11,7 +11,16 @@ from typing import Any
 
 import click
 
-from monai_nodeo.apps.cli._options import DEVICE, PRESET, SET, configure_logging, engine_of, engine_options, settings_of
+from monai_nodeo.apps.cli._options import (
+    DEVICE,
+    PRESET,
+    SET,
+    check_files,
+    configure_logging,
+    engine_of,
+    engine_options,
+    settings_of,
+)
 from monai_nodeo.apps.cli._status import INTERRUPTED
 
 __all__ = ["command"]
@@ -41,6 +50,7 @@ def command(images: tuple[str, ...], output: Path, quiet: bool, **given: Any) ->
     left out.
     """
     configure_logging(quiet)
+    check_files(image=images, start=given["start"])
     from monai_nodeo.data.lists import group, spatial_dims_of
     from monai_nodeo.files import no_empty_folder
 
@@ -69,8 +79,8 @@ def command(images: tuple[str, ...], output: Path, quiet: bool, **given: Any) ->
             click.echo(f"interrupted: what is finished is in {output}; run the same command to go on.", err=True)
             sys.exit(INTERRUPTED)
     if not quiet:
-        click.echo(f"{len(template.figures['images'])} of {len(rows)} images; results are in {output}")
-        for id, reason in template.failures.items():
-            click.echo(f"  left out: {id}: {reason}")
+        left_out = f"; left out: {', '.join(template.failures)}" if template.failures else ""
+        click.echo(f"template of {len(template.figures['images'])} of {len(rows)} images{left_out}")
+        click.echo(f"results are in {output}")
     if template.failures:
         sys.exit(_SOME_FAILED)

@@ -66,7 +66,8 @@ def run_cohort(job: Job, rows: Rows, mine: Rows, engine: Engine, batch_size: int
     """
     ledger = job.ledger
     todo = [row for row in mine if ledger.finished(row) is None]
-    logger.info("%d of %d pairs are done and unchanged", len(mine) - len(todo), len(mine))
+    if len(todo) < len(mine):
+        logger.info("%d of %d pairs are done and unchanged", len(mine) - len(todo), len(mine))
     if not todo:
         return write_tables(ledger, rows)
     job.check()

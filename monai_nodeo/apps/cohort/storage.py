@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from os.path import expanduser
 from pathlib import Path
 
+from monai_nodeo.files.atomic import check_no_file
+
 __all__ = ["StorageError", "blamed_on_storage", "storage_errors", "usable_folder"]
 
 _FULL_OR_READ_ONLY = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -30,9 +32,11 @@ def usable_folder(path: Path) -> Path:
         The folder, absolute.
 
     Raises:
+        NotADirectoryError: when there is a file of this name.
         StorageError: when it cannot be.
     """
     folder = Path(expanduser(path)).absolute()
+    check_no_file(folder)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -45,8 +45,10 @@ def correct_motion(images: Any, reference: int | str = "mean") -> Motion:
     """
     began = time.perf_counter()
     series = open_series(images)
-    if reference != "mean" and reference not in range(len(series.names)):
-        raise PairError(f"reference {reference}: no such frame; expected 0 to {len(series.names) - 1}, or mean.")
+    if isinstance(reference, int):
+        series.check_reference(reference)
+    elif reference != "mean":
+        raise PairError(f"reference {reference!r}: expected the number of a frame, or mean.")
     frames, grid, dtype = _read(series)
     poses = np.broadcast_to(np.eye(4), (len(frames), 4, 4))
     motion = Motion(series, frames, grid, dtype, poses, reference, 0.0)
@@ -66,7 +68,7 @@ def _read(series: Series) -> tuple[NDArray, ImageGrid, np.dtype]:
     if first.ndim != 4 or len(first) > 1:
         raise PairError(
             f"{series.names[0]}: shape {tuple(first.shape[1:])} with {len(first)} channels; expected volumes of one "
-            "channel. Slices, and motion that is not rigid, are for register_sequence."
+            "channel. Slices, and motion that is not rigid, are for monai-nodeo sequence."
         )
     grid = ImageGrid(
         first.affine.numpy(), tuple(first.shape[1:]), int(first.meta["sform_code"]), int(first.meta["qform_code"])

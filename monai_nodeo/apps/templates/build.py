@@ -164,7 +164,7 @@ def build_template(
             {
                 "round": number,
                 "images": len(found),
-                "similarity": fmean(float(results[m.row["id"]]["row"]["similarity_after"]) for m in found),
+                "similarity_loss": fmean(float(results[m.row["id"]]["row"]["similarity_after"]) for m in found),
                 "shape_change_mm": _length(shape),
                 "intensity_change": float((image - before).square().mean().sqrt()),
                 "sharpness": sharpness(mean.image[0], grid),
@@ -222,10 +222,7 @@ def _readable(rows: Rows, dims: int, smallest: int, failures: dict[str, str]) ->
 
 def _check_some_left(found: Sequence[Any], failures: Mapping[str, str]) -> None:
     if len(found) < 2:
-        raise PairError(
-            f"a template needs two images, and {len(found)} can be used; "
-            + "; ".join(f"{id}: {reason}" for id, reason in failures.items())
-        )
+        raise PairError(f"a template needs two images, and {len(found)} can be used; left out: {', '.join(failures)}.")
 
 
 def _of_middle_size(rows: Rows, dims: int) -> Any:

@@ -19,6 +19,7 @@ ending              holds                                                     co
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def read_points(path: PathLike) -> Points:
     finite = np.isfinite(points.ras).all(1)
     if not finite.all():
         raise ValueError(f"{path}: point {finite.argmin() + 1} is not finite.")
-    return points
+    return replace(points, path=str(path))
 
 
 def write_points(path: PathLike, points: Points) -> None:

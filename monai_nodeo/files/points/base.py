@@ -28,10 +28,12 @@ class Points:
     Args:
         ras: (N, 3), mm; z is 0 where the file has none.
         save: ``save(path, ras)`` writes the file with its points at other places, and all else as it was.
+        path: of the file.
     """
 
     ras: np.ndarray
     save: Callable[[Path, np.ndarray], None]
+    path: str = ""
 
     def moved_to(self, ras: np.ndarray) -> Points:
         """The same file with other places, (N, 3) RAS mm."""
