@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +97,22 @@ def test_a_signal_to_the_client_ends_the_command(number, status, run):
     assert (client.returncode, "interrupted" in error) == (status, number == signal.SIGINT)
     with pytest.raises(ProcessLookupError):  # the streams have ended with it
         os.kill(told["process"], 0)
+
+
+def test_a_server_of_other_code_is_not_asked(tmp_path):
+    copied = shutil.copytree(ROOT / "monai_nodeo", tmp_path / "monai_nodeo", ignore=shutil.ignore_patterns("*.js"))
+    rooms = [room.stem for room in copied.iterdir() if (room / "__init__.py").exists()]
+
+    def address() -> str:
+        code = "from monai_nodeo.apps.cli._client import address; print(address())"
+        own = os.environ | {"PYTHONPATH": str(tmp_path)}
+        return subprocess.check_output([sys.executable, "-c", code], env=own, cwd=tmp_path, text=True)
+
+    found = [address()]
+    for room in rooms:
+        os.utime(copied / room / "__init__.py", (1, 1))
+        found.append(address())
+    assert len(set(found)) == len(rooms) + 1 > 9
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from hashlib import sha256
 from pathlib import Path
 from types import FrameType
 
+import monai_nodeo
+
 __all__ = ["SIGNALS", "TAKEN", "address", "connect", "hand_over", "peer", "supported"]
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
@@ -49,7 +51,8 @@ def address() -> Path:
     """
     import resource
 
-    package = Path(__file__).parents[1]
+    assert monai_nodeo.__file__ is not None
+    package = Path(monai_nodeo.__file__).parent
     alike = [
         sys.executable,
         *(os.stat(sysconfig.get_path(name)).st_mtime_ns for name in ("purelib", "platlib")),
