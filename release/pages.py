@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Hooks of MkDocs: pages from outside docs/, and links that hold in the repository as on the site."""
+"""Hooks of MkDocs: pages from outside docs/, links that hold in both places, and nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
 
@@ -30,7 +31,9 @@ OTHERS = (
     "bundle/LICENSE",
     "bundle/configs/*.json",
 )  # that pages link to
+SHIM = "assets/javascripts/iframe-worker.js"  # workers on pages from the disk, see mkdocs.yml
 _LINK = re.compile(r"\]\((?!\w+:|#)([^()#\s]+)")
+_ELSEWHERE = re.compile(r"""<(?:script|img|iframe|link)\b[^>]*\s(?:src|href)=["']?(?:https?:)?//[^"'\s>]+""")
 _ROLE = re.compile(r":py:\w+:(?=<code>)")
 
 
@@ -48,6 +51,7 @@ def on_files(files: Files, config: Any) -> Files:
     for path in (path for pattern in OTHERS for path in sorted(ROOT.glob(pattern))):
         name = f"files/{path.relative_to(ROOT).as_posix()}"
         files.append(File.generated(config, name, abs_src_path=str(path)))
+    files.append(File.generated(config, SHIM, abs_src_path=str(ROOT / "release" / "vendor" / "iframe-worker.js")))
     return files
 
 
@@ -69,3 +73,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def on_page_content(html: str, **_: Any) -> str:
     """Take the roles of Sphinx off references in docstrings."""
     return _ROLE.sub("", html)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Refuse a page that would fetch something from elsewhere."""
+    found = _ELSEWHERE.search(output)
+    if found:
+        raise PluginError(f"{page.file.src_uri}: fetches from elsewhere ({found[0]}); put it into the repository.")
+    return output

@@ -106,7 +106,8 @@ def test_afni_is_named_and_a_field_that_says_nothing_is_a_guess(tmp_path, caplog
     image.header.set_intent("vector")
     image.header.extensions.append(nib.nifti1.Nifti1Extension("afni", b"<AFNI_attributes/>"))
     nib.save(image, tmp_path / "t.nii")
-    assert "a transform of AFNI" in error("info", tmp_path / "t.nii")
+    assert "a transform of AFNI" in (said := error("info", tmp_path / "t.nii"))
+    assert "--from afni -r FIXED -m MOVING" in said
     for name, warned in (("t.nii", True), ("disp_1_2.nii", False)):
         save_field(tmp_path / name, np.zeros((4, 5, 6, 3)), 0)
         caplog.clear()

@@ -10,7 +10,8 @@ NiftyReg      intent name "NREG_TRANS", p1 = 0  places in RAS mm: read
 NiftyReg      the same, p1 = 1                  displacements in RAS mm: read
 NiftyReg      the same, p1 > 1                  control points or velocities: refused
 FSL           intent 2006 to 2018               need both images: refused here, see `files.fsl`
-AFNI          AFNI's extension                  displacements in LPS mm: read, unless the grid is oblique
+AFNI          AFNI's extension                  displacements in LPS mm: read; on an oblique grid they need both
+                                                images: refused here, see `files.afni`
 ============  ================================  ================================================
 """
 
@@ -26,16 +27,15 @@ from monai_nodeo.files.lps import RAS_TO_LPS
 from monai_nodeo.files.nifti import read_values
 from monai_nodeo.files.transform import Displacement
 
-__all__ = ["displacement_from_ras", "read_foreign"]
+__all__ = ["AFNI_EXTENSION", "displacement_from_ras", "read_foreign"]
 
 _FSL = range(2006, 2019)
-_AFNI_EXTENSION = 4
+AFNI_EXTENSION = 4
 _SPM, _NIFTYREG = "Mapping", "NREG_TRANS"
 _PLACES, _DISPLACEMENTS = 0, 1  # NiftyReg's intent_p1
 _OBLIQUE = np.deg2rad(0.01)  # from there on AFNI turns a grid straight
 _SAME = np.eye(3)
-_BY_US = "convert it with  monai-nodeo convert FROM TO.h5 --from fsl -r FIXED -m MOVING"
-_STRAIGHT = "run 3dQwarp on images that 3dWarp -deoblique has turned straight"
+_BY_US = "convert it with  monai-nodeo convert FROM TO.h5 --from {} -r FIXED -m MOVING"
 
 
 def read_foreign(path: PathLike, image: SpatialImage) -> Displacement | None:
@@ -53,10 +53,10 @@ def read_foreign(path: PathLike, image: SpatialImage) -> Displacement | None:
         return None
     intent, name = int(header["intent_code"]), header.get_intent()[2].strip()
     if intent in _FSL:
-        raise _refused(path, "FSL", f"intent code {intent}", _BY_US)
-    if any(extension.get_code() == _AFNI_EXTENSION for extension in header.extensions):
+        raise _refused(path, "FSL", f"intent code {intent}", _BY_US.format("fsl"))
+    if any(extension.get_code() == AFNI_EXTENSION for extension in header.extensions):
         if obliquity(image.affine).max() > _OBLIQUE:
-            raise _refused(path, "AFNI", "on an oblique grid, whose obliquity AFNI drops", _STRAIGHT)
+            raise _refused(path, "AFNI", "on an oblique grid, whose obliquity AFNI drops", _BY_US.format("afni"))
         return _read(path, image, places=False, to_ras=RAS_TO_LPS)
     if name == _SPM:
         return _read(path, image, places=True)

@@ -27,7 +27,7 @@ from monai_nodeo.files.grid import ImageGrid, PathLike, displacement_to_lps, gri
 from monai_nodeo.files.images import open_nibabel
 from monai_nodeo.files.lps import RAS_TO_LPS
 from monai_nodeo.files.nifti import intent_code, read_values
-from monai_nodeo.files.text_matrix import read_text_matrix, write_text_matrix
+from monai_nodeo.files.text_matrix import read_text_matrix, with_last_row, write_text_matrix
 from monai_nodeo.files.transform import Affine, Displacement, Transform
 
 __all__ = ["read_fsl", "write_fsl"]
@@ -51,7 +51,7 @@ def read_fsl(path: PathLike, fixed: PathLike, moving: PathLike) -> Affine | Disp
     if not os.fspath(path).endswith(_NIFTI):
         try:
             back = np.linalg.inv(read_text_matrix(path))
-            return Affine(_affine(from_moving @ back @ _fsl_from_ras(fixed, ImageGrid.from_file(fixed))))
+            return Affine(with_last_row(from_moving @ back @ _fsl_from_ras(fixed, ImageGrid.from_file(fixed))))
         except (np.linalg.LinAlgError, ValueError) as error:
             raise ValueError(f"{path}: no matrix of FLIRT; {error}") from error
     image = open_nibabel(path, path)
@@ -117,8 +117,3 @@ def _map(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
 def _are_places(field: np.ndarray, place: np.ndarray) -> bool:
     """Whether a field would be taken for absolute, by the rule of fslpy: it varies more than relative to the places."""
     return bool(np.std(field, axis=(0, 1, 2)).sum() > np.std(field - place, axis=(0, 1, 2)).sum())
-
-
-def _affine(matrix: np.ndarray) -> np.ndarray:
-    """The matrix with a last row of 0 and 1 to the bit, which an inverse may miss."""
-    return np.vstack([matrix[:3], [0, 0, 0, 1]])

@@ -14,7 +14,7 @@ import numpy as np
 from monai_nodeo.files.atomic import atomic_path
 from monai_nodeo.files.grid import PathLike
 
-__all__ = ["read_text_matrix", "write_text_matrix"]
+__all__ = ["read_text_matrix", "with_last_row", "write_text_matrix"]
 
 
 def read_text_matrix(path: PathLike) -> np.ndarray:
@@ -34,3 +34,8 @@ def write_text_matrix(path: PathLike, matrix: np.ndarray) -> None:
     """Write a matrix, (4, 4)."""
     with atomic_path(path) as partial:
         np.savetxt(partial, matrix, fmt="%.17g", encoding="utf-8")
+
+
+def with_last_row(matrix: np.ndarray) -> np.ndarray:
+    """The matrix, (4, 4), with a last row of 0 and 1 to the bit, which an inverse may miss."""
+    return np.vstack([matrix[:3], [0, 0, 0, 1]])

@@ -15,8 +15,9 @@ file                                   holds
 ``*.dcm``                              DICOM: Spatial Registration, Deformable Spatial Registration
 =====================================  =================================================================
 
-Two tools have names of these for formats of their own, and are called by name: ``fsl`` (FLIRT's matrix, FNIRT's field,
-`files.fsl`) and ``greedy`` (its matrix; its fields are ITK's).
+Three tools have names of these for formats of their own, and are called by name: ``afni`` (its affine and its warp
+between images that may be oblique, `files.afni`), ``fsl`` (FLIRT's matrix, FNIRT's field, `files.fsl`) and ``greedy``
+(its matrix; its fields are ITK's). With both images, ``*.aff12.1D`` is ``afni`` without being told.
 
 Reading, the kinds of NIfTI are told apart by their headers, and those of other tools are read or refused, see
 `files.foreign_fields`. Other vector images that ITK reads (``.mha``, ``.nrrd``) are taken as displacement fields.
@@ -30,7 +31,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from monai_nodeo.files.afni import read_aff12, write_aff12
+from monai_nodeo.files.afni import read_aff12, read_afni, write_aff12, write_afni
 from monai_nodeo.files.atomic import atomic_path, check_folder
 from monai_nodeo.files.dicom_headers import pydicom_or_error
 from monai_nodeo.files.dicom_registration import read_registration_object, write_registration_object
@@ -53,13 +54,20 @@ _COMPOSITE = (".h5", ".hdf5")
 _AFFINE = (".tfm", ".txt", ".mat")
 _NIFTI = (".nii", ".nii.gz")
 _X5 = (".x5",)
-_AFNI = (".aff12.1d",)
+_AFF12 = (".aff12.1d",)
 _DICOM = (".dcm",)
 _ZARR = (".zarr",)
-_FSL, _GREEDY = "fsl", "greedy"
+_AFNI, _FSL, _GREEDY = "afni", "fsl", "greedy"
 _FIELD = (".mha", ".mhd", ".nrrd", ".nhdr")
 _DICOM_ASKS = "a registration object of DICOM names both images; give their series"
-_FSL_ASKS = "FSL's coordinates are those of its images; give both"
+_ASKS = {
+    _AFNI: "AFNI's coordinates are those of its images, turned straight; give both",
+    _FSL: "FSL's coordinates are those of its images; give both",
+}
+_HAS = {
+    _AFNI: ("affines, .aff12.1D, and warps, .nii.gz", (*_AFF12, *_NIFTI)),
+    _FSL: ("matrices, .mat, and fields, .nii.gz", (*_AFFINE, *_NIFTI)),
+}
 _LEARN2REG = re.compile(r"disp_\w+_\w+\.nii(\.gz)?")
 
 
@@ -70,8 +78,8 @@ def read_transform(
 
     Args:
         path: the file.
-        tool: whose format it is, fsl or greedy, where the name does not say it.
-        images: files of the fixed and the moving image, for FSL.
+        tool: whose format it is, afni, fsl or greedy, where the name does not say it.
+        images: files of the fixed and the moving image, for AFNI and FSL.
 
     Raises:
         FileNotFoundError: when there is none.
@@ -82,8 +90,10 @@ def read_transform(
         return read_scene(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: there is no such file, expected a transform.")
+    if tool == _AFNI or (images and name.endswith(_AFF12)):
+        return Transform((read_afni(path, *_both(path, images, _ASKS[_AFNI])),))
     if tool == _FSL:
-        return Transform((read_fsl(path, *_both(path, images, _FSL_ASKS)),))
+        return Transform((read_fsl(path, *_both(path, images, _ASKS[_FSL])),))
     if tool == _GREEDY and name.endswith(_AFFINE):
         return Transform((_named_affine(path, read_text_matrix(path)),))
     if name.endswith((*_COMPOSITE, *_AFFINE)):
@@ -92,13 +102,13 @@ def read_transform(
         return Transform((_read_nifti(path),))
     if name.endswith(_X5):
         return Transform((read_x5(path),))
-    if name.endswith(_AFNI):
+    if name.endswith(_AFF12):
         return Transform((read_aff12(path),))
     if name.endswith(_DICOM):
         return read_registration_object(path)
     if name.endswith(_FIELD):
         return Transform((_read_field(path),))
-    raise _unknown(path, (*_COMPOSITE, *_AFFINE, *_NIFTI, *_X5, *_AFNI, *_DICOM, *_ZARR, *_FIELD))
+    raise _unknown(path, (*_COMPOSITE, *_AFFINE, *_NIFTI, *_X5, *_AFF12, *_DICOM, *_ZARR, *_FIELD))
 
 
 def write_transform(
@@ -114,8 +124,8 @@ def write_transform(
         path: target; a name of the table above.
         transform: what to write.
         grid: for the formats that hold one field, its grid; by default that of the first step.
-        images: files of the fixed and the moving image, for formats that need them: DICOM and FSL.
-        tool: whose format it is, fsl or greedy, where the name does not say it.
+        images: files of the fixed and the moving image, for formats that need them: AFNI, DICOM and FSL.
+        tool: whose format it is, afni, fsl or greedy, where the name does not say it.
 
     Raises:
         MissingExtraError: when the format needs a package of an extra; names it.
@@ -125,7 +135,10 @@ def write_transform(
     if tool and transform.world_dims != 3:
         raise ValueError(f"{path}: for {tool} a transform of volumes is needed, and this one is of 2D points.")
     name = Path(path).name.lower()
-    if tool == _FSL:
+    if tool == _AFNI or (images and name.endswith(_AFF12)):
+        assert images is not None
+        write_afni(path, transform, *images)
+    elif tool == _FSL:
         assert images is not None
         write_fsl(path, transform, *images)
     elif tool == _GREEDY and name.endswith(_AFFINE):
@@ -140,7 +153,7 @@ def write_transform(
     elif name.endswith(_ZARR):
         fields = any(isinstance(step, Displacement) for step in transform.steps)
         write_scene(path, transform, grid if grid or not fields else _field_grid(path, transform))
-    elif name.endswith(_AFNI):
+    elif name.endswith(_AFF12):
         write_aff12(path, transform.matrix(str(path)))
     elif name.endswith(_X5) and all(isinstance(step, Affine) for step in transform.steps):
         write_x5(path, Affine(transform.matrix(str(path)), transform.world_dims))
@@ -168,7 +181,7 @@ def check_transform_target(
         MissingExtraError: when the format needs a package of an extra; names it.
         ValueError: when there is no format of that name, or the images are missing; lists the endings.
     """
-    writable = (*_COMPOSITE, *_AFFINE, *_NIFTI, *_X5, *_AFNI, *_DICOM, *_ZARR)
+    writable = (*_COMPOSITE, *_AFFINE, *_NIFTI, *_X5, *_AFF12, *_DICOM, *_ZARR)
     name = Path(path).name.lower()
     if not name.endswith(writable):
         raise _unknown(path, writable)
@@ -177,10 +190,11 @@ def check_transform_target(
     if name.endswith(_DICOM):
         pydicom_or_error(path)
         _both(path, images, _DICOM_ASKS)
-    if tool == _FSL:
-        _both(path, images, _FSL_ASKS)
-        if not name.endswith((*_AFFINE, *_NIFTI)):
-            raise ValueError(f"{path}: FSL has matrices, .mat, and fields, .nii.gz; give one of these names.")
+    if tool in _HAS:
+        _both(path, images, _ASKS[tool])
+        kinds, endings = _HAS[tool]
+        if not name.endswith(endings):
+            raise ValueError(f"{path}: {tool.upper()} has {kinds}; give one of these names.")
     check_folder(path)
 
 

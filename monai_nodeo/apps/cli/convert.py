@@ -10,14 +10,14 @@ from monai_nodeo.apps.cli._options import file_of
 
 __all__ = ["command"]
 
-_TOOL = click.Choice(["fsl", "greedy"])
+_TOOL = click.Choice(["afni", "fsl", "greedy"])
 
 
 @click.command()
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO")
 @click.option("-r", "--reference", help="Image whose grid a field gets; by default that of the first field in FROM.")
-@click.option("-m", "--moving", help="The moving image, for FSL and for .dcm, where both images are DICOM series.")
+@click.option("-m", "--moving", help="The moving image, for AFNI, FSL and .dcm, where both images are DICOM series.")
 @click.option("--from", "source_tool", type=_TOOL, help="FROM is of this tool.")
 @click.option("--to", "target_tool", type=_TOOL, help="TO is for this tool.")
 def command(
@@ -40,7 +40,8 @@ def command(
     *.zarr                 OME-NGFF 0.6 (RFC-5): a field, affines as they are
     *.dcm                  DICOM: Spatial Registration of an affine, else Deformable Spatial Registration
 
-    Where they do not, --from and --to do: fsl is FLIRT's matrix (.mat) or FNIRT's field (.nii.gz), greedy its matrix.
+    Where they do not, --from and --to do: afni is its warp (.nii.gz), fsl FLIRT's matrix (.mat) or FNIRT's field
+    (.nii.gz), greedy its matrix. An affine of AFNI between oblique images needs both of them.
     """  # noqa: D301
     from monai_nodeo.files import ImageGrid, check_transform_target, read_transform, write_transform
 
