@@ -62,7 +62,7 @@ def test_a_registration_comes_back_and_convert_asks_for_the_images(images, tmp_p
     write_transform(tmp_path / "t.h5", registration(grid))
 
     def convert(source, target, *options):
-        return CliRunner().invoke(main, ["convert", str(tmp_path / source), str(tmp_path / target), *options]).output
+        return CliRunner().invoke(main, ["convert", str(tmp_path / source), str(tmp_path / target), *options]).stderr
 
     assert "give both, as the reference and as the moving image" in convert("t.h5", "w.nii.gz", "--to", "afni")
     assert "AFNI has affines" in convert("t.h5", "w.h5", "--to", "afni", *both)
