@@ -55,6 +55,10 @@ def correct_motion(images: Any, reference: int | str = "mean") -> Motion:
     for number in range(_MEANS if reference == "mean" else 1):
         target = motion.frames[reference] if isinstance(reference, int) else motion.mean()
         search = RigidSearch(target, grid.affine, near=number > 0)
+        if not search.sees:
+            raise PairError(
+                f"{series.names[0]}: {grid.shape} voxels show too little to tell how they moved; expected larger volumes."
+            )
         poses = np.stack([search.pose(frame, pose) for frame, pose in zip(frames, motion.poses, strict=True)])
         if isinstance(reference, int):
             poses[reference] = np.eye(4)

@@ -25,6 +25,7 @@ _FARTHEST = 4.0  # voxels that one step may go
 _OUTLIER = 4.685  # standard deviations from which on a residual does not count: Tukey's biweight
 _DEVIATION = 1.4826  # standard deviations in a median of absolute values
 _FAINTEST = 0.1  # of the reference's contrast
+_FEWEST = 24  # points of a level, three for each unknown
 
 
 class RigidSearch:
@@ -37,11 +38,16 @@ class RigidSearch:
         reference: (X, Y, Z).
         affine: (4, 4), voxel -> mm, of the reference and of the images.
         near: the images lie within about a voxel of where the search starts.
+
+    Attributes:
+        sees: whether the reference has points enough to tell a motion.
     """
 
     def __init__(self, reference: NDArray, affine: NDArray, near: bool = False) -> None:
         self.contrast = float(reference.std())
-        self._levels = [_Level.of(reference, affine, *level) for level in _LEVELS[-1 if near else 0 :]]
+        levels = [_Level.of(reference, affine, *level) for level in _LEVELS[-1 if near else 0 :]]
+        self._levels = [level for level in levels if len(level.columns) >= _FEWEST]
+        self.sees = bool(self._levels)
 
     def pose(self, image: NDArray, start: NDArray) -> NDArray:
         """(4, 4), mm: point of the reference -> its place in the image.
