@@ -57,7 +57,7 @@ def correct_motion(images: Any, reference: int | str = "mean") -> Motion:
         search = RigidSearch(target, grid.affine, near=number > 0)
         if not search.sees:
             raise PairError(
-                f"{series.names[0]}: {grid.shape} voxels show too little to tell how they moved; expected larger volumes."
+                f"{series.names[0]}: {grid.shape} voxels show too little to tell a motion; expected larger volumes."
             )
         poses = np.stack([search.pose(frame, pose) for frame, pose in zip(frames, motion.poses, strict=True)])
         if isinstance(reference, int):
