@@ -186,7 +186,7 @@ def test_command_lines(data):
         if command in ("apply", "evaluate", "invert") and data.draw(st.booleans()):
             line += ["-t", "t.tfm"]
         for option in data.draw(st.lists(st.sampled_from(OPTIONS), max_size=3)):
-            line += [option, data.draw(words)]
+            line += [option, name + "/o.json" if option == "--json" else data.draw(words)]
         line += data.draw(st.lists(words, max_size=2))
         if "-o" not in line or command in ("report", "convert") or line.count("-o") > 1:
             line = (
