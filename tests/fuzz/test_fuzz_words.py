@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import os
+import shutil
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -177,25 +179,24 @@ OPTIONS += ["--json", "--quiet", "--inverse", "--t0", "--batch", "--help", "--no
 def test_command_lines(data):
     """Never a traceback, never a file that is not asked for; the moving image has nothing to register."""
     command = data.draw(st.sampled_from([*(set(COMMANDS) - STAY), "nonsense"]))
-    with TemporaryDirectory() as name:
-        line: list[str] = [command]
-        if command in ("register", "cohort") and data.draw(st.booleans()):
-            line += ["-f", "i.nii.gz", "-m", "constant.nii.gz"]
-        if data.draw(st.booleans()):
-            line += ["-o", str(Path(name) / data.draw(st.sampled_from(["o.nii.gz", "o.csv", "o.h5", "out", "a$b"])))]
-        if command in ("apply", "evaluate", "invert") and data.draw(st.booleans()):
-            line += ["-t", "t.tfm"]
-        for option in data.draw(st.lists(st.sampled_from(OPTIONS), max_size=3)):
-            line += [option, name + "/o.json" if option == "--json" else data.draw(words)]
-        line += data.draw(st.lists(words, max_size=2))
-        if "-o" not in line or command in ("report", "convert") or line.count("-o") > 1:
-            line = (
-                [word for word in line if not word.startswith("/")]
-                if command != "convert"
-                else [*line[:2], name + "/o.h5"]
-            )
+    line: list[str] = [command]
+    if command in ("register", "cohort") and data.draw(st.booleans()):
+        line += ["-f", "i.nii.gz", "-m", "constant.nii.gz"]
+    if data.draw(st.booleans()):
+        line += ["-o", data.draw(st.sampled_from(["o.nii.gz", "o.csv", "o.h5", "out", "a$b"]))]
+    if command in ("apply", "evaluate", "invert") and data.draw(st.booleans()):
+        line += ["-t", "t.tfm"]
+    own = words.filter(lambda word: not word.startswith("/"))  # nothing outside the folder below
+    for option in data.draw(st.lists(st.sampled_from(OPTIONS), max_size=3)):
+        line += [option, data.draw(own)]
+    line += data.draw(st.lists(own, max_size=2))
+    files = Path.cwd()
+    with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(shutil.copytree(files, Path(name) / "one" / "two"))
         result = run(*line)
         event(f"{command}: {result.exit_code}")
         assert result.exit_code in (0, 1, 2, 3)
         assert "Traceback" not in result.output
+        if not {"", "."} & set(line):  # results may go to this folder
+            assert set(os.listdir()) - set(os.listdir(files)) <= {word.split("/")[0] for word in line}
     assert not Path("pwned").exists()
