@@ -25,6 +25,7 @@ from monai_nodeo.files import (
     write_points,
     write_warped,
 )
+from monai_nodeo.files.afni import check_straight_images
 from monai_nodeo.files.reorientation import check_reorientable, reoriented
 
 __all__ = ["INTERPOLATIONS", "apply_to_image", "apply_to_points", "check_place", "read_chain", "resample"]
@@ -41,18 +42,25 @@ _SMALL_SHARE = 0.5
 logger = logging.getLogger(__name__)
 
 
-def read_chain(names: Sequence[str]) -> Transform:
+def read_chain(names: Sequence[str], images: tuple[str, str] | None = None) -> Transform:
     """Read transforms to use one after the other, written and ordered as for ``antsApplyTransforms``.
 
     The last one is applied to the image first; a point of the fixed image goes through the first one first.
 
     Args:
         names: files; ``[file,1]`` is the inverse of an affine.
+        images: files of the image whose grid is sampled and of the one that is warped, if there are any.
 
     Raises:
-        ValueError: when an inverse of a field is asked for, or 2D and 3D are mixed.
+        ValueError: when an inverse of a field is asked for, 2D and 3D are mixed, or one of AFNI's does not say what it
+            does to oblique images.
     """
     transforms = [_read_one(name) for name in names]
+    if images:
+        places = [open_stored(image).affine for image in images]
+        for name in names:
+            inverted = _INVERTED.fullmatch(name)
+            check_straight_images(inverted["path"] if inverted else name, *places)
     worlds = {name: transform.world_dims for name, transform in zip(names, transforms, strict=True)}
     if len(set(worlds.values())) > 1:
         found = ", ".join(f"{name} is {dims}D" for name, dims in worlds.items())
