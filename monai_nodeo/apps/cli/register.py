@@ -124,8 +124,9 @@ def command(
     if not quiet:
         click.echo(f"registering {', '.join(moving)} to {', '.join(fixed)}")
     from monai_nodeo.data.lists import single_pair
-    from monai_nodeo.files import ImageGrid, check_output_dir, no_empty_folder
+    from monai_nodeo.files import ImageGrid, check_no_file, check_output_dir, no_empty_folder
 
+    check_no_file(output)  # before torch is imported, by `needed_room`
     _check_headers(paths)
     grid = ImageGrid.from_file(fixed[0])
     settings = settings_of(
