@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
-__all__ = ["MissingExtraError", "extra", "report_or_not"]
+__all__ = ["MissingExtraError", "check_tensorboard", "extra", "report_or_not"]
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ class MissingExtraError(ImportError):
 
 @contextmanager
 def extra(name: str, purpose: str) -> Iterator[None]:
-    """What is imported inside belongs to an extra.
+    """What is imported inside belongs to an extra; of one within another, the outer one is named.
 
     Args:
         name: of the extra.
@@ -31,8 +31,18 @@ def extra(name: str, purpose: str) -> Iterator[None]:
     """
     try:
         yield
-    except ModuleNotFoundError as error:
+    except (ModuleNotFoundError, MissingExtraError) as error:
         raise _missing(str(error.name), name, purpose) from error
+
+
+def check_tensorboard() -> None:
+    """Refuse to begin where curves are wanted that TensorBoard's package writes; torch imports it late.
+
+    Raises:
+        MissingExtraError: when it is not installed.
+    """
+    if find_spec("tensorboard") is None:
+        raise _missing("tensorboard", "tensorboard", "curves of TensorBoard")
 
 
 def report_or_not(wanted: bool) -> bool:
@@ -44,4 +54,5 @@ def report_or_not(wanted: bool) -> bool:
 
 
 def _missing(package: str, name: str, purpose: str) -> MissingExtraError:
-    return MissingExtraError(f"{package} is not installed, which {purpose} need: pip install 'monai-nodeo[{name}]'.")
+    said = f"{package} is not installed, which {purpose} need: pip install 'monai-nodeo[{name}]'."
+    return MissingExtraError(said, name=package)

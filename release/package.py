@@ -40,6 +40,11 @@ def with_absolute_links(text: str, home: str | None, tag: str) -> str:
     return _LINK.sub(absolute, text)
 
 
+def packages_in(folder: Path) -> list[Path]:
+    """The sdists, then the wheels in a folder, which holds the bundle of `make bundle` too."""
+    return [*folder.glob("monai_nodeo-*.tar.gz"), *folder.glob("monai_nodeo-*.whl")]
+
+
 def main() -> None:
     """Build, compare the contents with the tree, and let twine check the metadata."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -49,7 +54,8 @@ def main() -> None:
         "\n"
     )
     dist = ROOT / "dist"
-    shutil.rmtree(dist, ignore_errors=True)
+    for earlier in packages_in(dist):
+        earlier.unlink()
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
         for name in filter(None, tracked):
@@ -60,7 +66,7 @@ def main() -> None:
         readme.write_text(with_absolute_links(readme.read_text("utf-8"), home, f"v{version}"), encoding="utf-8")
         # the wheel is made of the sdist, so that the sdist is known to be whole
         subprocess.run([sys.executable, "-m", "build", "--outdir", str(dist), str(tree)], check=True)
-    (sdist,), (wheel,) = dist.glob("*.tar.gz"), dist.glob("*.whl")
+    sdist, wheel = packages_in(dist)
     with tarfile.open(sdist) as archive:
         packed = {name.partition("/")[2] for name in archive.getnames()}
     absent = sorted(name for name in tracked if name and not name.startswith(".github/") and name not in packed)

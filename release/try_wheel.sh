@@ -32,7 +32,7 @@ lacks() {
 echo '[{"fixed": "fixed.nii.gz", "moving": "moving.nii.gz"}]' >pairs.json
 lacks cohort env/bin/monai-nodeo cohort pairs.json -o pairs --workers 2
 lacks report env/bin/monai-nodeo report out
-lacks report env/bin/monai-nodeo view out
+lacks view env/bin/monai-nodeo view out
 lacks bundle env/bin/python -c "import monai_nodeo.apps.bundle.workflow"
 lacks dicom env/bin/monai-nodeo convert out/transform.h5 transform.dcm
 lacks zarr env/bin/monai-nodeo apply -i moving.nii.gz -r fixed.nii.gz -t out -o warped.ome.zarr

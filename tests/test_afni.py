@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from grids import FLIPPED, OBLIQUE, PLANE, VOLUME, make_affine, make_start, registration, world
+from grids import FLIPPED, OBLIQUE, PLANE, VOLUME, make_affine, make_image, make_start, registration, world
 from nibabel.affines import apply_affine
 from nitransforms.io.afni import AFNILinearTransform, _dicom_real_to_card
 
@@ -75,3 +75,37 @@ def test_a_registration_comes_back_and_convert_asks_for_the_images(images, tmp_p
     nib.save(nib.Nifti1Image(np.zeros(PLANE.shape, np.uint8), PLANE.affine), tmp_path / "plane.nii.gz")
     plane = ["-r", str(tmp_path / "plane.nii.gz"), "-m", moving]
     assert "AFNI's transforms are of volumes" in convert("w.nii.gz", "back.h5", "--from", "afni", *plane)
+
+
+def test_without_conversion_they_are_refused_where_an_image_is_oblique(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    straight, oblique = np.diag([-1.2, 0.9, 2.5, 1.0]), make_affine((0.0, 0.0, 0.001), (-1.2, 0.9, 2.5))
+    for name, affine in (("straight", straight), ("oblique", oblique)):
+        oblique[:3, 3] = straight[:3, 3] = -10, -10, -20
+        nib.save(nib.Nifti1Image(np.digitize(make_image(VOLUME), [500]).astype(np.uint8), affine), f"{name}.nii.gz")
+        write_transform(f"{name}.aff12.1D", Transform((Affine(np.eye(4)),)))
+        images = (f"{name}.nii.gz", "straight.nii.gz")
+        write_transform(f"{name}_warp.nii.gz", Transform((Affine(np.eye(4)),)), images=images, tool="afni")
+
+    def said(transform, fixed, moving, *command):
+        files = ["-r", f"{fixed}.nii.gz", "-i", f"{moving}.nii.gz", "-o", "out.nii.gz"]
+        result = CliRunner().invoke(main, ["apply", "-t", transform, *files])
+        labels = ["--fixed-label", f"{fixed}.nii.gz", "--moving-label", f"{moving}.nii.gz"]
+        judged = CliRunner().invoke(main, ["evaluate", "-t", transform, *labels])
+        assert judged.stderr == result.stderr
+        assert result.exit_code == (1 if result.stderr else 0)
+        return result.stderr
+
+    advice = "convert it with  monai-nodeo convert FROM TO.h5 --from afni -r FIXED -m MOVING.\n"
+    for affine in ("straight.aff12.1D", "[straight.aff12.1D,1]"):
+        assert said(affine, "straight", "straight") == ""
+        for sides, which in ((("oblique", "straight"), "fixed"), (("straight", "oblique"), "moving")):
+            expected = f"straight.aff12.1D: a transform of AFNI (the {which} image is oblique"
+            assert expected in said(affine, *sides)
+            assert said(affine, *sides).endswith(advice)
+    assert said("straight_warp.nii.gz", "straight", "straight") == ""
+    assert said("straight_warp.nii.gz", "oblique", "straight") == ""  # made for a straight one, and points are points
+    assert "the moving image is oblique" in said("straight_warp.nii.gz", "straight", "oblique")
+    assert "its grid is oblique" in said("oblique_warp.nii.gz", "straight", "straight")
+    register = ["register", "-f", "oblique.nii.gz", "-m", "straight.nii.gz", "-o", "out", "--init", "straight.aff12.1D"]
+    assert "the fixed image is oblique" in CliRunner().invoke(main, register).stderr

@@ -165,6 +165,32 @@ def test_mistakes_about_frames_are_told_without_torch(folder):
         assert message in said
 
 
+def test_a_file_in_the_place_of_the_results_and_too_few_atlases_are_told_without_torch(folder):
+    rows = [{"image": "moving.nii.gz", "label": "labels.nii.gz", "id": id} for id in "ab"]
+    (folder / "atlases.json").write_text(json.dumps(rows), encoding="utf-8")
+    write_image(folder / "other.nii.gz", make_image(VOLUME), VOLUME)
+    images = ["moving.nii.gz", "other.nii.gz"]
+    taken = ["-o", "labels.nii.gz/out"]
+    atlases = ["propagate", "other.nii.gz", "--atlases", "atlases.json"]
+    calls = {
+        "is a file, and the results need a folder": [
+            ["register", "-f", *images[:1], "-m", *images[1:], *taken],
+            ["template", *images, *taken],
+            [*atlases, *taken],
+        ],
+        "the best 3 of 2 atlases were asked for": [[*atlases, "-o", "out", "--best", "3"]],
+    }
+    pairs = [(message, words) for message, several in calls.items() for words in several]
+    found = without("torch", "monai", calls=[words for _, words in pairs], cwd=folder)
+    for (message, _), (status, _, said, _) in zip(pairs, found, strict=True):
+        assert (status, message in said) == (1, True), said
+
+
+def test_a_template_of_images_that_cannot_be_read_tells_of_no_fixed_image(folder):
+    (folder / "list.json").write_text('[{"image": "a.nii.gz"}, {"image": "b.nii.gz"}]', encoding="utf-8")
+    assert "Error: no image of the list can be read: " in fail("template", folder / "list.json", "-o", folder / "out")
+
+
 def test_every_command_explains_itself_and_its_options():
     for name in COMMANDS:
         command = main.get_command(None, name)  # type: ignore[arg-type]
@@ -308,6 +334,17 @@ def test_evaluate_finds_a_known_transform_perfect(folder):
     assert len(proof["folded_by_difference"]) == 10
     assert proof["solver_error"] is None  # of this field no flow is known
     assert "labels after dice mean" in shown
+
+
+def test_landmarks_off_the_plane_of_a_slice_are_told_by_evaluate(tmp_path, caplog):
+    write_transform(tmp_path / "t.h5", Transform(registration(SLICE).steps[:1]))
+    lps = world(SLICE, np.array([[10, 12, 0], [10, 12, 2]])) * [-1, -1, 1]
+    (tmp_path / "p.csv").write_text("x,y,z\n" + "".join(",".join(map(str, p)) + "\n" for p in lps), encoding="utf-8")
+    words = ["evaluate", "-t", tmp_path / "t.h5", "--fixed-landmarks", tmp_path / "p.csv", "--moving-landmarks"]
+    figures = json.loads(succeed(*words, tmp_path / "p.csv", "--json"))
+    assert [error > 0.1 for error in figures["landmarks"]["after"]["tre_mm"]] == [True, False]
+    assert "only 50 % of" in caplog.text
+    assert "p.csv lie on the grid of the displacement field; the rest is not displaced" in caplog.text
 
 
 def test_mistakes_are_told_in_one_line(folder):

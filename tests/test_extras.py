@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is not installed, or is not there on other systems, as a fresh environment meets it."""
 
+import configparser
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,12 +57,14 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]
     (folder / "pairs.json").write_text('[{"fixed": "fixed.nii.gz", "moving": "moving.nii.gz"}]', encoding="utf-8")
     few = ["--init", "none", "--device", "cpu"]
     few += [w for s in ("iterations=[2,2]", "shrink_factors=[2,1]", "dense_iterations=0") for w in ("--set", s)]
+    pair = ["register", "-f", "fixed.nii.gz", "-m", "moving.nii.gz"]
     calls = {
-        "register": ["register", "-f", "fixed.nii.gz", "-m", "moving.nii.gz", "-o", "out", *few],
+        "register": [*pair, "-o", "out", *few],
         "cohort": ["cohort", "pairs.json", "-o", "pairs", "--workers", "2"],
         "report": ["report", "out"],
         "flow": ["flow", "out", "--animate", "film.gif"],
         "view": ["view", "out"],
+        "tensorboard": [*pair, "-o", "logged", "--no-report", "--quiet", "--tensorboard", "logs"],
         "dicom": ["convert", "out/transform.h5", "transform.dcm"],
         "zarr": ["apply", "-i", "moving.nii.gz", "-r", "fixed.nii.gz", "-t", "out", "-o", "warped.ome.zarr"],
     }
@@ -84,7 +88,8 @@ def test_core_registers_a_pair(found):
         ("dicom", "dicom"),
         ("flow", "report"),
         ("report", "report"),
-        ("view", "report"),
+        ("tensorboard", "tensorboard"),
+        ("view", "view"),
         ("workflow", "bundle"),
         ("zarr", "zarr"),
     ],
@@ -94,3 +99,13 @@ def test_missing_extra_is_named(what, extra, found):
     assert status == 1
     assert f"pip install 'monai-nodeo[{extra}]'" in said
     assert len(said.strip().splitlines()) == 1 or what == "cohort"
+
+
+def test_every_extra_that_is_named_is_one_of_setup():
+    config = configparser.ConfigParser(comment_prefixes="#")
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    extras = set(config["options.extras_require"])
+    for folder, endings in (("monai_nodeo", ".py"), ("docs", ".md"), ("release", ".sh"), ("bundle", ".md")):
+        for file in (ROOT / folder).rglob(f"*{endings}"):
+            found = re.findall(r"""\bextra\("(\w+)"|monai-nodeo\[([\w,]+)\]""", file.read_text(encoding="utf-8"))
+            assert {name for names in found for part in names if part for name in part.split(",")} <= extras, file

@@ -18,6 +18,7 @@ from synthetic import deformed_pair, quick_settings, quickly, smooth_image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from monai_nodeo.extras import MissingExtraError
 from monai_nodeo.registration import (
     BestFit,
     EarlyStop,
@@ -25,7 +26,6 @@ from monai_nodeo.registration import (
     PairInferer,
     ProgressBar,
     TensorBoardCurves,
-    handlers,
 )
 from monai_nodeo.registration.inferer import pair_of_tensors
 
@@ -258,8 +258,8 @@ def test_tensorboard_gets_the_figures_of_each_run(tmp_path):
 
 
 def test_tensorboard_that_is_not_installed_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(handlers, "find_spec", lambda _: None)
-    with pytest.raises(ValueError, match=r"pip install 'monai-nodeo\[tensorboard\]'"):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'monai-nodeo\[tensorboard\]'"):
         TensorBoardCurves(tmp_path)
 
 

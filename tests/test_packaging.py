@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import configparser
 import importlib
+import runpy
 import shutil
 import subprocess
 import sys
@@ -130,3 +131,15 @@ def test_the_recipe_of_conda_asks_for_what_setup_asks_for():
     assert host["setuptools"] == Requirement(build[0]).specifier
     for module in recipe["test"]["imports"]:
         importlib.import_module(module)
+
+
+def test_packages_are_told_from_the_bundle_beside_them(tmp_path):
+    for name in (
+        "monai_nodeo-0.1.0-py3-none-any.whl",
+        "monai_nodeo-0.1.0.tar.gz",
+        "nodeo_image_registration_v0.1.0.zip",
+    ):
+        (tmp_path / name).touch()
+    packages_in = runpy.run_path(str(ROOT / "release" / "package.py"))["packages_in"]
+    assert [path.suffix for path in packages_in(tmp_path)] == [".gz", ".whl"]
+    assert packages_in(tmp_path / "absent") == []

@@ -311,6 +311,13 @@ def test_the_planes_of_the_viewer_are_linked_and_tell_values(visit, volumes):
         np.testing.assert_array_equal(drawn(page, overlay=name), solid)
 
 
+def test_the_foot_of_the_viewer_fits_a_window_of_1100_pixels(visit, volumes):
+    page = visit(volumes, 1100)
+    drawn(page, overlay="jacobian")
+    heights = page.locator("footer").evaluate("(foot) => [foot.scrollHeight, foot.clientHeight]")
+    assert heights[0] <= heights[1]
+
+
 def test_the_viewer_flickers(visit, volumes):
     page = visit(volumes, width=600)
     warped, fixed = drawn(page), drawn(page, opacity="0")

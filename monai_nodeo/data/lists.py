@@ -29,6 +29,7 @@ __all__ = [
     "RowError",
     "absolute",
     "atlases_to_one",
+    "check_best",
     "group",
     "load_datalist",
     "pairs_to_one",
@@ -162,6 +163,20 @@ def atlases_to_one(
     return rows
 
 
+def check_best(best: int | None, rows: Sequence[Any]) -> None:
+    """Refuse to choose more atlases than there are.
+
+    Args:
+        best: how many are to be chosen; None: all.
+        rows: of the atlases.
+
+    Raises:
+        ValueError: says both figures.
+    """
+    if best is not None and best > len(rows):
+        raise ValueError(f"the best {best} of {len(rows)} atlases were asked for; give at most {len(rows)}.")
+
+
 def group(images: Sequence[PathLike], key: str | None = None) -> list[dict[str, Any]]:
     """The images of a group, each as the moving one of a pair whose fixed image is yet to be made.
 
@@ -205,8 +220,12 @@ def absolute(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, **{key: _each(os.path.abspath, row[key]) for key in _PATH_KEYS if key in row}} for row in rows]
 
 
-def spatial_dims_of(rows: Sequence[Mapping[str, Any]]) -> int:
+def spatial_dims_of(rows: Sequence[Mapping[str, Any]], key: str = "fixed") -> int:
     """Of the first fixed image that can be read; the others are reported with their pairs.
+
+    Args:
+        rows: as from `load_datalist`.
+        key: "moving" for a group that has no fixed image yet.
 
     Raises:
         DataListError: when there is none.
@@ -216,10 +235,11 @@ def spatial_dims_of(rows: Sequence[Mapping[str, Any]]) -> int:
     reasons = []
     for row in rows:
         try:
-            return ImageGrid.from_file(images_of(row["fixed"])[0]).spatial_dims
+            return ImageGrid.from_file(images_of(row[key])[0]).spatial_dims
         except (KeyError, ValueError, OSError) as error:
             reasons.append(str(row.get(ERROR) or error))
-    raise DataListError(f"no fixed image of the list can be read: {reasons[0]}")
+    which = "fixed image" if key == "fixed" else "image"
+    raise DataListError(f"no {which} of the list can be read: {reasons[0]}")
 
 
 def requested_pairs(datalist: PathLike | None, dataset_dir: PathLike | None, **pair: Any) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from monai_nodeo.data.pair import Pair, PairError, Scan, source_name
 from monai_nodeo.data.placement import affine_3d, check_plane
 from monai_nodeo.data.pose import Grid, Level, Poses, View, best_pose
 from monai_nodeo.files import read_affine
+from monai_nodeo.files.afni import check_straight_images
 
 __all__ = ["METHODS", "Start", "find_start", "read_start"]
 
@@ -99,6 +100,7 @@ def find_start(pair: Pair, initial_transform: str | PathLike[str] | None, rigid:
         return Start(None, "headers", {})
     if str(initial_transform) not in METHODS:
         start = read_start(initial_transform)
+        check_straight_images(initial_transform, *(affine_3d(scan.image).numpy() for scan in (pair.fixed, pair.moving)))
         _warn_of_scale(pair, start)
         return Start(start, "file", {})
     if pair.spatial_dims == 2:

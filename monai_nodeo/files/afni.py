@@ -28,7 +28,7 @@ from nibabel.nifti1 import Nifti1Extension
 from nibabel.orientations import io_orientation
 
 from monai_nodeo.files.atomic import atomic_path
-from monai_nodeo.files.foreign_fields import AFNI_EXTENSION, displacement_from_ras
+from monai_nodeo.files.foreign_fields import AFNI_EXTENSION, check_straight, displacement_from_ras, is_afni_warp
 from monai_nodeo.files.grid import ImageGrid, PathLike, displacement_to_lps, grid_of
 from monai_nodeo.files.images import open_nibabel
 from monai_nodeo.files.lps import RAS_TO_LPS
@@ -36,10 +36,11 @@ from monai_nodeo.files.nifti import read_values
 from monai_nodeo.files.text_matrix import with_last_row
 from monai_nodeo.files.transform import Affine, Displacement, Transform
 
-__all__ = ["read_aff12", "read_afni", "write_aff12", "write_afni"]
+__all__ = ["check_straight_images", "read_aff12", "read_afni", "write_aff12", "write_afni"]
 
 _FLIP = np.diag([*np.diag(RAS_TO_LPS), 1.0])
 _NIFTI = (".nii", ".nii.gz")
+_AFF12 = ".aff12.1d"
 _VECTOR = 1007  # NIfTI's intent code
 _ATTRIBUTES = b'<AFNI_attributes ni_form="ni_group">\n</AFNI_attributes>\n'
 
@@ -125,6 +126,26 @@ def write_afni(path: PathLike, transform: Transform, fixed: PathLike, moving: Pa
     with atomic_path(path) as partial:
         nib.save(image, partial)
     return None
+
+
+def check_straight_images(path: PathLike, fixed: np.ndarray, moving: np.ndarray) -> None:
+    """Refuse a transform of AFNI that is taken as it is between images of which one is oblique; others pass.
+
+    Args:
+        path: file of a transform of any format. Of a warp only the moving image is looked at: its own grid says what
+            the fixed one is.
+        fixed: (4, 4), voxels -> RAS mm.
+        moving: the same of the moving image.
+
+    Raises:
+        ValueError: names the file, the image and what to do.
+    """
+    name = os.fspath(path).lower()
+    affine = name.endswith(_AFF12)
+    if affine:
+        check_straight(path, "the fixed image", fixed)
+    if affine or (name.endswith(_NIFTI) and is_afni_warp(open_nibabel(path, path))):
+        check_straight(path, "the moving image", moving)
 
 
 def _straight_from_world(path: PathLike) -> np.ndarray:

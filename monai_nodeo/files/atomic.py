@@ -69,12 +69,13 @@ def check_room(folder: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, f"the results take some {needed / 1e9:.3g} GB and {free / 1e9:.3g} GB are free")
 
 
-def check_no_file(folder: Path) -> None:
+def check_no_file(path: str | os.PathLike[str]) -> None:
     """Find out early that a file has the name of a folder that is to be made, or of one above it.
 
     Raises:
         NotADirectoryError: names the file.
     """
+    folder = Path(expanduser(path))
     for place in (folder, *folder.parents):
         if place.is_file():
             raise NotADirectoryError(f"{place} is a file, and the results need a folder; give another name.")

@@ -27,7 +27,7 @@ from monai_nodeo.files.lps import RAS_TO_LPS
 from monai_nodeo.files.nifti import read_values
 from monai_nodeo.files.transform import Displacement
 
-__all__ = ["AFNI_EXTENSION", "displacement_from_ras", "read_foreign"]
+__all__ = ["AFNI_EXTENSION", "check_straight", "displacement_from_ras", "is_afni_warp", "read_foreign"]
 
 _FSL = range(2006, 2019)
 AFNI_EXTENSION = 4
@@ -54,9 +54,8 @@ def read_foreign(path: PathLike, image: SpatialImage) -> Displacement | None:
     intent, name = int(header["intent_code"]), header.get_intent()[2].strip()
     if intent in _FSL:
         raise _refused(path, "FSL", f"intent code {intent}", _BY_US.format("fsl"))
-    if any(extension.get_code() == AFNI_EXTENSION for extension in header.extensions):
-        if obliquity(image.affine).max() > _OBLIQUE:
-            raise _refused(path, "AFNI", "on an oblique grid, whose obliquity AFNI drops", _BY_US.format("afni"))
+    if is_afni_warp(image):
+        check_straight(path, "its grid", image.affine)
         return _read(path, image, places=False, to_ras=RAS_TO_LPS)
     if name == _SPM:
         return _read(path, image, places=True)
@@ -67,6 +66,27 @@ def read_foreign(path: PathLike, image: SpatialImage) -> Displacement | None:
             raise _refused(path, "NiftyReg", found, "make a field of it with reg_transform")
         return _read(path, image, places=kind == _PLACES)
     return None
+
+
+def is_afni_warp(image: SpatialImage) -> bool:
+    """Whether a field has AFNI's extension."""
+    extensions = getattr(image.header, "extensions", ())
+    return any(extension.get_code() == AFNI_EXTENSION for extension in extensions)
+
+
+def check_straight(path: PathLike, what: str, affine: np.ndarray) -> None:
+    """Refuse a transform of AFNI that is taken as it is where something of its images is oblique.
+
+    Args:
+        path: the transform.
+        what: has the affine, for the message.
+        affine: (4, 4), voxels -> RAS mm.
+
+    Raises:
+        ValueError: when the affine is oblique.
+    """
+    if obliquity(affine).max() > _OBLIQUE:
+        raise _refused(path, "AFNI", f"{what} is oblique, which AFNI drops", _BY_US.format("afni"))
 
 
 def displacement_from_ras(path: PathLike, ras: np.ndarray, grid: ImageGrid, places: bool) -> Displacement:

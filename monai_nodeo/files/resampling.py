@@ -25,9 +25,18 @@ from monai_nodeo.files import (
     write_points,
     write_warped,
 )
+from monai_nodeo.files.afni import check_straight_images
 from monai_nodeo.files.reorientation import check_reorientable, reoriented
 
-__all__ = ["INTERPOLATIONS", "apply_to_image", "apply_to_points", "check_place", "read_chain", "resample"]
+__all__ = [
+    "INTERPOLATIONS",
+    "apply_to_image",
+    "apply_to_points",
+    "check_place",
+    "map_on_fields",
+    "read_chain",
+    "resample",
+]
 
 INTERPOLATIONS = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "label": sitk.sitkLabelLinear}
 
@@ -41,18 +50,25 @@ _SMALL_SHARE = 0.5
 logger = logging.getLogger(__name__)
 
 
-def read_chain(names: Sequence[str]) -> Transform:
+def read_chain(names: Sequence[str], images: tuple[str, str] | None = None) -> Transform:
     """Read transforms to use one after the other, written and ordered as for ``antsApplyTransforms``.
 
     The last one is applied to the image first; a point of the fixed image goes through the first one first.
 
     Args:
         names: files; ``[file,1]`` is the inverse of an affine.
+        images: files of the image whose grid is sampled and of the one that is warped, if there are any.
 
     Raises:
-        ValueError: when an inverse of a field is asked for, or 2D and 3D are mixed.
+        ValueError: when an inverse of a field is asked for, 2D and 3D are mixed, or one of AFNI's does not say what it
+            does to oblique images.
     """
     transforms = [_read_one(name) for name in names]
+    if images:
+        places = [open_stored(image).affine for image in images]
+        for name in names:
+            inverted = _INVERTED.fullmatch(name)
+            check_straight_images(inverted["path"] if inverted else name, *places)
     worlds = {name: transform.world_dims for name, transform in zip(names, transforms, strict=True)}
     if len(set(worlds.values())) > 1:
         found = ", ".join(f"{name} is {dims}D" for name, dims in worlds.items())
@@ -171,7 +187,7 @@ def check_place(transform: Transform, grid: ImageGrid, stored: StoredImage) -> N
     axes = [np.linspace(0, n - 1, min(n, _LATTICE)) for n in grid.spatial_shape]
     index = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, grid.spatial_dims)
     points = index @ grid.affine[:3, : grid.spatial_dims].T + grid.affine[:3, 3]
-    there = _on_fields(transform, points, "the reference", _SMALL_SHARE)
+    there = map_on_fields(transform, points, "the reference", _SMALL_SHARE)
     if _grid(stored, transform.world_dims).share_inside(there) == 0:
         raise ValueError(
             f"{stored.path}: the transform takes no point of the reference into this image; it belongs to another "
@@ -189,7 +205,39 @@ def apply_to_points(points: str, transform: Transform, output: str) -> None:
         ValueError: when the file is bad, or every point lies outside the field.
     """
     table = read_points(points)
-    write_points(output, table.moved_to(_on_fields(transform, table.ras, points, enough=1)))
+    write_points(output, table.moved_to(map_on_fields(transform, table.ras, points, enough=1)))
+
+
+def map_on_fields(transform: Transform, points: np.ndarray, name: str, enough: float) -> np.ndarray:
+    """Where points of the fixed image arrive, with a warning where too few of them lie on a field that they come to.
+
+    Args:
+        transform: points of the fixed image -> points of the moving image.
+        points: (N, 3), RAS mm.
+        name: of the points, for messages.
+        enough: share of them from which on nothing is said.
+
+    Returns:
+        (N, 3), RAS mm.
+
+    Raises:
+        ValueError: when none of them lies on a field.
+    """
+    *places, there = transform.path(points)
+    for step, place in zip(transform.steps, places, strict=True):
+        share = step.grid.share_inside(place) if isinstance(step, Displacement) else 1.0
+        if share == 0:
+            raise ValueError(
+                f"{name} lies outside the grid of the displacement field, where nothing is known; the transform "
+                "belongs to another image, or its inverse is needed."
+            )
+        if share < enough:
+            logger.warning(
+                "warning: only %.0f %% of %s lie on the grid of the displacement field; the rest is not displaced.",
+                100 * share,
+                name,
+            )
+    return there
 
 
 def _read_one(name: str) -> Transform:
@@ -262,22 +310,3 @@ def _as_itk(values: np.ndarray, grid: ImageGrid) -> sitk.Image:
     for name, value in itk_geometry(grid).items():
         getattr(image, f"Set{name}")(value)
     return image
-
-
-def _on_fields(transform: Transform, points: np.ndarray, name: str, enough: float) -> np.ndarray:
-    """Where points (N, 3) arrive, with a warning where less than a share of them is on a field that they come to."""
-    *places, there = transform.path(points)
-    for step, place in zip(transform.steps, places, strict=True):
-        share = step.grid.share_inside(place) if isinstance(step, Displacement) else 1.0
-        if share == 0:
-            raise ValueError(
-                f"{name} lies outside the grid of the displacement field, where nothing is known; the transform "
-                "belongs to another image, or its inverse is needed."
-            )
-        if share < enough:
-            logger.warning(
-                "warning: only %.0f %% of %s lie on the grid of the displacement field; the rest is not displaced.",
-                100 * share,
-                name,
-            )
-    return there

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from monai_nodeo.files import Affine, ImageGrid, Transform, open_stored, read_points
-from monai_nodeo.files.resampling import check_place, resample
+from monai_nodeo.files.resampling import check_place, map_on_fields, resample
 from monai_nodeo.metrics.labels import label_metrics, landmark_metrics
 
 __all__ = ["label_figures", "landmark_figures"]
@@ -49,13 +49,15 @@ def label_figures(transform: Transform, fixed_label: str, moving_label: str) -> 
 def landmark_figures(transform: Transform, fixed_landmarks: str, moving_landmarks: str) -> dict[str, Any]:
     """Target registration error of landmarks before and after, in mm, see `landmark_metrics`.
 
+    Landmarks beside a displacement field, as off the plane of a slice, are not displaced, and that is logged.
+
     Args:
         transform: points of the fixed image -> points of the moving image.
         fixed_landmarks: CSV table of points in the fixed image.
         moving_landmarks: the same points in the moving image, in the same order.
 
     Raises:
-        ValueError: when a table is bad or they differ in length.
+        ValueError: when a table is bad, they differ in length, or none lies on the field.
     """
     fixed, moving = read_points(fixed_landmarks).ras, read_points(moving_landmarks).ras
     if len(fixed) != len(moving):
@@ -63,7 +65,7 @@ def landmark_figures(transform: Transform, fixed_landmarks: str, moving_landmark
             f"{fixed_landmarks} holds {len(fixed)} points and {moving_landmarks} {len(moving)}; expected the same ones "
             "in the same order."
         )
-    sides = {"before": fixed, "after": transform.map_points(fixed)}
+    sides = {"before": fixed, "after": map_on_fields(transform, fixed, fixed_landmarks, enough=1)}
     return {side: landmark_metrics(moving - place, np.eye(3)) for side, place in sides.items()}
 
 

@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +21,7 @@ from monai.config import PathLike
 from monai.handlers import TensorBoardStatsHandler
 from torch import Tensor
 
+from monai_nodeo.extras import check_tensorboard
 from monai_nodeo.metrics.fields import folding_fraction
 
 with warnings.catch_warnings():
@@ -192,16 +192,13 @@ class TensorBoardCurves:
         every: iterations from one point of a curve to the next; each waits for the device once.
 
     Raises:
-        ValueError: when TensorBoard is not installed.
+        MissingExtraError: when TensorBoard is not installed.
     """
 
     one_pair = True
 
     def __init__(self, log_dir: PathLike, every: int = 5) -> None:
-        if find_spec("tensorboard") is None:
-            raise ValueError(
-                "tensorboard is not installed: pip install 'monai-nodeo[tensorboard]', or leave this option out."
-            )
+        check_tensorboard()
         self.log_dir = Path(str(log_dir))
         self.every = every
 

@@ -36,7 +36,8 @@ class MonaiNodeo(ScriptedLoadableModule):
         parent.contributors = ["monai_nodeo contributors"]
         parent.helpText = (
             "Registers the moving volume to the fixed one by a flow. Calls monai-nodeo, which is installed in an "
-            "environment of its own: pip install monai-nodeo."
+            "environment of its own, in the folder of the repository: python -m venv nodeo; nodeo/bin/pip install . "
+            "(Windows: nodeo\\Scripts\\pip)."
         )
         parent.acknowledgementText = "Not a medical device."
 

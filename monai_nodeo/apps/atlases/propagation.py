@@ -22,7 +22,7 @@ from torch import Tensor
 
 from monai_nodeo.apps.atlases.fusion import Fused, Vote, fuse, similarity, similarity_weights, staple, weighted_vote
 from monai_nodeo.data.image import Image, as_image
-from monai_nodeo.data.lists import ERROR
+from monai_nodeo.data.lists import ERROR, check_best
 from monai_nodeo.data.load import load_label, load_pair
 from monai_nodeo.data.pair import Pair, PairError, stored_grid
 from monai_nodeo.files import ImageGrid, atomic_path, write_image, write_labels
@@ -124,8 +124,7 @@ def propagate(
         ValueError: for another fusion, or when ``best`` is more than there are.
     """
     look_up_option(fusion, FUSIONS)
-    if best is not None and best > len(rows):
-        raise ValueError(f"the best {best} of {len(rows)} atlases were asked for; give at most {len(rows)}.")
+    check_best(best, rows)
     started = time.perf_counter()
     dims, smallest = inferer.settings.spatial_dims, inferer.components.velocity.min_size
     fixed = as_image(rows[0]["fixed"], "image", dims, smallest)

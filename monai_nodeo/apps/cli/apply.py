@@ -95,7 +95,8 @@ def command(
     else:
         check_warped_target(output, image, str(reference))
     others = transforms[1:] if by_flow else transforms
-    chain = read_chain([file_of(name) for name in others]) if others else None
+    images = None if points else (str(reference), image)
+    chain = read_chain([file_of(name) for name in others], images) if others else None
     if points and by_flow:
         table = read_points(image)
         from monai_nodeo.registration.applied import moved_points

@@ -42,10 +42,12 @@ def command(transforms: tuple[str, ...], output: str | None, as_json: bool, **fi
             raise click.UsageError(f"--fixed-{kind} and --moving-{kind} come together; give both or none.")
     if output:
         check_folder(output)
-    transform = read_chain([file_of(name) for name in transforms])
+    fixed_label, moving_label = files["fixed_label"], files["moving_label"]
+    maps = (fixed_label, moving_label) if fixed_label and moving_label else None
+    transform = read_chain([file_of(name) for name in transforms], maps)
     figures: dict[str, Any] = {}
-    if files["fixed_label"] and files["moving_label"]:
-        figures["labels"] = label_figures(transform, files["fixed_label"], files["moving_label"])
+    if maps:
+        figures["labels"] = label_figures(transform, *maps)
     if files["fixed_landmarks"] and files["moving_landmarks"]:
         figures["landmarks"] = landmark_figures(transform, files["fixed_landmarks"], files["moving_landmarks"])
     figures["step"] = transform_figures(transform)

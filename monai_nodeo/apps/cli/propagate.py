@@ -51,10 +51,11 @@ def command(image: str, atlases: str, output: Path, quiet: bool, **given: Any) -
     configure_logging(quiet)
     start = given["initial_transform"]
     check_files(image=image, atlases=atlases, label=given["label"], init=None if start in STARTS else start)
-    from monai_nodeo.data.lists import atlases_to_one
+    from monai_nodeo.data.lists import atlases_to_one, check_best
     from monai_nodeo.files import ImageGrid, check_output_dir, no_empty_folder
 
     rows = atlases_to_one(image, atlases, given["names"], given["key"])
+    check_best(given["best"], rows)
     settings = settings_of(
         ImageGrid.from_file(image).spatial_dims,
         given["preset"],

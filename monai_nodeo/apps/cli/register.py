@@ -26,7 +26,7 @@ from monai_nodeo.apps.cli._options import (
 )
 from monai_nodeo.apps.cli._status import INTERRUPTED
 from monai_nodeo.data.keys import IMAGE_KEYS, LABEL_KEYS, MASK_KEYS, images_of
-from monai_nodeo.extras import report_or_not
+from monai_nodeo.extras import check_tensorboard, report_or_not
 
 __all__ = ["command"]
 
@@ -118,12 +118,15 @@ def command(
     check_files(**paths, init=None if initial_transform in STARTS else initial_transform)
     if use_labels and None in (others["fixed_label"], others["moving_label"]):
         raise click.UsageError("--use-labels needs --fixed-label and --moving-label.")
+    if tensorboard:
+        check_tensorboard()
     report = report_or_not(report)
     if not quiet:
         click.echo(f"registering {', '.join(moving)} to {', '.join(fixed)}")
     from monai_nodeo.data.lists import single_pair
-    from monai_nodeo.files import ImageGrid, check_output_dir, no_empty_folder
+    from monai_nodeo.files import ImageGrid, check_no_file, check_output_dir, no_empty_folder
 
+    check_no_file(output)  # before torch is imported, by `needed_room`
     _check_headers(paths)
     grid = ImageGrid.from_file(fixed[0])
     settings = settings_of(

@@ -52,10 +52,11 @@ def command(images: tuple[str, ...], output: Path, quiet: bool, **given: Any) ->
     configure_logging(quiet)
     check_files(image=images, start=given["start"])
     from monai_nodeo.data.lists import group, spatial_dims_of
-    from monai_nodeo.files import no_empty_folder
+    from monai_nodeo.files import check_no_file, no_empty_folder
 
+    check_no_file(output)  # before torch is imported
     rows = group(images, given["key"])
-    dims = spatial_dims_of([{**row, "fixed": row["moving"]} if "moving" in row else row for row in rows])
+    dims = spatial_dims_of(rows, "moving")
     settings = settings_of(dims, given["preset"], given["changes"], initial_transform=given["initial_transform"])
     chosen = {name: given[name] for name in ("rounds", "sharpening") if given[name] is not None}
     engine = engine_of(given)

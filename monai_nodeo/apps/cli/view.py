@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from monai_nodeo.extras import extra
+
 __all__ = ["command"]
 
 
@@ -29,8 +31,10 @@ def command(folder: Path, output: Path | None) -> None:
     import webbrowser
 
     from monai_nodeo.registration.folder import FIGURES
-    from monai_nodeo.report import write_view
-    from monai_nodeo.report.server import RunServer
+
+    with extra("view", "viewers"):
+        from monai_nodeo.report import write_view
+        from monai_nodeo.report.server import RunServer
 
     if output is not None or (folder / FIGURES).exists():
         page = write_view(folder, output).absolute()
