@@ -22,7 +22,7 @@ from monai_nodeo.losses import (
     LocalNCCLoss,
     LogJacobianLoss,
     SmoothnessLoss,
-    local_correlation,
+    local_ncc,
     regularity,
     similarity,
 )
@@ -68,7 +68,7 @@ def both_ways(monkeypatch, library) -> Callable[[Callable[[], Tensor], Tensor], 
     def _both_ways(loss: Callable[[], Tensor], x: Tensor) -> list[tuple[Tensor, Tensor]]:
         results = []
         for used in (lambda *_: None, kernels_of(library)):
-            for module in (windows, local_correlation, regularity, similarity):
+            for module in (windows, local_ncc, regularity, similarity):
                 monkeypatch.setattr(module, "kernels_for", used)
             values = loss()
             factors = torch.arange(1, len(values) + 1, dtype=x.dtype, device=x.device)
@@ -203,8 +203,8 @@ def test_results_do_not_depend_on_the_threads():
 
 
 def test_kernels_are_used_where_they_can_be():
-    found = kernels_for(torch.rand(8), "local_correlation", "losses")
-    assert found is import_module("monai_nodeo.losses._numba.local_correlation")
+    found = kernels_for(torch.rand(8), "local_ncc", "losses")
+    assert found is import_module("monai_nodeo.losses._numba.local_ncc")
     assert kernels_for(torch.rand(8), "windows") is import_module("monai_nodeo.geometry._numba.windows")
     assert kernels_for(torch.rand(8).half(), "windows") is None
     assert kernels_for(torch.rand(8, device="meta"), "windows") is None
@@ -212,8 +212,8 @@ def test_kernels_are_used_where_they_can_be():
 
 @pytest.mark.gpu
 def test_the_kernels_are_used_on_the_device():
-    found = kernels_for(torch.rand(8).cuda(), "local_correlation", "losses")
-    assert found is import_module("monai_nodeo.losses._triton.local_correlation")
+    found = kernels_for(torch.rand(8).cuda(), "local_ncc", "losses")
+    assert found is import_module("monai_nodeo.losses._triton.local_ncc")
 
 
 def test_nothing_is_read_from_memory_that_was_not_written(monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 from synthetic import deformed_pair, quick_settings, quickly, smooth_image
 
-from monai_nodeo.data.match import MatchedPair
+from monai_nodeo.data.matched_pair import MatchedPair
 from monai_nodeo.geometry.cropping import foreground_box
 from monai_nodeo.registration.large_images import in_larger_voxels
 from monai_nodeo.registration.settings import Settings, SettingsError

@@ -28,10 +28,10 @@ from monai_nodeo.registration.channels import compared
 from monai_nodeo.registration.choice import choose
 from monai_nodeo.registration.fitting import Components, Fit, fit
 from monai_nodeo.registration.handlers import BestFit, EarlyStop, ProgressBar
-from monai_nodeo.registration.kept_memory import give_back_kept_memory
 from monai_nodeo.registration.levels import PairBatch
-from monai_nodeo.registration.limits import check_memory, pairs_at_once
+from monai_nodeo.registration.malloc import give_back_kept_memory
 from monai_nodeo.registration.named_parts import make_loss, make_optimizer, make_score, make_solver, make_velocity
+from monai_nodeo.registration.needed_memory import check_memory, pairs_at_once
 from monai_nodeo.registration.pair_map import PairMap
 from monai_nodeo.registration.preparation import grid_like, prepare
 from monai_nodeo.registration.refusal import defended, start_alone

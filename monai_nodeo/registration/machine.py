@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of the machine that registered a pair."""
+"""The machine that registers: its device, and the most memory that was taken."""
 
 from __future__ import annotations
 
