@@ -11,7 +11,7 @@ OWNERS: dict[str, str | tuple[str, ...]] = {"torchdiffeq": "flows.solvers.torchd
 OWNERS |= {library: (f"geometry._{library}", f"losses._{library}") for library in ("numba", "triton")}
 OWNERS |= dict.fromkeys(("napari", "magicgui", "qtpy"), "apps.napari.widget")
 WITHOUT_TORCH = ("files", "geometry.determinants", "metrics.transform_figures", "registration.presets")
-WITHOUT_TORCH += ("data.errors", "data.keys", "data.lists", "data.list_formats")
+WITHOUT_TORCH += ("data.errors", "data.ids", "data.keys", "data.lists", "data.list_formats")
 
 
 def test_imports_go_down_without_circles_and_libraries_have_one_owner():

@@ -26,7 +26,7 @@ from monai_nodeo.registration.choice import Choice, choose
 from monai_nodeo.registration.fitting import Components, fit
 from monai_nodeo.registration.frames import Frames, write_frame
 from monai_nodeo.registration.handlers import ProgressBar
-from monai_nodeo.registration.inferer import usable
+from monai_nodeo.registration.machine import usable_device
 from monai_nodeo.registration.named_parts import make_loss, make_optimizer, make_solver, make_velocity
 from monai_nodeo.registration.preparation import Prepared, grid_of_nodes, prepare
 from monai_nodeo.registration.sequence_result import SequenceRegistration
@@ -95,7 +95,7 @@ def register_sequence(
     else:
         settings = Settings.preset(settings, fixed.ndim - 1)
     followed = None if label is None else load_label(label, "labels", fixed)
-    where = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = usable_device(device)
     if settings.symmetric:
         raise SettingsError("symmetric is for pairs; a sequence has a reference frame.")
     with TemporaryDirectory(prefix="monai_nodeo_") as temporary, torch.inference_mode(False), torch.enable_grad():
