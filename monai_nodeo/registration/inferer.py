@@ -24,22 +24,22 @@ from monai_nodeo.flows.unfolding import unfolded, unfolded_both_ways
 from monai_nodeo.geometry.sampling import warp_in_slabs
 from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.metrics.certificate import certify_flow
-from monai_nodeo.registration.channels import compared
 from monai_nodeo.registration.choice import choose
-from monai_nodeo.registration.fitting import Components, Fit, fit
-from monai_nodeo.registration.handlers import BestFit, EarlyStop, ProgressBar
-from monai_nodeo.registration.levels import PairBatch
 from monai_nodeo.registration.machine import usable_device
 from monai_nodeo.registration.malloc import give_back_kept_memory
 from monai_nodeo.registration.named_parts import make_loss, make_optimizer, make_score, make_solver, make_velocity
 from monai_nodeo.registration.needed_memory import check_memory, pairs_at_once
+from monai_nodeo.registration.optimisation.fitting import Components, Fit, fit
+from monai_nodeo.registration.optimisation.handlers import BestFit, EarlyStop, ProgressBar
+from monai_nodeo.registration.optimisation.levels import PairBatch
+from monai_nodeo.registration.optimisation.trainer import DivergedError
 from monai_nodeo.registration.pair_map import PairMap
-from monai_nodeo.registration.preparation import grid_like, prepare
+from monai_nodeo.registration.preparation.channels import compared
+from monai_nodeo.registration.preparation.prepared_pair import grid_like, prepare
 from monai_nodeo.registration.refusal import defended, start_alone
 from monai_nodeo.registration.result import Registration
 from monai_nodeo.registration.settings import Settings
 from monai_nodeo.registration.task import Task
-from monai_nodeo.registration.trainer import DivergedError
 from monai_nodeo.registration.uncertainty import deviation, ways_of_changed
 
 __all__ = ["PairInferer", "pair_of_tensors"]

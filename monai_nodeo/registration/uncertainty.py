@@ -21,9 +21,9 @@ from monai_nodeo.files import ImageGrid
 from monai_nodeo.flows import Flow
 from monai_nodeo.geometry.resizing import resize
 from monai_nodeo.losses import RegistrationLoss
+from monai_nodeo.registration.optimisation.trainer import DivergedError
 from monai_nodeo.registration.pair_map import PairMap
 from monai_nodeo.registration.result import Registration
-from monai_nodeo.registration.trainer import DivergedError
 
 __all__ = ["Perturbed", "deviation", "perturbed", "ways_of_changed"]
 
