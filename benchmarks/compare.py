@@ -37,7 +37,7 @@ from monai_nodeo.geometry.sampling import warp
 from monai_nodeo.metrics.fields import sd_log_jacobian
 from monai_nodeo.metrics.labels import label_metrics
 from monai_nodeo.registration import PairInferer, Registration, Settings
-from monai_nodeo.registration.kept_memory import keep_freed_memory
+from monai_nodeo.registration.malloc import keep_freed_memory
 
 OURS = {
     "monai_nodeo fast": "fast",

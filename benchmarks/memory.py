@@ -22,7 +22,7 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from monai_nodeo.registration.limits import needed_memory
+from monai_nodeo.registration.needed_memory import needed_memory
 from monai_nodeo.registration.settings import Settings
 
 PRESETS = {"fast": ["--preset", "fast"], "default": []}

@@ -23,7 +23,7 @@ from monai_nodeo.data.examples import example_pair
 from monai_nodeo.geometry.coordinates import ddf_to_phi, identity_grid
 from monai_nodeo.geometry.sampling import make_warp, sample
 from monai_nodeo.losses import FoldingLoss, LocalNCCLoss, SmoothnessLoss
-from monai_nodeo.registration.kept_memory import keep_freed_memory
+from monai_nodeo.registration.malloc import keep_freed_memory
 
 SHAPE = (160, 192, 144)
 REPEATS = 5

@@ -24,8 +24,8 @@ from torch.profiler import ProfilerActivity, profile
 from monai_nodeo.data import Pair, load_pair
 from monai_nodeo.geometry.resizing import resize
 from monai_nodeo.registration import PairInferer, Settings
-from monai_nodeo.registration.fitting import fit
-from monai_nodeo.registration.preparation import prepare
+from monai_nodeo.registration.optimisation.fitting import fit
+from monai_nodeo.registration.preparation.prepared_pair import prepare
 
 SIZES = (64, 96, 128, 160, 192, 256)
 PRESETS = ("fast", "default")

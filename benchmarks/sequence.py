@@ -39,8 +39,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from monai_nodeo.files import read_points
-from monai_nodeo.metrics.machine import peak_memory_mb
 from monai_nodeo.registration import Settings, register, register_sequence
+from monai_nodeo.registration.machine import peak_memory_mb
 
 # name -> folder, part of the image, frames, how far the tissue goes
 MOVED: dict[str, tuple[str, tuple[slice, ...], int, float]] = {

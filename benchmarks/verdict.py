@@ -35,7 +35,7 @@ from monai_nodeo.data.placement import on_grid_of, voxel_sides
 from monai_nodeo.metrics.confidence import signs
 from monai_nodeo.metrics.evidence import LIMIT_MM, LIMIT_VOXELS, gather
 from monai_nodeo.registration import PairInferer
-from monai_nodeo.registration.trainer import DivergedError
+from monai_nodeo.registration.optimisation.trainer import DivergedError
 
 SETS = {"slices": 110, "volumes": 56, "whole": 192}  # points along the longest side of an image
 WHOLE = 3000  # from this number on there are real pairs of slices as they are, half of them without a drawn deformation

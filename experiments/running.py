@@ -27,8 +27,8 @@ from experiments.recorded import field_file, is_done, relevant_settings, result_
 from monai_nodeo.data import load_pair
 from monai_nodeo.files import atomic_path
 from monai_nodeo.geometry.jacobian import jacobian_determinant
-from monai_nodeo.metrics.machine import device_name, peak_memory_mb
 from monai_nodeo.registration import PairInferer, Registration
+from monai_nodeo.registration.machine import device_name, peak_memory_mb
 
 __all__ = ["run_all"]
 

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from monai_nodeo.apps.cohort.task import Job
+from monai_nodeo.apps.cohort.job import Job
 
 Batch = list[dict[str, Any]]
 

@@ -7,10 +7,11 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "monai_nodeo"
 FLOORS = {"geometry": 0, "files": 0, "flows": 1, "losses": 1, "data": 1, "metrics": 2, "registration": 3, "report": 4}
 FLOORS |= {"apps": 5, "__init__": 6, "__main__": 6, "extras": -1}  # extras: what is not installed, for every room
-OWNERS = {"torchdiffeq": "flows.solvers.torchdiffeq_solver", "triton": "geometry._triton", "numba": "geometry._numba"}
+OWNERS: dict[str, str | tuple[str, ...]] = {"torchdiffeq": "flows.solvers.torchdiffeq_solver"}
+OWNERS |= {library: (f"geometry._{library}", f"losses._{library}") for library in ("numba", "triton")}
 OWNERS |= dict.fromkeys(("napari", "magicgui", "qtpy"), "apps.napari.widget")
 WITHOUT_TORCH = ("files", "geometry.determinants", "metrics.transform_figures", "registration.presets")
-WITHOUT_TORCH += ("data.errors", "data.keys", "data.lists", "data.list_formats")
+WITHOUT_TORCH += ("data.errors", "data.ids", "data.keys", "data.lists", "data.list_formats")
 
 
 def test_imports_go_down_without_circles_and_libraries_have_one_owner():

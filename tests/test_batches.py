@@ -15,8 +15,7 @@ from ignite.engine import Events
 from synthetic import deformed_pair, quick_settings, smooth_image
 from torch import Tensor, nn
 
-from monai_nodeo.apps.cohort import task
-from monai_nodeo.apps.cohort.task import Job, register_pairs
+from monai_nodeo.apps.cohort.job import Job, register_pairs
 from monai_nodeo.data import Pair
 from monai_nodeo.flows import ODESolver
 from monai_nodeo.geometry.folds import folded_cells
@@ -140,7 +139,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
                 raise DivergedError(3)
             return {row["id"]: {"id": row["id"]} for row in rows}
 
-        monkeypatch.setattr(task, "register_rows", register_rows)
+        monkeypatch.setattr("monai_nodeo.apps.cohort.job.register_rows", register_rows)
         return seen
 
     return _calls

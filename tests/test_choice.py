@@ -15,8 +15,8 @@ from monai_nodeo.data import load_pair
 from monai_nodeo.metrics import sd_log_jacobian
 from monai_nodeo.registration import PairInferer, RegisterPair, Registration, Settings
 from monai_nodeo.registration.choice import information
-from monai_nodeo.registration.levels import PairBatch
 from monai_nodeo.registration.named_parts import make_loss
+from monai_nodeo.registration.optimisation.levels import PairBatch
 
 SHAPES = {2: (48, 44), 3: (24, 22, 20)}
 

@@ -573,7 +573,7 @@ def test_ctrl_c_ends_every_command_with_a_word(runs, tmp_path, monkeypatch):
     def press(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("monai_nodeo.registration.sequence.fit", press)
+    monkeypatch.setattr("monai_nodeo.registration.sequences.register_sequence.fit", press)
     monkeypatch.chdir(runs["slice"][0])
     with as_it_was():
         done = call("sequence", "fixed.nii.gz", "fixed.nii.gz", "-o", tmp_path / "out")

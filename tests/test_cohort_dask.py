@@ -15,8 +15,8 @@ from cohorts import ROOT, as_it_was, environment, here, make_rows, table, write_
 from distributed import Client, LocalCluster
 
 from monai_nodeo.apps.cohort import workers
+from monai_nodeo.apps.cohort.job import Job
 from monai_nodeo.apps.cohort.storage import StorageError
-from monai_nodeo.apps.cohort.task import Job
 from monai_nodeo.apps.cohort.workers import ClusterError, ExistingCluster, LocalWorkers, run_on
 
 # Dask closes sockets a little later than Python would like.

@@ -23,7 +23,7 @@ SCRIPT = f"""
 import contextlib, io, json, sys
 sys.path.insert(0, {str(ROOT)!r})
 sys.modules |= dict.fromkeys({EXTRAS + UNIX})
-import monai_nodeo.apps.cohort.ledger, monai_nodeo.metrics.machine  # what takes locks and measures memory
+import monai_nodeo.apps.cohort.ledger, monai_nodeo.registration.machine  # what takes locks and measures memory
 for name in {UNIX}:
     del sys.modules[name]
 from click.testing import CliRunner

@@ -178,7 +178,7 @@ def _all_bars_closed():
 
 @pytest.mark.usefixtures("_all_bars_closed")
 def test_progress_is_silent_and_idle_without_a_terminal_for_some_seconds(capsys, caplog):
-    with caplog.at_level(logging.INFO, logger="monai_nodeo.registration.handlers"):
+    with caplog.at_level(logging.INFO, logger="monai_nodeo.registration.optimisation.handlers"):
         run(ProgressBar(interval=0), unreadable(3))
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
@@ -188,7 +188,7 @@ def test_progress_is_silent_and_idle_without_a_terminal_for_some_seconds(capsys,
 @pytest.mark.usefixtures("_all_bars_closed")
 def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, caplog):
     outputs = [{"loss": torch.tensor(x), **FIELD} for x in (3.0, 2.0, 1.25)]
-    with caplog.at_level(logging.INFO, logger="monai_nodeo.registration.handlers"):
+    with caplog.at_level(logging.INFO, logger="monai_nodeo.registration.optimisation.handlers"):
         run(ProgressBar(line_interval=0), outputs, pause=0.3)
     assert len(caplog.messages) == 3
     assert caplog.messages[0] == "level 2/3, iteration 1 of 3: loss 3, folds % 0; 1 s left"
@@ -206,7 +206,7 @@ def test_the_time_left_counts_the_finer_levels(shape, caplog):
 
     fixed, moving, _ = deformed_pair(shape)
     factories = [Look, partial(ProgressBar, line_interval=0)]
-    with caplog.at_level(logging.INFO, logger="monai_nodeo.registration.handlers"):
+    with caplog.at_level(logging.INFO, logger="monai_nodeo.registration.optimisation.handlers"):
         quickly(fixed, moving, {"handlers": factories}, iterations=(5, 3), crop_air=False)
     assert ahead == [3 * 2 ** len(shape), 0]  # an iteration of the finer level counts as much as it has voxels
     assert "iteration 3 of 3" in caplog.messages[-1]

@@ -425,7 +425,7 @@ def test_images_too_small_for_the_network_are_refused(shape, least):
 @pytest.mark.parametrize("key", ["fixed_mask", "moving_mask"])
 @pytest.mark.parametrize("loss", [torch.nn.MSELoss(), GlobalMutualInformationLoss()], ids=["MSE", "MI"])
 def test_a_mask_that_the_loss_cannot_take_is_refused_before_a_start_is_searched_for(key, loss, monkeypatch):
-    monkeypatch.setattr("monai_nodeo.registration.preparation.find_start", pytest.fail)
+    monkeypatch.setattr("monai_nodeo.registration.preparation.prepared_pair.find_start", pytest.fail)
     fixed, moving, _ = deformed_pair(SHAPES[0])
     settings = quick_settings(2, initial_transform="moments")
     with pytest.raises(PairError, match=f"{key}: {type(loss).__name__} cannot take masks; register without them"):

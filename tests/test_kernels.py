@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from monai_nodeo.losses import (
     LocalNCCLoss,
     LogJacobianLoss,
     SmoothnessLoss,
-    local_correlation,
+    local_ncc,
     regularity,
     similarity,
 )
@@ -31,20 +32,27 @@ BACKENDS = ["numba", pytest.param("triton", marks=pytest.mark.skipif(not HAS_TRI
 # more voxels than one program works on, with axes of any length around the window
 SHAPES = [(41, 37), (13, 17, 11), (3, 47, 1)]
 FIELDS = [(41, 37), (13, 17, 11), (3, 47, 2)]
-PLAIN_AND_NUMBA = (lambda *_: None, lambda _, part: import_module(f"monai_nodeo.geometry._numba.{part}"))
+
+
+def kernels_of(library: str) -> Callable[..., ModuleType]:
+    """What `kernels_for` returns where the library is there and no other."""
+    return lambda _, part, room="geometry": import_module(f"monai_nodeo.{room}._{library}.{part}")
+
+
+PLAIN_AND_NUMBA = (lambda *_: None, kernels_of("numba"))
 TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-13}
 
 
 @pytest.fixture(params=BACKENDS)
-def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "triton" and not torch.cuda.is_available():
         monkeypatch.setenv("TRITON_INTERPRET", "1")  # read when Triton is imported
-    return f"monai_nodeo.geometry._{request.param}"
+    return request.param
 
 
 @pytest.fixture
-def device(package: str) -> str:
-    return "cuda" if "triton" in package and torch.cuda.is_available() else "cpu"
+def device(library: str) -> str:
+    return "cuda" if library == "triton" and torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture
@@ -54,13 +62,13 @@ def random(device: str) -> Callable[..., Tensor]:
 
 
 @pytest.fixture
-def both_ways(monkeypatch, package) -> Callable[[Callable[[], Tensor], Tensor], list[tuple[Tensor, Tensor]]]:
+def both_ways(monkeypatch, library) -> Callable[[Callable[[], Tensor], Tensor], list[tuple[Tensor, Tensor]]]:
     """Values (B,), and the gradient of their sum with factors 1, 2, ..., by plain operations and by kernels."""
 
     def _both_ways(loss: Callable[[], Tensor], x: Tensor) -> list[tuple[Tensor, Tensor]]:
         results = []
-        for used in (lambda *_: None, lambda _, part: import_module(f"{package}.{part}")):
-            for module in (windows, local_correlation, regularity, similarity):
+        for used in (lambda *_: None, kernels_of(library)):
+            for module in (windows, local_ncc, regularity, similarity):
                 monkeypatch.setattr(module, "kernels_for", used)
             values = loss()
             factors = torch.arange(1, len(values) + 1, dtype=x.dtype, device=x.device)
@@ -79,8 +87,8 @@ def assert_alike(results: list[tuple[Tensor, Tensor]]) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("side", [1, 5, 21])
-def test_window_sums(monkeypatch, package, random, shape, side):
-    kernels = import_module(f"{package}.local_correlation")
+def test_window_sums(monkeypatch, library, random, shape, side):
+    kernels = kernels_of(library)(None, "windows")
     x = random(2, 3, *shape)
     sides = [side, *[3] * (len(shape) - 1)]
     found = kernels.window_sum(x, sides)
@@ -195,18 +203,17 @@ def test_results_do_not_depend_on_the_threads():
 
 
 def test_kernels_are_used_where_they_can_be():
-    assert kernels_for(torch.rand(8), "local_correlation") is import_module(
-        "monai_nodeo.geometry._numba.local_correlation"
-    )
-    assert kernels_for(torch.rand(8).half(), "local_correlation") is None
-    assert kernels_for(torch.rand(8, device="meta"), "local_correlation") is None
+    found = kernels_for(torch.rand(8), "local_ncc", "losses")
+    assert found is import_module("monai_nodeo.losses._numba.local_ncc")
+    assert kernels_for(torch.rand(8), "windows") is import_module("monai_nodeo.geometry._numba.windows")
+    assert kernels_for(torch.rand(8).half(), "windows") is None
+    assert kernels_for(torch.rand(8, device="meta"), "windows") is None
 
 
 @pytest.mark.gpu
 def test_the_kernels_are_used_on_the_device():
-    assert kernels_for(torch.rand(8).cuda(), "local_correlation") is import_module(
-        "monai_nodeo.geometry._triton.local_correlation"
-    )
+    found = kernels_for(torch.rand(8).cuda(), "local_ncc", "losses")
+    assert found is import_module("monai_nodeo.losses._triton.local_ncc")
 
 
 def test_nothing_is_read_from_memory_that_was_not_written(monkeypatch):

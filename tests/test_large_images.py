@@ -9,9 +9,9 @@ import torch
 from monai.data import MetaTensor
 from synthetic import deformed_pair, quick_settings, quickly, smooth_image
 
-from monai_nodeo.data.match import MatchedPair
+from monai_nodeo.data.matched_pair import MatchedPair
 from monai_nodeo.geometry.cropping import foreground_box
-from monai_nodeo.registration.large_images import in_larger_voxels
+from monai_nodeo.registration.preparation.large_images import in_larger_voxels
 from monai_nodeo.registration.settings import Settings, SettingsError
 
 OBLIQUE = torch.tensor([[0.8, -0.6, 0, 5], [0.6, 0.8, 0, -7], [0, 0, 1.5, 3], [0, 0, 0, 1]], dtype=torch.float64)

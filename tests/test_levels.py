@@ -5,7 +5,7 @@ import torch
 from synthetic import quickly, smooth_ddf, smooth_image
 
 from monai_nodeo.geometry.sampling import warp
-from monai_nodeo.registration.levels import PairBatch, coarser_first, make_levels
+from monai_nodeo.registration.optimisation.levels import PairBatch, coarser_first, make_levels
 
 PAIRS = [((160, 192), (1.0, 1.0)), ((61, 40), (0.7, 2.0)), ((33, 29, 41), (1.0, 1.2, 0.9)), ((160, 192, 40), (1, 1, 5))]
 

@@ -19,7 +19,7 @@ from synthetic import save_pair
 from monai_nodeo import RegisterPaird, Registration, Settings, register
 from monai_nodeo.apps import NodeoWorkflow
 from monai_nodeo.apps.cli import main
-from monai_nodeo.apps.cohort.task import Job, register_pairs
+from monai_nodeo.apps.cohort.job import Job, register_pairs
 from monai_nodeo.registration.presets import preset_files
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from monai_nodeo.flows import NODEONet, ODESolver, VelocityBatch
 from monai_nodeo.losses import FoldingLoss, IntensityLoss, LocalNCCLoss, RegistrationLoss, SmoothnessLoss, landmark_loss
-from monai_nodeo.registration.levels import PairBatch
-from monai_nodeo.registration.trainer import PairTrainer
+from monai_nodeo.registration.optimisation.levels import PairBatch
+from monai_nodeo.registration.optimisation.trainer import PairTrainer
 
 SHAPES = [(11, 9), (9, 7, 5)]
 

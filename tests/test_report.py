@@ -27,8 +27,8 @@ from monai_nodeo.metrics import Certificate, Residual
 from monai_nodeo.metrics.confidence import wrong_probability
 from monai_nodeo.metrics.evidence import Evidence, gather, shared_information
 from monai_nodeo.metrics.verdict import Grade, Verdict, judge
-from monai_nodeo.registration.side_by_side import images_side_by_side
-from monai_nodeo.registration.table import failed_row, row_of, write_table
+from monai_nodeo.registration.before_and_after import images_before_and_after
+from monai_nodeo.registration.metrics_table import failed_row, row_of, write_table
 from monai_nodeo.report import remake_report, write_index
 from monai_nodeo.report.pair import ShownPair, shown
 
@@ -123,7 +123,7 @@ def test_the_view_of_the_moving_image_ends_where_its_voxels_end() -> None:
     def warp(image: MetaTensor, mode: str) -> MetaTensor:
         return on_grid_of(fixed, image, ddf=still, mode=mode)
 
-    _, masks = images_side_by_side(pair, None, fixed, warp)
+    _, masks = images_before_and_after(pair, None, fixed, warp)
     assert masks["moving"].tolist() == [[y < 10 for y in range(20)] for x in range(14)]
     assert masks["warped"].tolist() == [[y < (7 if x < 4 else 10) for y in range(20)] for x in range(14)]
 

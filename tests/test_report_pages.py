@@ -21,7 +21,7 @@ from synthetic import deformed_pair, smooth_ddf, smooth_image
 
 from monai_nodeo.apps.cli import main
 from monai_nodeo.registration import Registration
-from monai_nodeo.registration.table import failed_row, row_of, write_table
+from monai_nodeo.registration.metrics_table import failed_row, row_of, write_table
 from monai_nodeo.report import remake_report, scene, write_index, write_view
 from monai_nodeo.report.server import RunServer
 

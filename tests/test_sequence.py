@@ -39,8 +39,8 @@ from monai_nodeo.registration import (
     register,
     register_sequence,
 )
-from monai_nodeo.registration.frames import Frames, write_frame
 from monai_nodeo.registration.named_parts import make_loss
+from monai_nodeo.registration.optimisation.frames import Frames, write_frame
 
 SHORT = Settings.preset(spatial_dims=2, self_tuning=False, shrink_factors=[2], iterations=[25])
 

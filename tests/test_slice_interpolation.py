@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from monai_nodeo.registration.slice_interpolation import between_slices
+from monai_nodeo.registration.preparation.slice_interpolation import between_slices
 
 PLACES = [0.0, 1.0, 2.0]
 

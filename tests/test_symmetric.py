@@ -16,8 +16,9 @@ from monai_nodeo.apps.cli import main
 from monai_nodeo.data import PairError
 from monai_nodeo.data.start import Start
 from monai_nodeo.flows import NodeVelocity
-from monai_nodeo.registration import Settings, SettingsError, register_sequence, symmetric
-from monai_nodeo.registration.symmetric import half_of, mean_grid
+from monai_nodeo.registration import Settings, SettingsError, register_sequence
+from monai_nodeo.registration.preparation import symmetric
+from monai_nodeo.registration.preparation.symmetric import half_of, mean_grid
 
 SHAPES = [(37, 32), (17, 19, 18)]
 LONG_ENOUGH = {"shrink_factors": (2, 1), "iterations": (15, 8), "learning_rate": 0.3}

@@ -21,7 +21,7 @@ from synthetic import quick_settings, smooth_ddf, smooth_image
 
 from monai_nodeo.apps import build_template
 from monai_nodeo.apps.cli import main
-from monai_nodeo.apps.cohort import task
+from monai_nodeo.apps.cohort.job import register_rows
 from monai_nodeo.apps.templates.average import sharpened
 from monai_nodeo.apps.templates.shape import mean_flow, mean_stretch, to_mean_shape
 from monai_nodeo.data.lists import DataListError, group
@@ -151,14 +151,14 @@ def test_command_is_free_of_order_and_goes_on(images):
 def test_broken_images_are_named_and_left_out(images, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     (images / "image1.nii.gz").write_bytes(b"no image")
-    register = task.register_rows
+    register = register_rows
 
     def failing(job, rows):
         if rows[0]["id"] == "image2":
             raise ValueError("image2 does not fit")
         return register(job, rows)
 
-    monkeypatch.setattr(task, "register_rows", failing)
+    monkeypatch.setattr("monai_nodeo.apps.cohort.job.register_rows", failing)
     said = template(*(images / f"image{n}.nii.gz" for n in range(4)), "-o", images / "out")
     assert said.startswith("3 "), said
     assert "template of 2 of 4 images; left out: image1, image2\n" in said

@@ -13,8 +13,9 @@ from monai_nodeo.data import Pair, Scan, as_image, match
 from monai_nodeo.data.pair import stored_grid
 from monai_nodeo.geometry.folds import folded_cells
 from monai_nodeo.metrics.labels import label_metrics
-from monai_nodeo.registration import PairInferer, Registration, Settings, preparation
-from monai_nodeo.registration.thick_slices import parts_of, refine, refined
+from monai_nodeo.registration import PairInferer, Registration, Settings
+from monai_nodeo.registration.preparation import prepared_pair
+from monai_nodeo.registration.preparation.thick_slices import parts_of, refine, refined
 
 OBLIQUE = (0.4, -0.7, 0.3)
 NARROW = 7  # voxels: slices with so few along a side are not registered to each other, which takes time
@@ -181,7 +182,7 @@ def test_real_slices_of_long_pixels_are_registered_better_than_on_their_pixels(o
         return found
 
     cut = dice()
-    monkeypatch.setattr(preparation, "refine", lambda pair: (pair, None))
+    monkeypatch.setattr(prepared_pair, "refine", lambda pair: (pair, None))
     whole = dice()
     assert all(better > worse + 0.01 for better, worse in zip(cut, whole, strict=True))
 

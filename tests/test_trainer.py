@@ -18,8 +18,8 @@ from monai_nodeo.geometry.coordinates import identity_grid, phi_to_ddf
 from monai_nodeo.geometry.sampling import warp
 from monai_nodeo.losses import ImageLoss, RegistrationLoss, VelocityMagnitudeLoss
 from monai_nodeo.registration import BestFit, DivergedError, EarlyStop, Level, PairBatch, PairTrainer, make_levels
-from monai_nodeo.registration._cuda_graphs import RecordedStep
 from monai_nodeo.registration.named_parts import make_loss
+from monai_nodeo.registration.optimisation._cuda_graphs import RecordedStep
 
 SHAPES = [(25, 21), (13, 17, 11)]
 TERMS = ["loss", "similarity", "intensity", "log_jacobian", "smoothness"]
@@ -331,7 +331,7 @@ def test_a_recorded_step_finds_the_gradient_where_it_was(monkeypatch):
         def __call__(self) -> Any:
             return self.step()
 
-    monkeypatch.setattr("monai_nodeo.registration.trainer.RecordedStep", NotRecorded)
+    monkeypatch.setattr("monai_nodeo.registration.optimisation.trainer.RecordedStep", NotRecorded)
     places, curves = set(), []
     for cuda_graph in (False, True):
         trainer = trainer_of(*batched_pair(SHAPES[0]), iterations=6)

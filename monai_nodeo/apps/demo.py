@@ -23,7 +23,7 @@ from monai_nodeo.files import ImageGrid, write_displacement, write_image
 from monai_nodeo.geometry.jacobian import jacobian_determinant
 from monai_nodeo.metrics.labels import label_metrics
 from monai_nodeo.registration import RegisterPair, WarpWithDDF
-from monai_nodeo.registration.kept_memory import keep_freed_memory
+from monai_nodeo.registration.malloc import keep_freed_memory
 
 __all__ = ["Figures", "assess", "main", "register_example"]
 

@@ -19,8 +19,8 @@ from .lists import (
     single_pair as single_pair,
 )
 from .load import load_pair as load_pair
-from .match import MatchedPair as MatchedPair
-from .match import match as match
+from .matched_pair import MatchedPair as MatchedPair
+from .matched_pair import match as match
 from .pair import Pair as Pair
 from .pair import PairError as PairError
 from .pair import Scan as Scan

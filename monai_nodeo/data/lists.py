@@ -3,7 +3,7 @@
 """Data lists: which images are registered to which. Needs neither torch nor MONAI.
 
 A list that cannot be used at all is a `DataListError`. A bad row is kept as a row with its `RowError`, so that the rows
-around it are registered and it is reported as failed with the others.
+around it are registered and it is reported as failed with the others. No image is opened, but by `spatial_dims_of`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import difflib
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from glob import glob
 from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
+from monai_nodeo.data.ids import readable_names, unique_id
 from monai_nodeo.data.keys import IMAGE_KEYS, PATH_KEYS, START_KEY, images_of
 from monai_nodeo.data.list_formats import EXAMPLE, DataListError, json_type, read_entries
 
@@ -50,7 +50,6 @@ _OF_FIXED = ("fixed", "fixed_label", "fixed_mask", "fixed_landmarks", "moving_la
 ERROR = "error"  # where a bad row holds its RowError
 # An id names a folder: one path component that means the same on every file system.
 _ID = re.compile(r"\w(?:[\w.+=@ -]{0,118}\w)?")
-_LONGEST_NAME = 50  # of one image in an id that is made here: two of them fit
 
 
 class RowError(ValueError):
@@ -221,7 +220,7 @@ def absolute(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def spatial_dims_of(rows: Sequence[Mapping[str, Any]], key: str = "fixed") -> int:
-    """Of the first fixed image that can be read; the others are reported with their pairs.
+    """Of the first fixed image whose header can be read; what is wrong with others is reported with their pairs.
 
     Args:
         rows: as from `load_datalist`.
@@ -276,11 +275,11 @@ def _make_rows(
                 reason = f"the id {row['id']!r} is taken by row {first} (case does not count)"
                 rows[number - 1] = {ERROR: RowError(f"{reason}; give each row its own, or none.")}
     firsts = [{key: images_of(row[key])[0] for key in IMAGE_KEYS if key in row} for row in rows]
-    names = _readable_names([path for first in firsts for path in first.values()])
+    names = readable_names([path for first in firsts for path in first.values()])
     for number, row in enumerate(rows, start=1):
         if "id" not in row:
             id = f"row_{number}" if ERROR in row else "_to_".join(names[firsts[number - 1][key]] for key in named_by)
-            row["id"] = _unique(id, taken)
+            row["id"] = unique_id(id, taken)
             taken[row["id"].casefold()] = number
     return rows
 
@@ -335,29 +334,3 @@ def _checked_id(value: Any) -> str:
             "digits, spaces or _ . + = @ -, beginning and ending with a letter, digit or _."
         )
     return value
-
-
-def _readable_names(paths: Sequence[str]) -> dict[str, str]:
-    """The shortest name for each path that points to no other one: its stem, else its folder, else more of both."""
-    candidates = {path: _name_candidates(path) for path in set(paths)}
-    uses = Counter(name for names in candidates.values() for name in set(names))
-    # The last, the whole path, is alone unless its characters were replaced: then _unique numbers the ids.
-    return {
-        path: next((name for name in names if uses[name] == 1), names[0])[-_LONGEST_NAME:].lstrip(".+=@ -")
-        for path, names in candidates.items()
-    }
-
-
-def _name_candidates(path: str) -> list[str]:
-    full = Path(os.path.abspath(path))
-    stem = re.sub(r"\.nii(\.gz)?$", "", full.name) if ".nii" in full.name else full.stem
-    folders = full.parts[1:-1]
-    names = [stem]
-    for depth in range(1, len(folders) + 1):
-        names += ["_".join(folders[-depth:]), "_".join((*folders[-depth:], stem))]
-    return [re.sub(r"[^\w.+=@-]+", "_", name).strip(".+=@-") or "image" for name in names]
-
-
-def _unique(id: str, taken: Mapping[str, int]) -> str:
-    numbered = (f"{id}_{count}" for count in range(2, len(taken) + 3))
-    return id if id.casefold() not in taken else next(name for name in numbered if name.casefold() not in taken)

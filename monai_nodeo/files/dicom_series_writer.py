@@ -3,7 +3,7 @@
 """A warped image as a DICOM series: what the values are comes from the moving series, where they lie from the fixed.
 
 Patient, study and frame of reference are the fixed series', so that viewers show the two on top of each other. The
-series and its images are new ones, and their type is derived. Series are read by `files.images`.
+series and its images are new ones, and their type is derived. Series are read by `files.dicom_series`.
 """
 
 from __future__ import annotations

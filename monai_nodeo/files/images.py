@@ -26,9 +26,10 @@ import SimpleITK as sitk
 from nibabel.nifti1 import Nifti1Header, unit_codes
 from nibabel.spatialimages import SpatialImage
 
-from monai_nodeo.files.dicom_frames import UNEVEN, frame_places
+from monai_nodeo.files.dicom_frames import frame_places
+from monai_nodeo.files.dicom_series import read_series, series_files
 from monai_nodeo.files.lps import itk_place
-from monai_nodeo.files.nifti_place import ALIGNED, nifti_place, quiet_itk, warn
+from monai_nodeo.files.nifti_place import ALIGNED, nifti_place, warn
 from monai_nodeo.files.ome_zarr import is_zarr, open_zarr
 
 __all__ = [
@@ -45,7 +46,6 @@ __all__ = [
 
 _NIBABEL = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz", ".mgz", ".mgh")
 _FORMATS = "NIfTI, NRRD, MHA, OME-Zarr, a folder of DICOM files, or PNG or TIFF for a slice"
-_SERIES_NUMBER, _SERIES_DESCRIPTION, _POSITION = "0020|0011", "0008|103e", "0020|0032"
 _FRAMES = "0028|0008"
 
 
@@ -125,7 +125,7 @@ def dicom_files(path: str | os.PathLike[str]) -> tuple[str, ...]:
         ImageFileError: when a folder holds no series, or several and none is chosen.
     """
     file, series = _existing(os.fspath(path))
-    return _choose(os.fspath(path), file, series) if file.is_dir() else (str(file),)
+    return _series(os.fspath(path), file, series) if file.is_dir() else (str(file),)
 
 
 def _existing(name: str) -> tuple[Path, str]:
@@ -296,73 +296,28 @@ def _open_zarr(name: str, folder: Path) -> StoredImage:
 
 
 def _open_series(name: str, folder: Path, wanted: str) -> StoredImage:
-    files = _choose(name, folder, wanted)
+    files = _series(name, folder, wanted)
     if len(files) == 1:
         return _open_itk(name, Path(files[0]))
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(files)
-    reader.MetaDataDictionaryArrayUpdateOn()
     try:
-        with quiet_itk():  # it only warns of uneven slices; here they are an error, see _check_slices()
-            image = reader.Execute()
+        image = read_series(files)
     except RuntimeError as error:
         raise ImageFileError(f"{name}: the series cannot be read ({_short(error)}); copy it again.") from error
-    _check_slices(name, image, reader, len(files))
+    except ValueError as error:
+        raise ImageFileError(f"{name}: {error}") from error
     shape = _shape(_with_channels(image.GetSize(), image.GetNumberOfComponentsPerPixel()))
     voxels = _itk_values(image).reshape(shape)
     return StoredImage(name, itk_place(image), shape, voxels.dtype, lambda: voxels)
 
 
-def _choose(name: str, folder: Path, wanted: str) -> tuple[str, ...]:
-    """The files of the series that is meant."""
-    series = {
-        uid: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)
-        for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    }
-    if not series:
+def _series(name: str, folder: Path, wanted: str) -> tuple[str, ...]:
+    try:
+        files = series_files(folder, wanted)
+    except ValueError as error:
+        raise ImageFileError(f"{name}: {error}") from error
+    if not files:
         raise ImageFileError(f"{name}: the folder holds no DICOM files; expected {_FORMATS}.")
-    if len(series) == 1 and not wanted:
-        return next(iter(series.values()))
-    tags = {uid: _series_tags(files[0]) for uid, files in series.items()}
-    # GDCM may add details to a UID that keep different images of one series apart: the longer names begin with it.
-    fitting = [uid for uid in series if wanted and wanted in (uid, tags[uid][0])]
-    if len(fitting) == 1:
-        return series[fitting[0]]
-    listed = "; ".join(
-        f"#{number} {text or '(no description)'}, {len(series[uid])} files, UID {uid}"
-        for uid, (number, text) in tags.items()
-    )
-    problem = f"{len(fitting) or 'no'} series for {wanted!r}" if wanted else f"{len(series)} series"
-    raise ImageFileError(
-        f"{name}: {problem} in the folder; choose one as {folder}#NUMBER or {folder}#UID. There are {listed}."
-    )
-
-
-def _series_tags(file: str) -> tuple[str, str]:
-    """Number and description of the series that a DICOM file belongs to."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(file)
-    reader.ReadImageInformation()
-    number, text = (
-        reader.GetMetaData(tag).strip() if reader.HasMetaDataKey(tag) else ""
-        for tag in (_SERIES_NUMBER, _SERIES_DESCRIPTION)
-    )
-    return number, text
-
-
-def _check_slices(name: str, image: sitk.Image, reader: sitk.ImageSeriesReader, count: int) -> None:
-    """Slices that are missing or shifted against each other make no regular grid, whatever ITK puts into the affine."""
-    if count < 2 or not reader.HasMetaDataKey(0, _POSITION):
-        return
-    stored = [[float(number) for number in reader.GetMetaData(i, _POSITION).split("\\")] for i in range(count)]
-    expected = [image.TransformIndexToPhysicalPoint((0, 0, i)) for i in range(count)]
-    apart = np.linalg.norm(np.subtract(stored, expected), axis=1)
-    if apart.max() > UNEVEN * image.GetSpacing()[2]:
-        raise ImageFileError(
-            f"{name}: the slices are no regular grid (slice {int(apart.argmax()) + 1} of {count} lies "
-            f"{apart.max():.3g} mm from its place in one): some are missing, several acquisitions are mixed, or "
-            "the gantry was tilted; copy the series again, separate it, or resample it to a regular grid."
-        )
+    return files
 
 
 def _shape(stored: tuple[int, ...]) -> tuple[int, ...]:

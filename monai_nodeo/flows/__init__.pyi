@@ -2,7 +2,7 @@ from .eulerian import EulerianVelocity as EulerianVelocity
 from .field_inversion import invert as invert
 from .flow import Flow as Flow
 from .flow_file import FlowFileError as FlowFileError
-from .nodeo import NODEONet as NODEONet
+from .nodeo_net import NODEONet as NODEONet
 from .parametrisations import Coordinates as Coordinates
 from .parametrisations import Decoder as Decoder
 from .parametrisations import Lattice as Lattice

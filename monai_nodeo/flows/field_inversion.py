@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from monai_nodeo.files import Affine, Displacement, Transform
-from monai_nodeo.flows.fixed_point import find_sources
+from monai_nodeo.flows.fixed_point_iteration import find_sources
 from monai_nodeo.geometry.sampling import sample_points
 
 __all__ = ["Inversion", "invert", "invert_transform"]

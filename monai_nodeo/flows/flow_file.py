@@ -98,7 +98,7 @@ def read_flow(path: str | PathLike[str], make: Callable[..., T], solver: Solver 
         raise FlowFileError(f"{path}: no flow of this package; expected the format {_FORMAT!r}.")
     try:
         if header["velocity"]["name"] not in VelocityModel.known:  # perhaps the network, which takes MONAI
-            import monai_nodeo.flows.nodeo  # noqa: F401
+            import monai_nodeo.flows.nodeo_net  # noqa: F401
         with _AtMost(max(_FEW_NUMBERS, _NUMBERS_MADE * sum(x.numel() for x in state.values()))):
             velocity = _made(path, "velocity model", VelocityModel.known, header["velocity"])
         velocity.to(next(iter(state.values())).dtype).load_state_dict(state)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_nodeo.flows.fixed_point import find_sources
+from monai_nodeo.flows.fixed_point_iteration import find_sources
 from monai_nodeo.flows.solvers.protocol import Solver, Velocity
 from monai_nodeo.geometry.coordinates import identity_grid
 from monai_nodeo.geometry.resizing import resize

@@ -18,38 +18,39 @@ from torch import Tensor
 
 __all__ = ["kernels_for"]
 
-_PACKAGES = {"cpu": ("numba", "monai_nodeo.geometry._numba"), "cuda": ("triton", "monai_nodeo.geometry._triton")}
+_LIBRARIES = {"cpu": "numba", "cuda": "triton"}
 
 logger = logging.getLogger(__name__)
 
 
-def kernels_for(x: Tensor, part: str) -> ModuleType | None:
+def kernels_for(x: Tensor, part: str, room: str = "geometry") -> ModuleType | None:
     """The kernels for a tensor.
 
     Args:
         x: what they are to work on.
-        part: "flow", "folds", "intensity", "local_correlation", "regularity", "sampling", "self_sampling"
-            or "separable".
+        part: of geometry "flow", "folds", "sampling", "self_sampling", "separable" or "windows"; of losses "intensity",
+            "local_ncc" or "regularity".
+        room: folder of the package whose `_numba` and `_triton` hold them.
 
     Returns:
         the module; None when its compiler is absent or cannot build anything, or for a type that it does not take.
     """
-    return _kernels(part, x.device.type) if x.dtype in (torch.float32, torch.float64) else None
+    return _kernels(room, part, x.device.type) if x.dtype in (torch.float32, torch.float64) else None
 
 
 @lru_cache
-def _kernels(part: str, device: str) -> ModuleType | None:
-    library, package = _PACKAGES.get(device, (None, ""))
-    name = f"{package}.{part}"
-    return import_module(name) if library and _usable(library, package, device) and find_spec(name) else None
+def _kernels(room: str, part: str, device: str) -> ModuleType | None:
+    library = _LIBRARIES.get(device)
+    name = f"monai_nodeo.{room}._{library}.{part}"
+    return import_module(name) if library and _usable(library, device) and find_spec(name) else None
 
 
 @lru_cache
-def _usable(library: str, package: str, device: str) -> bool:
+def _usable(library: str, device: str) -> bool:
     if find_spec(library) is None:
         return False
     try:
-        import_module(f"{package}.local_correlation").window_sum(torch.ones(8, device=device), [3])
+        import_module(f"monai_nodeo.geometry._{library}.windows").window_sum(torch.ones(8, device=device), [3])
     except Exception as error:  # Triton needs a compiler of C, for instance; whatever it is, the plain operations do
         logger.info("without the kernels of %s, which is slower: %s", library, error)
         return False

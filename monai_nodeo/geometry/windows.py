@@ -33,7 +33,7 @@ def window_sum(x: Tensor, sides: Sequence[int]) -> Tensor:
     Returns:
         same shape; the same tensor if all sides are 1.
     """
-    kernels = kernels_for(x, "local_correlation")
+    kernels = kernels_for(x, "windows")
     if kernels is not None and max(sides) > 1:
         return kernels.window_sum(x, sides)
     for axis, side in enumerate(sides, start=x.ndim - len(sides)):

@@ -8,7 +8,7 @@ from monai_nodeo.losses.channels import ChannelLoss
 from monai_nodeo.losses.correlation_ratio import LocalCorrelationRatioLoss, MappedIntensityLoss
 from monai_nodeo.losses.labels import label_loss, label_shares
 from monai_nodeo.losses.landmarks import landmark_errors, landmark_loss
-from monai_nodeo.losses.local_correlation import LocalNCCLoss
+from monai_nodeo.losses.local_ncc import LocalNCCLoss
 from monai_nodeo.losses.mind import MINDSSCLoss, mind_ssc
 from monai_nodeo.losses.objective import RegistrationLoss
 from monai_nodeo.losses.regularity import (

@@ -44,7 +44,7 @@ class _WithGradient(torch.autograd.Function):
 
 def _folding_sum(ddf: Tensor, margin: float) -> Tensor:
     """Sum of relu(margin - det)^2 over the cells of each grid, (B,)."""
-    kernels = kernels_for(ddf, "regularity")
+    kernels = kernels_for(ddf, "regularity", "losses")
     if kernels:
         return _WithGradient.apply(ddf, kernels.folding_sum, margin)
     return (margin - jacobian_determinant(ddf)).relu().square().flatten(1).sum(1)
@@ -52,7 +52,7 @@ def _folding_sum(ddf: Tensor, margin: float) -> Tensor:
 
 def _log_jacobian_sum(ddf: Tensor, floor: float) -> Tensor:
     """Sum of log(det)^2 over the cells of each grid, (B,), along its tangent below the floor."""
-    kernels = kernels_for(ddf, "regularity")
+    kernels = kernels_for(ddf, "regularity", "losses")
     if kernels:
         return _WithGradient.apply(ddf, kernels.log_jacobian_sum, floor)
     determinant = jacobian_determinant(ddf)
@@ -63,7 +63,7 @@ def _log_jacobian_sum(ddf: Tensor, floor: float) -> Tensor:
 
 def _roughness_sum(ddf: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum of the squared forward differences of each item, (B,); weights (D, D), component and axis."""
-    kernels = kernels_for(ddf, "regularity")
+    kernels = kernels_for(ddf, "regularity", "losses")
     if kernels:
         return _WithGradient.apply(ddf, kernels.roughness_sum, weights)
     squares = [ddf.diff(dim=axis).square().flatten(2).sum(2) for axis in range(2, ddf.ndim)]

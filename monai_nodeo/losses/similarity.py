@@ -120,7 +120,7 @@ class IntensityLoss(ImageLoss):
     def _sums(self, input: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
         """Weighted squares and weights of each item, (B,)."""
         weight = None if weight is None else weight.detach()
-        kernels = None if target.requires_grad else kernels_for(input, "intensity")
+        kernels = None if target.requires_grad else kernels_for(input, "intensity", "losses")
         if kernels:
             squares = _FittedSquares.apply(input, target, weight, kernels)
             return squares.sum(1), voxel_counts(input, weight)

@@ -1,6 +1,9 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The registration of a pair: settings, levels, trainer, inferer, MONAI transforms, results."""
+"""The registration of a pair: settings, inferer, MONAI transforms, results.
+
+``preparation`` makes of a pair what is optimised, ``optimisation`` is the loop, ``sequences`` is for series of images.
+"""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from monai_nodeo.flows import VelocityBatch
 from monai_nodeo.geometry.coordinates import identity_grid, lengths, phi_to_ddf
 from monai_nodeo.geometry.sampling import warp
 from monai_nodeo.geometry.smoothing import GaussianSmoothing
-from monai_nodeo.registration.fitting import Components, fit
-from monai_nodeo.registration.levels import Level, PairBatch, make_levels
+from monai_nodeo.registration.optimisation.fitting import Components, fit
+from monai_nodeo.registration.optimisation.levels import Level, PairBatch, make_levels
 from monai_nodeo.registration.presets import preset_values
 from monai_nodeo.registration.settings import Settings
 

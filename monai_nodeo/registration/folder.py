@@ -47,8 +47,8 @@ from monai_nodeo.files import (
 )
 from monai_nodeo.flows import Flow
 from monai_nodeo.geometry.jacobian import jacobian_determinant
-from monai_nodeo.metrics.machine import device_name, peak_memory_mb
-from monai_nodeo.registration.kept_memory import give_back_kept_memory
+from monai_nodeo.registration.machine import device_name, peak_memory_mb
+from monai_nodeo.registration.malloc import give_back_kept_memory
 
 __all__ = [
     "FIGURES",

@@ -24,24 +24,25 @@ from monai_nodeo.flows.unfolding import unfolded, unfolded_both_ways
 from monai_nodeo.geometry.sampling import warp_in_slabs
 from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.metrics.certificate import certify_flow
-from monai_nodeo.registration.channels import compared
 from monai_nodeo.registration.choice import choose
-from monai_nodeo.registration.fitting import Components, Fit, fit
-from monai_nodeo.registration.handlers import BestFit, EarlyStop, ProgressBar
-from monai_nodeo.registration.kept_memory import give_back_kept_memory
-from monai_nodeo.registration.levels import PairBatch
-from monai_nodeo.registration.limits import check_memory, pairs_at_once
+from monai_nodeo.registration.machine import usable_device
+from monai_nodeo.registration.malloc import give_back_kept_memory
 from monai_nodeo.registration.named_parts import make_loss, make_optimizer, make_score, make_solver, make_velocity
+from monai_nodeo.registration.needed_memory import check_memory, pairs_at_once
+from monai_nodeo.registration.optimisation.fitting import Components, Fit, fit
+from monai_nodeo.registration.optimisation.handlers import BestFit, EarlyStop, ProgressBar
+from monai_nodeo.registration.optimisation.levels import PairBatch
+from monai_nodeo.registration.optimisation.trainer import DivergedError
 from monai_nodeo.registration.pair_map import PairMap
-from monai_nodeo.registration.preparation import grid_like, prepare
+from monai_nodeo.registration.preparation.channels import compared
+from monai_nodeo.registration.preparation.prepared_pair import grid_like, prepare
 from monai_nodeo.registration.refusal import defended, start_alone
 from monai_nodeo.registration.result import Registration
 from monai_nodeo.registration.settings import Settings
 from monai_nodeo.registration.task import Task
-from monai_nodeo.registration.trainer import DivergedError
-from monai_nodeo.registration.uncertainty import deviation, perturbed
+from monai_nodeo.registration.uncertainty import deviation, ways_of_changed
 
-__all__ = ["PairInferer", "usable"]
+__all__ = ["PairInferer", "pair_of_tensors"]
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class PairInferer(Inferer):
                 than is free, or the loss cannot take masks that are given.
             DivergedError: when an optimisation leaves the finite numbers.
         """
-        where = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        where = usable_device(device)
         velocity = network or self.components.velocity
         for pair in pairs:
             self._check(pair, velocity)
@@ -296,35 +297,18 @@ class PairInferer(Inferer):
         Returns:
             What each has for the flow of the result; none if one could not be made or was interrupted.
         """
-        where = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        where = usable_device(device)
         velocity = network or self.components.velocity
         again = copy(self)
         again.uncertainty = 0
         several = [factory for factory in self.components.handlers if not _for_one_pair(factory)]
         again.components = self._with_loss(replace(self.components, handlers=several), result.settings)
         again.settings = result.settings.replace(initial_transform=None, self_tuning=False)
-        changed = [perturbed(result, again.settings.seed + n, again._takes_masks()) for n in range(count)]
-        assert result.pair is not None
-        most = pairs_at_once(again.settings, result.pair.fixed.image.shape[1:], where)
+        at_once = pairs_at_once(again.settings, result.flow.grid.spatial_shape, where)
         logger.info("%s more registrations for the uncertainty", count)
-        ways: list[PairMap] = []
-        try:
-            for part in (changed[n : n + most] for n in range(0, len(changed), most)):
-                found = again.register([one.pair for one in part], where, velocity)
-                if any(one.interrupted is not None for one in (result, *found)):
-                    return []
-                ways += [c.map(f.flow, result.flow.grid) for c, f in zip(part, found, strict=True)]
-        except (PairError, DivergedError) as error:  # the registration is there
-            logger.warning("%s: no uncertainty: %s", result.pair.id, error)
-            return []
-        return ways
-
-    def _takes_masks(self) -> bool:
-        try:
-            self.components.loss.check_masks()
-        except ValueError:
-            return False
-        return True
+        return ways_of_changed(
+            result, count, again.components.loss, lambda pairs: again.register(pairs, where, velocity), at_once
+        )
 
     @torch.no_grad()
     def _similarity(self, task: Task, flow: Flow, ddf: Tensor, components: Components) -> tuple[float, float]:
@@ -361,12 +345,3 @@ def _start(pair: Pair, start: Tensor | None) -> Tensor | None:
         return start
     through = physical_map(pair.fixed.image, pair.moving.image, start)
     return start if start is None and torch.allclose(through, torch.eye(4).to(through), atol=1e-6) else through
-
-
-def usable(device: torch.device | str) -> torch.device:
-    """A device that there is, found out before the work."""
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); give cpu, or another.") from error

@@ -26,13 +26,13 @@ from monai_nodeo.flows import Flow
 from monai_nodeo.metrics.certificate import Certificate
 from monai_nodeo.metrics.confidence import wrong_probability
 from monai_nodeo.metrics.evidence import Evidence, foreground, gather
-from monai_nodeo.metrics.pairs import field_figures, overlap_figures, quantile_figures
+from monai_nodeo.metrics.pair_figures import field_figures, overlap_figures, quantile_figures
 from monai_nodeo.metrics.verdict import Verdict, judge
+from monai_nodeo.registration.before_and_after import images_before_and_after
 from monai_nodeo.registration.folder import Contents, read_folder, read_uncertainty, start_of, write_folder
+from monai_nodeo.registration.notebook_view import strip_of_planes
 from monai_nodeo.registration.pair_map import PairMap
 from monai_nodeo.registration.settings import Settings
-from monai_nodeo.registration.side_by_side import images_side_by_side
-from monai_nodeo.registration.thumbnail import strip_of_planes
 
 __all__ = ["Registration"]
 
@@ -153,12 +153,12 @@ class Registration:
 
     @property
     def images(self) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
-        """Images and masks "fixed", "moving" and "warped" on the fixed grid, see `images_side_by_side`.
+        """Images and masks "fixed", "moving" and "warped" on the fixed grid, see `images_before_and_after`.
 
         Raises:
             ValueError: without the pair.
         """
-        return images_side_by_side(self._known_pair, self.start, self.warped, self.warp)
+        return images_before_and_after(self._known_pair, self.start, self.warped, self.warp)
 
     @property
     def _known_pair(self) -> Pair:

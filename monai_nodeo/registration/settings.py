@@ -64,7 +64,7 @@ class Settings:
         learning_rate: of Adam, in points of the cloud.
         amsgrad: variant of Adam.
         symmetric: no image is preferred: both are sampled half-way, and exchanged they give the inverse; see
-            `registration.symmetric`.
+            `registration.preparation.symmetric`.
         velocity: "lattice", "decoder" or "coordinates", parametrisations of a velocity of places, or "nodeo", the
             published network.
         keyframes: velocities at as many equally spaced times; 1: the same at all times.

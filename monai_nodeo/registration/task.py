@@ -9,8 +9,8 @@ from typing import Any
 
 from monai_nodeo.files import ImageGrid
 from monai_nodeo.registration.choice import Choice
-from monai_nodeo.registration.levels import Level, PairBatch
-from monai_nodeo.registration.preparation import Prepared, grid_of_nodes
+from monai_nodeo.registration.optimisation.levels import Level, PairBatch
+from monai_nodeo.registration.preparation.prepared_pair import Prepared, grid_of_nodes
 from monai_nodeo.registration.settings import Settings
 
 __all__ = ["Task"]

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,20 +14,24 @@ from monai.data import MetaTensor
 from monai.utils import MetaKeys
 from torch import Tensor
 
-from monai_nodeo.data.match import with_mask_of_air
-from monai_nodeo.data.pair import Pair, Scan
+from monai_nodeo.data.matched_pair import with_mask_of_air
+from monai_nodeo.data.pair import Pair, PairError, Scan
 from monai_nodeo.data.placement import affine_3d, on_grid_of, voxel_sides
 from monai_nodeo.files import ImageGrid
 from monai_nodeo.flows import Flow
 from monai_nodeo.geometry.resizing import resize
+from monai_nodeo.losses import RegistrationLoss
+from monai_nodeo.registration.optimisation.trainer import DivergedError
 from monai_nodeo.registration.pair_map import PairMap
 from monai_nodeo.registration.result import Registration
 
-__all__ = ["Perturbed", "deviation", "perturbed"]
+__all__ = ["Perturbed", "deviation", "perturbed", "ways_of_changed"]
 
 _BLOCK = 12  # voxels; half of the blocks of the fixed image do not count
 _START = 0.03  # standard deviation of the angles, and twice that of the shift as a share of the image's side
 _NORMAL = 0.6745  # median of the absolute value of a standard normal variable
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +52,49 @@ class Perturbed:
         """What the flow of the pair is for the pair before it was changed, on its fixed grid."""
         way = flow.inverse if self.exchanged else flow
         return PairMap(way, grid, torch.eye(4, dtype=torch.float64), self.shift)
+
+
+def ways_of_changed(
+    result: Registration,
+    count: int,
+    loss: RegistrationLoss,
+    register: Callable[[Sequence[Pair]], Sequence[Registration]],
+    at_once: int,
+) -> list[PairMap]:
+    """Register a pair again, changed in several ways.
+
+    Args:
+        result: of the pair, with its images.
+        count: how often.
+        loss: that is minimised; where it takes no masks, no voxels are left out.
+        register: registers pairs from their headers.
+        at_once: most pairs that it gets.
+
+    Returns:
+        What each result is for the flow of the first one; none if one could not be made or was interrupted.
+    """
+    assert result.pair is not None
+    weights = _takes_masks(loss)
+    changed = [perturbed(result, result.settings.seed + number, weights) for number in range(count)]
+    ways: list[PairMap] = []
+    try:
+        for part in (changed[n : n + at_once] for n in range(0, count, at_once)):
+            found = register([one.pair for one in part])
+            if any(one.interrupted is not None for one in (result, *found)):
+                return []
+            ways += [c.map(f.flow, result.flow.grid) for c, f in zip(part, found, strict=True)]
+    except (PairError, DivergedError) as error:  # the registration is there
+        logger.warning("%s: no uncertainty: %s", result.pair.id, error)
+        return []
+    return ways
+
+
+def _takes_masks(loss: RegistrationLoss) -> bool:
+    try:
+        loss.check_masks()
+    except ValueError:
+        return False
+    return True
 
 
 def perturbed(registration: Registration, seed: int, weights: bool = True) -> Perturbed:

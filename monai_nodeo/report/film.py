@@ -12,7 +12,7 @@ from PIL import Image
 
 from monai_nodeo.data.placement import on_grid_of
 from monai_nodeo.registration.result import Registration
-from monai_nodeo.registration.sequence_result import SequenceRegistration
+from monai_nodeo.registration.sequences.result import SequenceRegistration
 
 __all__ = ["write_film", "write_sequence_film"]
 

@@ -17,7 +17,7 @@ from monai.config import PathLike
 
 from monai_nodeo.files import atomic_path
 from monai_nodeo.registration.folder import FIGURES
-from monai_nodeo.registration.table import read_table
+from monai_nodeo.registration.metrics_table import read_table
 from monai_nodeo.report.layers import inline_svg
 from monai_nodeo.report.page import PAGE, SUMMARY, render
 from monai_nodeo.report.plots import plot_distribution

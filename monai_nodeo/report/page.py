@@ -123,7 +123,7 @@ def render(template: str, **values: Any) -> str:
 @cache
 def _templates() -> jinja2.Environment:
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("monai_nodeo.report"),
+        loader=jinja2.PackageLoader("monai_nodeo.report", "html"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

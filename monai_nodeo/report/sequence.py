@@ -12,7 +12,7 @@ from typing import Any
 from monai.config import PathLike
 
 from monai_nodeo.files import atomic_path
-from monai_nodeo.registration.sequence_result import SequenceRegistration
+from monai_nodeo.registration.sequences.result import SequenceRegistration
 from monai_nodeo.report.layers import inline_svg
 from monai_nodeo.report.page import PAGE, render
 from monai_nodeo.report.plots.charts import plot_curves, plot_history

@@ -43,7 +43,7 @@ The transforms `from-A_to-B_mode-image_xfm.h5` are ITK composites. As `-t` of `a
 
 @dataclass(frozen=True)
 class BidsDerivatives:
-    """Writes the files of images that were registered to an atlas; see `cohort.task.Derivatives`.
+    """Writes the files of images that were registered to an atlas; see `cohort.job.Derivatives`.
 
     Attributes:
         dataset: folder of the images, absolute.

@@ -24,10 +24,10 @@ from monai_nodeo.data.pair import Pair, PairError
 from monai_nodeo.extras import report_or_not
 from monai_nodeo.files import check_output_dir
 from monai_nodeo.flows import VelocityModel
-from monai_nodeo.registration.limits import needed_room
+from monai_nodeo.registration.metrics_table import TABLE, failed_row, row_of, summary_of, write_table
+from monai_nodeo.registration.needed_memory import needed_room
 from monai_nodeo.registration.result import Registration
 from monai_nodeo.registration.settings import Settings
-from monai_nodeo.registration.table import TABLE, failed_row, row_of, summary_of, write_table
 
 __all__ = ["PairsFailedError", "SavePairs", "reader", "register_pairs", "requested", "run"]
 

@@ -99,7 +99,7 @@ def command(
     chain = read_chain([file_of(name) for name in others], images) if others else None
     if points and by_flow:
         table = read_points(image)
-        from monai_nodeo.registration.applied import moved_points
+        from monai_nodeo.registration.folder_transform import moved_points
 
         moved = moved_points(transforms[0], table, inverse, t0, t1)
         write_points(output, moved if chain is None else moved.moved_to(chain.map_points(moved.ras)))
@@ -110,7 +110,7 @@ def command(
         steps = () if chain is None else chain.steps
         if by_flow:
             grid = ImageGrid.from_file(str(reference))
-            from monai_nodeo.registration.applied import transform_of_folder
+            from monai_nodeo.registration.folder_transform import transform_of_folder
 
             steps = (*transform_of_folder(transforms[0], inverse, grid, t0, t1).steps, *steps)
         apply_to_image(image, str(reference), Transform(steps), output, interpolation, outside, reorient)

@@ -110,10 +110,10 @@ def run(
         more: what else results depend on, see `settings_key`.
         job: more of the `Job`.
     """
+    from monai_nodeo.apps.cohort.job import Job
     from monai_nodeo.apps.cohort.keys import settings_key
     from monai_nodeo.apps.cohort.run import run_cohort
     from monai_nodeo.apps.cohort.summary import describe
-    from monai_nodeo.apps.cohort.task import Job
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's way to end a job
     values = settings.to_dict()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from monai_nodeo.apps.cli._figures import echo_figures
+from monai_nodeo.apps.cli._numbers import echo_figures
 from monai_nodeo.apps.cli._options import file_of, is_registration
 
 if TYPE_CHECKING:
@@ -65,6 +65,6 @@ def _certificates(name: str) -> list[Certificate]:
 
     if not is_registration(name):
         return certify_transform(read_chain([name]))
-    from monai_nodeo.registration.applied import certificate_of_folder
+    from monai_nodeo.registration.folder_transform import certificate_of_folder
 
     return [certificate_of_folder(name)]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import click
 
-from monai_nodeo.apps.cli._figures import echo_figures
+from monai_nodeo.apps.cli._numbers import echo_figures
 from monai_nodeo.apps.cli._options import file_of
 
 __all__ = ["command"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import click
 
-from monai_nodeo.apps.cli._figures import echo_figures
+from monai_nodeo.apps.cli._numbers import echo_figures
 from monai_nodeo.apps.cli._options import is_registration
 
 __all__ = ["command"]
@@ -28,7 +28,7 @@ def command(transform: str, output: str, reference: str | None, as_json: bool) -
     check_transform_target(output)
     grid = ImageGrid.from_file(reference) if reference else None
     if is_registration(transform):
-        from monai_nodeo.registration.applied import certificate_of_folder, transform_of_folder
+        from monai_nodeo.registration.folder_transform import certificate_of_folder, transform_of_folder
 
         write_transform(output, transform_of_folder(transform, inverse=True, grid=grid), grid)
         certificates = [certificate_of_folder(transform)]

@@ -66,7 +66,7 @@ def command(image: str, atlases: str, output: Path, quiet: bool, **given: Any) -
         folder = check_output_dir(output)
         from monai_nodeo.apps.atlases.propagation import propagate
         from monai_nodeo.registration import PairInferer
-        from monai_nodeo.registration.kept_memory import keep_freed_memory
+        from monai_nodeo.registration.malloc import keep_freed_memory
 
         with keep_freed_memory():
             inferer = PairInferer(settings, handlers=())

@@ -141,7 +141,7 @@ def command(
         symmetric=symmetric or None,
         label_weight=1.0 if use_labels else None,
     )
-    from monai_nodeo.registration.limits import fitting_settings, needed_room
+    from monai_nodeo.registration.needed_memory import fitting_settings, needed_room
 
     if memory is not None:
         settings, cost = fitting_settings(settings, grid.spatial_shape, memory, len(fixed))
@@ -187,8 +187,8 @@ def _register(
     from monai_nodeo.data.load import load_pair
     from monai_nodeo.metrics.confidence import ALIGNED
     from monai_nodeo.registration import OnInterrupt, PairInferer, ProgressBar, TensorBoardCurves
-    from monai_nodeo.registration.kept_memory import give_freed_memory_back, keep_freed_memory
-    from monai_nodeo.registration.table import row_of, summary_of, write_table
+    from monai_nodeo.registration.malloc import give_freed_memory_back, keep_freed_memory
+    from monai_nodeo.registration.metrics_table import row_of, summary_of, write_table
 
     interrupt = OnInterrupt(on_interrupt)
     handlers: list[Any] = [] if quiet else [ProgressBar]

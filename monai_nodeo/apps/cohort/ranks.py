@@ -21,11 +21,11 @@ from torch import distributed as dist
 from torch import nn
 
 from monai_nodeo.apps.bundle.parts import PairsFailedError
+from monai_nodeo.apps.cohort.job import Job
 from monai_nodeo.apps.cohort.keys import settings_key
 from monai_nodeo.apps.cohort.run import InThisProcess, run_cohort
 from monai_nodeo.apps.cohort.storage import usable_folder
 from monai_nodeo.apps.cohort.summary import describe
-from monai_nodeo.apps.cohort.task import Job
 from monai_nodeo.data.dataset import PairDataset
 from monai_nodeo.data.lists import absolute
 from monai_nodeo.extras import report_or_not

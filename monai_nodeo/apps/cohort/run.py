@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run over a cohort: what is not done yet goes to an engine, then the tables are written.
 
-Workers that die: `workers` sends their pairs out again, `task` gives a pair up after too many deaths, and `ledger`
+Workers that die: `workers` sends their pairs out again, `job` gives a pair up after too many deaths, and `ledger`
 counts them.
 """
 
@@ -16,10 +16,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from monai_nodeo.apps.cohort.job import Job, register_pairs
 from monai_nodeo.apps.cohort.ledger import FAILED
 from monai_nodeo.apps.cohort.storage import storage_errors
 from monai_nodeo.apps.cohort.summary import write_tables
-from monai_nodeo.apps.cohort.task import Job, register_pairs
 from monai_nodeo.files import check_room
 
 __all__ = ["Engine", "InThisProcess", "run_cohort"]
@@ -71,7 +71,7 @@ def run_cohort(job: Job, rows: Rows, mine: Rows, engine: Engine, batch_size: int
     if not todo:
         return write_tables(ledger, rows)
     job.check()
-    from monai_nodeo.registration.limits import needed_room  # torch is of no use where all is done
+    from monai_nodeo.registration.needed_memory import needed_room  # torch is of no use where all is done
 
     with storage_errors(ledger.folder):
         check_room(ledger.folder, needed_room(todo))

@@ -13,7 +13,7 @@ from typing import Any
 from monai_nodeo.apps.cohort.ledger import DONE, FAILED, Ledger, locked
 from monai_nodeo.apps.cohort.storage import storage_errors
 from monai_nodeo.files import atomic_path
-from monai_nodeo.registration.table import TABLE, write_table
+from monai_nodeo.registration.metrics_table import TABLE, write_table
 
 __all__ = ["describe", "write_tables"]
 

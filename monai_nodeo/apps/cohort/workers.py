@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any
 
-from monai_nodeo.apps.cohort.task import Job, register_pairs
+from monai_nodeo.apps.cohort.job import Job, register_pairs
 from monai_nodeo.extras import extra
 
 with extra("cohort", "workers"):

@@ -18,8 +18,8 @@ from qtpy.QtCore import QThreadPool, QTimer
 
 from monai_nodeo.apps.napari.layers import CancelledError, LayerData, Steps, register_layers, warped_layers
 from monai_nodeo.registration import Registration
+from monai_nodeo.registration.metrics_table import summary_of
 from monai_nodeo.registration.presets import preset_names
-from monai_nodeo.registration.table import summary_of
 
 __all__ = ["RegistrationWidget"]
 

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from monai_nodeo.apps.cohort.inputs import fingerprints
+from monai_nodeo.apps.cohort.job import Job
 from monai_nodeo.apps.cohort.keys import settings_key
 from monai_nodeo.apps.cohort.ledger import FAILED, Ledger
 from monai_nodeo.apps.cohort.run import Engine, InThisProcess, run_cohort
 from monai_nodeo.apps.cohort.storage import usable_folder
-from monai_nodeo.apps.cohort.task import Job
 from monai_nodeo.apps.templates.average import Average, average, sharpened, sharpness
 from monai_nodeo.apps.templates.member import Member, load_scan
 from monai_nodeo.apps.templates.result import Template, write_channels

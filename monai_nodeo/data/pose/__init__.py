@@ -8,7 +8,7 @@ Used by `data.start`.
 from __future__ import annotations
 
 from monai_nodeo.data.pose.best_pose import Found, best_pose
-from monai_nodeo.data.pose.evidence import Level
+from monai_nodeo.data.pose.information import Level
 from monai_nodeo.data.pose.poses import Poses
 from monai_nodeo.data.pose.views import Grid, View
 

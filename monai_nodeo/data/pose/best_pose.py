@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from monai_nodeo.data.pose.evidence import Level
+from monai_nodeo.data.pose.information import Level
 from monai_nodeo.data.pose.optimisation import climb
 from monai_nodeo.data.pose.poses import Poses, joined
 from monai_nodeo.data.pose.rotations import rotations, search

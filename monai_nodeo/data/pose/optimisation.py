@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from monai_nodeo.data.pose.evidence import Level
+from monai_nodeo.data.pose.information import Level
 from monai_nodeo.data.pose.poses import Poses, generators
 
 __all__ = ["climb"]

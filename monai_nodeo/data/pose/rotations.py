@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from monai_nodeo.data.pose.evidence import Level
+from monai_nodeo.data.pose.information import Level
 from monai_nodeo.data.pose.poses import Poses, joined
 from monai_nodeo.data.pose.views import NOISE, View, sampled
 

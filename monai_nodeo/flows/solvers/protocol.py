@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a solver is, and what it integrates.
 
-A solver is a file of its own beside this one; the settings know it by its name in `registration.named_parts`.
+A new solver is a file of its own beside this one, exported in `flows/__init__.pyi`. Settings know it by its name in
+`registration.named_parts`; a flow that is integrated by it is read again when `flows.flow_file._SOLVERS` has it.
 """
 
 from __future__ import annotations

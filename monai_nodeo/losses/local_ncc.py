@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Local normalised cross-correlation, in windows in millimetres.
 
-Its gradient by hand: `geometry._numba.local_correlation`, on CUDA `geometry._triton.local_correlation`.
+Its gradient by hand: `losses._numba.local_ncc`, on CUDA `losses._triton.local_ncc`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _squared_correlation(
 class _SquaredCorrelationSum(torch.autograd.Function):
     """Weighted sum of :py:func:`_squared_correlation` over each image, (B,).
 
-    Their kernels are `geometry._numba.local_correlation` and `geometry._triton.local_correlation`. The gradient is made
+    Their kernels are `losses._numba.local_ncc` and `losses._triton.local_ncc`. The gradient is made
     on the way: three box filters each way instead of autograd's ten.
     """
 
@@ -80,7 +80,7 @@ class _SquaredCorrelationSum(torch.autograd.Function):
 def _squared_correlation_sum(
     input: Tensor, target: Tensor, t: _LocalStatistics, windows: Windows, eps: float
 ) -> Tensor:
-    kernels = kernels_for(input, "local_correlation")
+    kernels = kernels_for(input, "local_ncc", "losses")
     if kernels:
         return _SquaredCorrelationSum.apply(input, target.detach(), t, windows, eps, kernels)
     squared = _squared_correlation(input, _LocalStatistics.of(input, windows, eps), target, t, windows)

@@ -41,8 +41,8 @@ from monai_nodeo.files import Points, atomic_path, save_nifti, warn_off_slice, w
 from monai_nodeo.files.lps import RAS_TO_LPS
 from monai_nodeo.flows import Flow
 from monai_nodeo.geometry.jacobian import jacobian_determinant
-from monai_nodeo.metrics.machine import device_name, peak_memory_mb
 from monai_nodeo.registration.folder import FIGURES, FLOW, HISTORY, write_history
+from monai_nodeo.registration.machine import device_name, peak_memory_mb
 from monai_nodeo.registration.named_parts import make_loss
 from monai_nodeo.registration.settings import Settings
 

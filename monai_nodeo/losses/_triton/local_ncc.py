@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The local correlation and its gradient, and sums in windows: each kernel goes through memory once, along one axis.
+"""The local correlation and its gradient: each kernel goes through memory once, along one axis.
 
 A kernel adds up the window of each voxel from the cache, and does on the way what comes before or after the sum.
 Programs of the first axis of the grid share the voxels of an image, those of the second are the images.
@@ -12,7 +12,6 @@ Programs of the first axis of the grid share the voxels of an image, those of th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,42 +19,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from monai_nodeo.geometry._triton.windows import sum_along
+
 if TYPE_CHECKING:
     from monai_nodeo.geometry.windows import Windows
 
-__all__ = ["squared_correlation", "window_sum"]
+__all__ = ["squared_correlation"]
 
 _BLOCK = 256
-
-
-def window_sum(x: Tensor, sides: Sequence[int]) -> Tensor:
-    """See :py:func:`monai_nodeo.geometry.windows.window_sum`."""
-    shape = x.shape[x.ndim - len(sides) :]
-    with torch.cuda.device_of(x):
-        for axis, side in enumerate(sides):
-            if side > 1:
-                x = _along(x.contiguous(), shape, axis, side)
-    return x
-
-
-def _along(x: Tensor, shape: Sequence[int], axis: int, side: int) -> Tensor:
-    total = torch.empty_like(x)
-    voxels, stride = math.prod(shape), math.prod(shape[axis + 1 :])
-    grid = (triton.cdiv(voxels, _BLOCK), x.numel() // voxels)
-    _window_sums[grid](x, total, voxels, shape[axis], stride, side // 2, BLOCK=_BLOCK)
-    return total
-
-
-@triton.jit
-def _window_sums(x, y, voxels, size, stride, REACH: tl.constexpr, BLOCK: tl.constexpr):
-    image = tl.program_id(1).to(tl.int64) * voxels
-    voxel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    place = (voxel // stride) % size
-    total = tl.zeros((BLOCK,), dtype=x.dtype.element_ty)
-    for step in range(-REACH, REACH + 1):
-        inside = (voxel < voxels) & (place + step >= 0) & (place + step < size)
-        total += tl.load(x + image + voxel + step * stride, mask=inside, other=0.0)
-    tl.store(y + image + voxel, total, mask=voxel < voxels)
 
 
 def squared_correlation(
@@ -101,7 +72,7 @@ def squared_correlation(
         arguments: tuple = (pred, mean, values, weights, rows, voxels, row, channels, shape[last])
         _product_sums[grid](*arguments, REACH=reach[last], **options)
         for axis in middle:
-            rows = _along(rows, shape, axis, sides[axis])
+            rows = sum_along(rows, shape, axis, sides[axis])
 
         slopes = torch.empty_like(rows)
         sums = pred.new_empty((2, images, blocks))
@@ -114,7 +85,7 @@ def squared_correlation(
             return total.view(pred.shape[:2]), None
         by_floor = by_floor.view_as(mean) * floor_slope
         for axis in (first, *middle):
-            slopes = _along(slopes, shape, axis, sides[axis])
+            slopes = sum_along(slopes, shape, axis, sides[axis])
 
         gradient = torch.empty_like(pred)
         arguments = (slopes, pred, mean, values, by_floor, weights, gradient, voxels, row, channels, shape[last])

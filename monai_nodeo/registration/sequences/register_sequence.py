@@ -23,15 +23,15 @@ from monai_nodeo.data.series import Series, open_series
 from monai_nodeo.flows import EulerianVelocity, Flow, Periodic, RungeKutta
 from monai_nodeo.geometry.cropping import Box, foreground_box
 from monai_nodeo.registration.choice import Choice, choose
-from monai_nodeo.registration.fitting import Components, fit
-from monai_nodeo.registration.frames import Frames, write_frame
-from monai_nodeo.registration.handlers import ProgressBar
-from monai_nodeo.registration.inferer import usable
+from monai_nodeo.registration.machine import usable_device
 from monai_nodeo.registration.named_parts import make_loss, make_optimizer, make_solver, make_velocity
-from monai_nodeo.registration.preparation import Prepared, grid_of_nodes, prepare
-from monai_nodeo.registration.sequence_result import SequenceRegistration
+from monai_nodeo.registration.optimisation.fitting import Components, fit
+from monai_nodeo.registration.optimisation.frames import Frames, write_frame
+from monai_nodeo.registration.optimisation.handlers import ProgressBar
+from monai_nodeo.registration.optimisation.trainer import DivergedError
+from monai_nodeo.registration.preparation.prepared_pair import Prepared, grid_of_nodes, prepare
+from monai_nodeo.registration.sequences.result import SequenceRegistration
 from monai_nodeo.registration.settings import Settings, SettingsError
-from monai_nodeo.registration.trainer import DivergedError
 
 __all__ = ["register_sequence", "sequence_settings"]
 
@@ -95,7 +95,7 @@ def register_sequence(
     else:
         settings = Settings.preset(settings, fixed.ndim - 1)
     followed = None if label is None else load_label(label, "labels", fixed)
-    where = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = usable_device(device)
     if settings.symmetric:
         raise SettingsError("symmetric is for pairs; a sequence has a reference frame.")
     with TemporaryDirectory(prefix="monai_nodeo_") as temporary, torch.inference_mode(False), torch.enable_grad():

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from cohorts import QUICK, as_it_was, here, make_rows, results, stamps, write_list
 
-from monai_nodeo.apps.cohort import task
+from monai_nodeo.apps.cohort.job import MOST_DEATHS, Job, register_pairs
 from monai_nodeo.apps.cohort.storage import StorageError
-from monai_nodeo.apps.cohort.task import MOST_DEATHS, Job, register_pairs
 from monai_nodeo.data.lists import RowError
 from monai_nodeo.data.pair import PairError
 
@@ -41,7 +40,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
             calls.append(" ".join(row["id"] for row in rows))
             return {row["id"]: act(Path(job.folder) / row["id"]) or {"id": row["id"]} for row in rows}
 
-        monkeypatch.setattr(task, "register_rows", register_rows)
+        monkeypatch.setattr("monai_nodeo.apps.cohort.job.register_rows", register_rows)
         return calls
 
     return _register

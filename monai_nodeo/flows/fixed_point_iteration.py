@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The points that a displacement takes to given ones, by a fixed point: for the fields of `flows.field_inversion`."""
+"""The points that a displacement takes to given ones, for inverse fields and the way back through a cloud."""
 
 from __future__ import annotations
 

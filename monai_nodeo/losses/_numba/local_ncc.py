@@ -1,13 +1,13 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The local correlation and its gradient, and sums in windows: running sums in double precision, some planes at a time.
+"""The local correlation and its gradient: running sums in double precision, some planes at a time.
 
 Images have three axes here; a slice is a volume whose first axis has one voxel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,27 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_nodeo.geometry._numba._threads import as_array, compiled, in_threads
+from monai_nodeo.geometry._numba.windows import copy_rows, room_of_plane, sum_plane, three_axes
 
 if TYPE_CHECKING:
     from monai_nodeo.geometry.windows import Windows
 
-__all__ = ["squared_correlation", "window_sum"]
+__all__ = ["squared_correlation"]
 
 _AT_A_TIME = 16  # planes, along the first axis
-
-
-def window_sum(x: Tensor, sides: Sequence[int]) -> Tensor:
-    """See :py:func:`monai_nodeo.geometry.windows.window_sum`."""
-    source = as_array(x)
-    shape = _three(source.shape[x.ndim - len(sides) :])
-    reach = [side // 2 for side in _three(sides)]
-    volumes = source.reshape(-1, *shape)
-    total = np.empty_like(volumes)
-    for volume, target in zip(volumes, total, strict=True):
-        in_threads(_sum_planes, shape[0], volume, target, reach[1], reach[2])
-        if reach[0]:
-            in_threads(_sum_across, shape[1], target, reach[0])
-    return torch.from_numpy(total.reshape(source.shape))
 
 
 def squared_correlation(
@@ -58,8 +45,8 @@ def squared_correlation(
         tiny: added to them in any case.
         with_gradient: None instead of the gradient otherwise.
     """
-    shape = _three(pred.shape[2:])
-    reach = tuple(side // 2 for side in _three(windows.sides))
+    shape = three_axes(pred.shape[2:])
+    reach = tuple(side // 2 for side in three_axes(windows.sides))
     weighted = windows.weight is not None
     images = [as_array(x).reshape(-1, *shape) for x in (pred, target[0], *target[2:])]
     kind = images[0].dtype.type
@@ -116,109 +103,6 @@ def _planes(image: tuple[Any, ...], reach: tuple[int, ...]) -> Iterator[tuple[ND
         yield products, derivatives, sums, x
 
 
-def _three(sizes: Sequence[int]) -> tuple[int, ...]:
-    return (*[1] * (3 - len(sizes)), *sizes)
-
-
-@compiled
-def _copy_rows(source, target):  # type: ignore[no-untyped-def]
-    """Written out: an assignment of slices takes Numba seconds to build."""
-    for y in range(source.shape[0]):
-        for z in range(source.shape[1]):
-            target[y, z] = source[y, z]
-
-
-@compiled
-def _room(volume):  # type: ignore[no-untyped-def]
-    """For the sums of a plane along its rows."""
-    return np.empty((volume.shape[1] + 3, volume.shape[2]), volume.dtype)
-
-
-@compiled
-def _sum_rows(one, two, three, four, target, reach):  # type: ignore[no-untyped-def]
-    """Sums along four rows at a time: each waits for its own last sum only."""
-    size = len(one)
-    a = b = c = d = 0.0
-    for ahead in range(size + reach):  # the window of z is complete when the voxel at z + reach is in it
-        if ahead < size:
-            a += one[ahead]
-            b += two[ahead]
-            c += three[ahead]
-            d += four[ahead]
-        z = ahead - reach
-        if z > reach:
-            a -= one[z - reach - 1]
-            b -= two[z - reach - 1]
-            c -= three[z - reach - 1]
-            d -= four[z - reach - 1]
-        if z >= 0:
-            target[0, z] = a
-            target[1, z] = b
-            target[2, z] = c
-            target[3, z] = d
-
-
-@compiled
-def _sum_plane(plane, between, reach_y, reach_z):  # type: ignore[no-untyped-def]
-    """Sums in the windows of a plane (Y, Z), in place; ``between`` has three rows more, which are not looked at."""
-    rows, columns = plane.shape
-    last = rows - 1
-    for y in range(0, rows, 4):
-        others = plane[min(y + 1, last)], plane[min(y + 2, last)], plane[min(y + 3, last)]
-        _sum_rows(plane[y], *others, between[y : y + 4], reach_z)
-    sums = np.zeros(columns)
-    for y in range(min(reach_y, rows)):
-        for z in range(columns):
-            sums[z] += between[y, z]
-    for y in range(rows):
-        if y + reach_y < rows:
-            for z in range(columns):
-                sums[z] += between[y + reach_y, z]
-        if y > reach_y:
-            for z in range(columns):
-                sums[z] -= between[y - reach_y - 1, z]
-        for z in range(columns):
-            plane[y, z] = sums[z]
-
-
-@compiled
-def _sum_planes(volume, target, reach_y, reach_z, start, stop):  # type: ignore[no-untyped-def]
-    between = _room(volume)
-    for x in range(start, stop):
-        _copy_rows(volume[x], target[x])
-        _sum_plane(target[x], between, reach_y, reach_z)
-
-
-@compiled
-def _sum_lines(lines, target, reach):  # type: ignore[no-untyped-def]
-    """Sums along the first axis of lines (X, Z)."""
-    count, columns = lines.shape
-    sums = np.zeros(columns)
-    for x in range(min(reach, count)):
-        for z in range(columns):
-            sums[z] += lines[x, z]
-    for x in range(count):
-        if x + reach < count:
-            for z in range(columns):
-                sums[z] += lines[x + reach, z]
-        if x > reach:
-            for z in range(columns):
-                sums[z] -= lines[x - reach - 1, z]
-        for z in range(columns):
-            target[x, z] = sums[z]
-
-
-@compiled
-def _sum_across(volume, reach, start, stop):  # type: ignore[no-untyped-def]
-    """Sums along the first axis, in place, for a range of the second."""
-    lines = np.empty((volume.shape[0], volume.shape[2]), volume.dtype)
-    found = np.empty_like(lines)
-    for y in range(start, stop):
-        _copy_rows(volume[:, y], lines)
-        _sum_lines(lines, found, reach)
-        _copy_rows(found, volume[:, y])
-
-
 @compiled
 def _powers(p, weight, weighted, middle, power, start, stop):  # type: ignore[no-untyped-def]
     """Sums of the squares of each plane."""
@@ -235,7 +119,7 @@ def _powers(p, weight, weighted, middle, power, start, stop):  # type: ignore[no
 @compiled
 def _product_sums(p, t, weight, weighted, middle, centre, rows, reach, first, place, start, stop):  # type: ignore[no-untyped-def]
     """Values, their squares and their products with the target, summed within planes; 0 outside the image."""
-    between = _room(p)
+    between = room_of_plane(p)
     for number in range(start, stop):
         x, at = first + number, place + number
         if x >= p.shape[0]:
@@ -249,7 +133,7 @@ def _product_sums(p, t, weight, weighted, middle, centre, rows, reach, first, pl
                 rows[1, at, y, z] = value * counted
                 rows[2, at, y, z] = (t[x, y, z] - centre) * counted
         for row in range(3):
-            _sum_plane(rows[row, at], between, reach[1], reach[2])
+            sum_plane(rows[row, at], between, reach[1], reach[2])
 
 
 @compiled
@@ -339,7 +223,7 @@ def _correlations(  # type: ignore[no-untyped-def]
     ones = np.ones(columns, rows.dtype)
     for y in range(start, stop):
         for row in range(3):
-            _copy_rows(rows[row, :, y], lines)
+            copy_rows(rows[row, :, y], lines)
             _sum_windows(lines, found[row], reach[0])
         for number in range(planes):
             x = first + number
@@ -357,7 +241,7 @@ def _correlations(  # type: ignore[no-untyped-def]
             sums[1, y] += by_floor
         if with_gradient:
             for row in range(3):
-                _copy_rows(found[row], derivatives[row, ahead:, y])
+                copy_rows(found[row], derivatives[row, ahead:, y])
 
 
 @compiled
@@ -367,22 +251,22 @@ def _sum_across_part(derivatives, target, reach, start, stop):  # type: ignore[n
     found = np.empty((target.shape[1], target.shape[3]), derivatives.dtype)
     for y in range(start, stop):
         for row in range(3):
-            _copy_rows(derivatives[row, :, y], lines)
+            copy_rows(derivatives[row, :, y], lines)
             _sum_windows(lines, found, reach)
-            _copy_rows(found, target[row, :, y])
+            copy_rows(found, target[row, :, y])
 
 
 @compiled
 def _gradients(rows, p, t, weight, weighted, middle, centre, gradient, reach, first, start, stop):  # type: ignore[no-untyped-def]
     """What is left to sum, within planes, and the gradient as if the floor of the variances were fixed."""
-    between = _room(p)
+    between = room_of_plane(p)
     two = rows.dtype.type(2)
     for number in range(start, stop):
         x = first + number
         if x < 0 or x >= p.shape[0]:
             continue
         for row in range(3):
-            _sum_plane(rows[row, number], between, reach[1], reach[2])
+            sum_plane(rows[row, number], between, reach[1], reach[2])
         for y in range(p.shape[1]):
             for z in range(p.shape[2]):
                 value = two * rows[1, number, y, z] * (p[x, y, z] - middle)

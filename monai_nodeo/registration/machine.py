@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of the machine that registered a pair."""
+"""The machine that registers: a device that can be used, its name, and the most memory that was taken."""
 
 from __future__ import annotations
 
@@ -9,7 +9,21 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["device_name", "peak_memory_mb"]
+__all__ = ["device_name", "peak_memory_mb", "usable_device"]
+
+
+def usable_device(device: torch.device | str | None) -> torch.device:
+    """A device that there is, found out before the work; by default a GPU if there is one.
+
+    Raises:
+        ValueError: when it cannot be used.
+    """
+    wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=wanted).device
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"device {str(wanted)!r} cannot be used here ({reason}); give cpu, or another.") from error
 
 
 def peak_memory_mb(device: torch.device) -> float:

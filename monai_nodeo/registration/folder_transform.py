@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A finished registration as a transform for files, by its flow.
+"""The transform of a result folder, and points taken along by it, by its flow.
 
 Transforms of other tools: `files.resampling`; files of points, streamlines and surfaces: `files.points`.
 """

@@ -14,10 +14,10 @@ from torch import Tensor
 from monai_nodeo.data.pair import Pair
 from monai_nodeo.data.placement import on_grid_of
 
-__all__ = ["images_side_by_side"]
+__all__ = ["images_before_and_after"]
 
 
-def images_side_by_side(
+def images_before_and_after(
     pair: Pair, start: Tensor | None, warped: MetaTensor, warp: Callable[..., MetaTensor]
 ) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
     """First channels as arrays.

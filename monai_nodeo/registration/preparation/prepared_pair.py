@@ -14,18 +14,18 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from monai_nodeo.data.intensity import to_unit_range
-from monai_nodeo.data.match import MatchedPair, match, matched_labels, with_mask_of_air
+from monai_nodeo.data.matched_pair import MatchedPair, match, matched_labels, with_mask_of_air
 from monai_nodeo.data.pair import Pair, PairError, source_name
 from monai_nodeo.data.placement import affine_3d, voxel_sides
 from monai_nodeo.data.start import Start, find_start
 from monai_nodeo.files import ImageGrid
 from monai_nodeo.geometry.cropping import Box, box_size, foreground_box
 from monai_nodeo.losses import RegistrationLoss
-from monai_nodeo.registration.large_images import in_larger_voxels
-from monai_nodeo.registration.levels import Level, PairBatch
+from monai_nodeo.registration.optimisation.levels import Level, PairBatch
+from monai_nodeo.registration.preparation.large_images import in_larger_voxels
+from monai_nodeo.registration.preparation.symmetric import half_of, on_mean_grid, symmetric_start, with_masks_of_air
+from monai_nodeo.registration.preparation.thick_slices import refine
 from monai_nodeo.registration.settings import Settings
-from monai_nodeo.registration.symmetric import half_of, on_mean_grid, symmetric_start, with_masks_of_air
-from monai_nodeo.registration.thick_slices import refine
 
 __all__ = ["Prepared", "grid_like", "grid_of_nodes", "prepare"]
 
@@ -38,7 +38,7 @@ class Prepared:
         start: where the pair starts from.
         matched: both images on one grid, with values in [0, 1].
         box: the part of the grid that is optimised, without the air around the images.
-        half: (4, 4), RAS mm, from the fixed image to that grid, see `registration.symmetric`; None: it is its own.
+        half: (4, 4), RAS mm, from the fixed image to that grid, see `preparation.symmetric`; None: it is its own.
     """
 
     start: Start

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from monai_nodeo.registration.kept_memory import give_back_kept_memory, keep_freed_memory
+from monai_nodeo.registration.malloc import give_back_kept_memory, keep_freed_memory
 
 # malloc.h: the option's number and glibc's default
 DEFAULTS = {-1: 128 * 1024, -2: 128 * 1024, -4: 65536}
@@ -92,7 +92,7 @@ from pathlib import Path
 
 import torch
 
-from monai_nodeo.registration.kept_memory import keep_freed_memory
+from monai_nodeo.registration.malloc import keep_freed_memory
 
 def resident():
     return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -1,6 +1,9 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker does for some pairs. It may be called any number of times, on any machine: a finished pair stays."""
+"""The job of a run, and what a worker does of it for some pairs.
+
+It may be called any number of times, on any machine: a finished pair stays.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from monai_nodeo.apps.cohort.inputs import fingerprints
 from monai_nodeo.apps.cohort.ledger import DONE, FAILED, Attempts, Ledger
 from monai_nodeo.apps.cohort.storage import blamed_on_storage, storage_errors
 from monai_nodeo.data.lists import ERROR
-from monai_nodeo.registration.table import failed_row
+from monai_nodeo.registration.metrics_table import failed_row
 
 __all__ = ["MOST_DEATHS", "Derivatives", "Job", "register_pairs", "register_rows"]
 
@@ -205,7 +208,7 @@ def register_rows(job: Job, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict
         id -> row of the table.
     """
     from monai_nodeo.data.load import load_pair
-    from monai_nodeo.registration.kept_memory import keep_freed_memory
+    from monai_nodeo.registration.malloc import keep_freed_memory
 
     started = time.perf_counter()
     if job.threads is not None:
@@ -223,7 +226,7 @@ def register_rows(job: Job, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict
 
 
 def _saved(job: Job, row: Mapping[str, Any], registration: Any, share: float) -> dict[str, Any]:
-    from monai_nodeo.registration.table import row_of
+    from monai_nodeo.registration.metrics_table import row_of
 
     started = time.perf_counter()
     id = row["id"]

@@ -20,11 +20,11 @@ from monai_nodeo.geometry.coordinates import identity_grid
 from monai_nodeo.geometry.resizing import resize
 from monai_nodeo.geometry.separable import apply_along_axes, resampling_matrix
 from monai_nodeo.losses import RegistrationLoss
-from monai_nodeo.registration.frames import Frames
-from monai_nodeo.registration.kept_memory import give_back_kept_memory
-from monai_nodeo.registration.levels import Level, PairBatch, coarser_first, make_levels
+from monai_nodeo.registration.malloc import give_back_kept_memory
+from monai_nodeo.registration.optimisation.frames import Frames
+from monai_nodeo.registration.optimisation.levels import Level, PairBatch, coarser_first, make_levels
+from monai_nodeo.registration.optimisation.trainer import PairTrainer
 from monai_nodeo.registration.settings import Settings
-from monai_nodeo.registration.trainer import PairTrainer
 
 __all__ = ["Components", "Fit", "fit"]
 

@@ -14,9 +14,9 @@ from monai_nodeo.flows import VelocityBatch
 from monai_nodeo.geometry.coordinates import identity_grid, phi_to_ddf
 from monai_nodeo.geometry.resizing import resize_ddf
 from monai_nodeo.geometry.sampling import warp
-from monai_nodeo.registration.fitting import Components, fit
-from monai_nodeo.registration.levels import PairBatch
 from monai_nodeo.registration.named_parts import make_loss, make_optimizer, make_solver, make_velocity
+from monai_nodeo.registration.optimisation.fitting import Components, fit
+from monai_nodeo.registration.optimisation.levels import PairBatch
 from monai_nodeo.registration.settings import Settings
 
 __all__ = ["between_slices"]

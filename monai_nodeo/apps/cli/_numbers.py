@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Figures on the terminal: JSON, or a line for each."""
+"""Numbers on the terminal: JSON, or a line for each."""
 
 from __future__ import annotations
 

@@ -17,10 +17,10 @@ from typing import Any
 from monai.data import MetaTensor
 from torch import Tensor
 
-from monai_nodeo.data.match import MatchedPair
+from monai_nodeo.data.matched_pair import MatchedPair
 from monai_nodeo.data.placement import affine_3d, voxel_sides
 from monai_nodeo.geometry.cropping import Box, box_on, box_size
-from monai_nodeo.registration.levels import Level, PairBatch, make_levels
+from monai_nodeo.registration.optimisation.levels import Level, PairBatch, make_levels
 
 __all__ = ["in_larger_voxels"]
 

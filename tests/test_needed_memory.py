@@ -14,7 +14,7 @@ from monai_nodeo import RegisterPair, Settings
 from monai_nodeo.apps.cli._options import Bytes
 from monai_nodeo.data import PairError
 from monai_nodeo.files import check_output_dir
-from monai_nodeo.registration import limits
+from monai_nodeo.registration import needed_memory
 
 CPU = torch.device("cpu")
 GROUPS = {
@@ -45,33 +45,33 @@ def test_free_memory_is_the_least_of_the_system_and_its_control_groups(kind, tmp
         for name, text in zip(names, ("3000000\n", "2500000\n"), strict=False):
             (groups / folder / name).write_text(text)
         (groups / folder / "memory.stat").write_text(f"cache 7\n{names[2]} 500000\n")
-    monkeypatch.setattr(limits, "_PROC", proc)
-    monkeypatch.setattr(limits, "_CGROUP", groups)
-    assert limits.free_memory(CPU) == (1_000_000 if folder else 4000 * 1024)
+    monkeypatch.setattr(needed_memory, "_PROC", proc)
+    monkeypatch.setattr(needed_memory, "_CGROUP", groups)
+    assert needed_memory.free_memory(CPU) == (1_000_000 if folder else 4000 * 1024)
 
 
 def test_a_system_that_tells_nothing_is_trusted(tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, "_PROC", tmp_path)
-    assert limits.free_memory(CPU) is None
-    limits.check_memory(Settings.preset(), (10**4,) * 3, 1, CPU)
+    monkeypatch.setattr(needed_memory, "_PROC", tmp_path)
+    assert needed_memory.free_memory(CPU) is None
+    needed_memory.check_memory(Settings.preset(), (10**4,) * 3, 1, CPU)
 
 
 def test_on_a_gpu_what_torch_holds_unused_counts_as_free(monkeypatch):
     cuda = {"mem_get_info": (5000, 9000), "memory_reserved": 700, "memory_allocated": 300}
     for name, value in cuda.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
-    assert limits.free_memory(torch.device("cuda:0")) == 5400
+    assert needed_memory.free_memory(torch.device("cuda:0")) == 5400
 
 
 def test_a_pair_that_cannot_fit_is_refused_before_the_work(monkeypatch, caplog):
     settings = quick_settings(2)
     fixed, moving, _ = deformed_pair((20, 24))
     settings = settings.replace(crop_air=False)
-    needed = limits.needed_memory(settings, (20, 24))
-    monkeypatch.setattr(limits, "free_memory", lambda device: needed)
+    needed = needed_memory.needed_memory(settings, (20, 24))
+    monkeypatch.setattr(needed_memory, "free_memory", lambda device: needed)
     RegisterPair(settings, handlers=())(fixed, moving)
     assert caplog.messages[-1].startswith("this may end for want of memory: 20x24 voxels take")
-    monkeypatch.setattr(limits, "free_memory", lambda device: needed - 1)
+    monkeypatch.setattr(needed_memory, "free_memory", lambda device: needed - 1)
     with pytest.raises(PairError, match=r"^20x24 voxels take .* GB of memory, and .* GB are free on cpu; take .*$"):
         RegisterPair(settings, handlers=())(fixed, moving)
 
@@ -84,9 +84,8 @@ def test_more_work_needs_more_memory(more):
     call = {"spatial_shape": (64, 64, 64), "pairs": 1}
     settings = Settings.preset(**few)
     changed = settings.replace(**{k: v for k, v in more.items() if k not in call})
-    assert limits.needed_memory(changed, **call | {k: v for k, v in more.items() if k in call}) > limits.needed_memory(
-        settings, **call
-    )
+    less = needed_memory.needed_memory(settings, **call)
+    assert needed_memory.needed_memory(changed, **call | {k: v for k, v in more.items() if k in call}) > less
 
 
 def test_a_disk_without_room_is_found_before_the_work(tmp_path, monkeypatch):
@@ -102,14 +101,14 @@ def test_settings_get_leaner_until_they_fit(dims):
     settings = Settings.preset(spatial_dims=dims)
 
     def whole(settings: Settings) -> int:
-        return limits._LIBRARIES + limits.needed_memory(settings, shape)
+        return needed_memory._LIBRARIES + needed_memory.needed_memory(settings, shape)
 
-    assert limits.fitting_settings(settings, shape, whole(settings)) == (settings, "")
-    fitting, cost = limits.fitting_settings(settings, shape, whole(settings) - 1)
+    assert needed_memory.fitting_settings(settings, shape, whole(settings)) == (settings, "")
+    fitting, cost = needed_memory.fitting_settings(settings, shape, whole(settings) - 1)
     assert whole(fitting) < whole(settings)
     assert cost
     with pytest.raises(PairError, match=r"^512x512.* voxels take .* GB of memory with the leanest settings, and .* GB"):
-        limits.fitting_settings(settings, shape, limits._LIBRARIES)
+        needed_memory.fitting_settings(settings, shape, needed_memory._LIBRARIES)
 
 
 @pytest.mark.parametrize(("text", "found"), [("4GB", 4e9), ("1.5 g", 1.5e9), ("800MB", 8e8)])

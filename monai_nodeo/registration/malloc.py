@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Whether glibc hands memory back to the system between two uses of it: not at all, or at once."""
+"""Whether malloc of glibc hands memory back to the system between two uses of it: not at all, or at once."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monai_nodeo.registration.levels import Level, PairBatch
+from monai_nodeo.registration.optimisation.levels import Level, PairBatch
 
 __all__ = ["Frames", "write_frame"]
 

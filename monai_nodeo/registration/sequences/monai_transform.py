@@ -13,8 +13,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch.utils.data._utils.collate import default_collate_fn_map  # to be added to, says torch's default_collate
 
-from monai_nodeo.registration.sequence import register_sequence
-from monai_nodeo.registration.sequence_result import SequenceRegistration
+from monai_nodeo.registration.sequences.register_sequence import register_sequence
+from monai_nodeo.registration.sequences.result import SequenceRegistration
 from monai_nodeo.registration.settings import Settings
 
 __all__ = ["RegisterSequenceD", "RegisterSequenceDict", "RegisterSequenced"]

@@ -20,9 +20,9 @@ from monai_nodeo.geometry.coordinates import identity_grid, phi_to_ddf, rescale_
 from monai_nodeo.geometry.sampling import sample_resized, weighted_mean
 from monai_nodeo.losses import RegistrationLoss
 from monai_nodeo.losses.labels import label_loss, label_shares
-from monai_nodeo.registration._cuda_graphs import RecordedStep
-from monai_nodeo.registration.frames import Frames
-from monai_nodeo.registration.levels import Level, PairBatch, make_levels
+from monai_nodeo.registration.optimisation._cuda_graphs import RecordedStep
+from monai_nodeo.registration.optimisation.frames import Frames
+from monai_nodeo.registration.optimisation.levels import Level, PairBatch, make_levels
 
 __all__ = ["DivergedError", "PairTrainer"]
 

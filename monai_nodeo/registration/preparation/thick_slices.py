@@ -23,7 +23,7 @@ from torch import Tensor
 from monai_nodeo.data.pair import Pair
 from monai_nodeo.data.placement import voxel_sides
 from monai_nodeo.geometry.separable import apply_along_axes
-from monai_nodeo.registration.slice_interpolation import between_slices
+from monai_nodeo.registration.preparation.slice_interpolation import between_slices
 
 __all__ = ["parts_of", "refine", "refined"]
 
