@@ -26,6 +26,7 @@ from monai_nodeo.data.placement import (
 __all__ = ["MatchedPair", "match", "matched_labels", "with_mask_of_air"]
 
 _SMALL_OVERLAP = 0.25
+_UNSEEN = 0.1  # of what the fixed image shows: from there on the moving image's field of view is a mask
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ class MatchedPair:
         fixed: (C, *spatial), whose grid it is.
         moving: (C, *spatial), sampled once through the affines and the start; outside its field of view its background.
         fixed_mask: 1 where the fixed image counts, else 0, (1, *spatial).
-        moving_mask: the same of the moving image; 0 outside its field of view.
+        moving_mask: the same of the moving image; 0 outside its field of view. Without a mask of its own it is there
+            only if the fixed image shows much outside.
         fixed_certainty: how sure the fixed image is, in [0, 1], (1, *spatial).
         landmarks: (N, 2, D): for each point its voxel, and the voxel which the affines take to its partner.
         labels: of the fixed and the moving image, (2, *spatial): those that both have, numbered from 1; 0 elsewhere.
@@ -74,7 +76,7 @@ def match(pair: Pair, start: Tensor | None = None, fixed_certainty: Tensor | Non
         _check_overlap(fixed, moving, mapped, start)
     seen = on_grid_of(fixed, moving, start)
     _check_content(moving, seen, start)
-    moving_mask = None if pair.moving.mask is None else on_grid_of(fixed, pair.moving.mask, start, mode="nearest")
+    moving_mask = _counted(pair, start)
     _check_masks(pair, [mask for mask in (pair.fixed.mask, moving_mask) if mask is not None])
     landmarks = None
     if pair.fixed.landmarks is not None and pair.moving.landmarks is not None:
@@ -127,6 +129,21 @@ def with_mask_of_air(pair: Pair) -> Pair:
     inside = (image > image.min()).any(0, keepdim=True).to(image.dtype)
     mask = MetaTensor(inside.as_tensor(), affine=image.affine)  # with a meta of its own: there is no file of it
     return replace(pair, fixed=replace(pair.fixed, mask=mask))
+
+
+def _counted(pair: Pair, start: Tensor | None) -> MetaTensor | None:
+    """Where the moving image counts, on the fixed grid: its mask, or its field of view if that leaves out much.
+
+    Nothing is known beyond the field of view. To fill it does no harm where it is air, but much where the fixed image
+    goes on. ITK's metrics leave it out, too.
+    """
+    fixed, moving = pair.fixed.image, pair.moving
+    if moving.mask is not None:
+        return on_grid_of(fixed, moving.mask, start, mode="nearest")
+    view = on_grid_of(fixed, torch.ones_like(moving.image[:1]), start, mode="nearest")
+    content = fixed.as_tensor() - fixed.as_tensor().amin(tuple(range(1, fixed.ndim)), keepdim=True)
+    unseen = (content * (view.as_tensor() == 0)).sum()
+    return view if unseen > _UNSEEN * content.sum() else None
 
 
 def _check_overlap(fixed: MetaTensor, moving: MetaTensor, mapped: Tensor, start: Tensor | None) -> None:

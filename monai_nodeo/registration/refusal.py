@@ -34,13 +34,16 @@ def defended(task: Task, choice: Choice, flow: Flow) -> bool:
     level = coarse_level(task.tensors, task.prepared.spacing)
     ways = [(task.tensors, flow)]
     if task.settings.symmetric:
-        ways.append((replace(task.tensors, fixed=task.tensors.moving, moving=task.tensors.fixed), flow.inverse))
+        one, masks = task.tensors, (task.tensors.moving_mask, task.tensors.fixed_mask)
+        other = replace(one, fixed=one.moving, moving=one.fixed, fixed_mask=masks[0], moving_mask=masks[1])
+        ways.append((other, flow.inverse))
     kept = []
     for tensors, way in ways:
-        seen = replace(tensors.at(level), moving_mask=None)  # it would have to be moved too
+        seen = tensors.at(level)
         ddf = way.displacement(task.domain(level))[None].to(seen.moving)
-        before, after = (information(pair)[0] for pair in (seen, replace(seen, moving=warp(seen.moving, ddf))))
-        kept.append(after >= _KEPT * before)
+        mask = None if seen.moving_mask is None else warp(seen.moving_mask, ddf)
+        moved = replace(seen, moving=warp(seen.moving, ddf), moving_mask=mask)
+        kept.append(information(moved)[0] >= _KEPT * information(seen)[0])
     return not choice.hopeless and all(kept)
 
 
