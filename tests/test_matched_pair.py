@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from scans import SLICE, VOLUME, centred, load, make_affine, smooth
 
 from monai_nodeo.data import PairError, as_image, find_start, match
-from monai_nodeo.data.matched_pair import with_mask_of_air
+from monai_nodeo.data.matched_pair import with_mask_of_air, with_mask_of_view
 from monai_nodeo.data.pair import Pair, stored_grid
 from monai_nodeo.data.placement import on_grid_of, physical_map
 from monai_nodeo.files import Affine, Transform, open_stored
@@ -201,6 +201,26 @@ def test_a_volume_does_not_match_a_slice(save):
     pair = Pair(load(volume, volume).fixed, load(flat, flat).moving)
     with pytest.raises(PairError, match="differ in dimension"):
         match(pair)
+
+
+def test_a_field_of_view_is_a_mask_if_it_leaves_out_what_the_fixed_image_shows(save):
+    values = np.zeros((24, 11, 13), np.float32)
+    values[2:14] = smooth((12, 11, 13), 0) + 1
+
+    def view_of(planes, **masks):
+        pair = load(save("f.nii.gz", values), save("m.nii.gz", values[:planes]), **masks)
+        return with_mask_of_view(match(pair), pair.moving.image).moving_mask
+
+    assert view_of(24) is None
+    assert view_of(15) is None  # air is left out
+    view = view_of(9)
+    assert view.shape == (1, *values.shape)
+    assert view[:, :9].unique().tolist() == [1]
+    assert view[:, 9:].unique().tolist() == [0]
+    own = np.zeros((9, 11, 13), np.uint8)
+    own[:5] = 1
+    given = view_of(9, moving_mask=save("own.nii.gz", own))
+    np.testing.assert_array_equal(given[0, :9], own)
 
 
 @pytest.mark.parametrize("flipped", [False, True])

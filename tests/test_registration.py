@@ -16,7 +16,7 @@ import SimpleITK as sitk
 import torch
 from grids import CORONAL, OBLIQUE
 from monai.data import MetaTensor
-from synthetic import quick_settings, save_pair
+from synthetic import deformed_pair, quick_settings, save_pair
 from torch import Tensor
 
 from monai_nodeo import Flow, Registration, Settings, register
@@ -321,3 +321,17 @@ def test_real_slices_get_an_accurate_flow_without_folds(oasis, number):
     assert torch.equal(found.flow.displacement(), found.displacement)
     figures = found.figures()
     assert figures["after"]["dice_mean"] > figures["before"]["dice_mean"] + 0.1
+
+
+@pytest.mark.parametrize(
+    ("shape", "preset"), [((64, 48), "fast"), ((40, 32, 36), "fast"), ((64, 48), "mutual_information")]
+)
+def test_what_the_moving_image_does_not_show_does_not_pull(shape, preset):
+    fixed, moving, ddf = deformed_pair(shape)
+    half = shape[0] // 2
+    images = [MetaTensor(image, affine=torch.eye(4)) for image in (fixed, moving[:, :half])]
+    settings = Settings.preset(preset, len(shape), initial_transform="none", self_tuning=False)
+    found = register(*images, settings, device="cpu", handlers=())
+    error = torch.linalg.vector_norm(found.displacement - ddf, dim=0)
+    assert error[: half - 2].mean() < 0.45 * torch.linalg.vector_norm(ddf, dim=0)[: half - 2].mean()
+    assert error[half:].mean() < 1.5

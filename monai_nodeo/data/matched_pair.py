@@ -23,7 +23,7 @@ from monai_nodeo.data.placement import (
     world_corners,
 )
 
-__all__ = ["MatchedPair", "match", "matched_labels", "with_mask_of_air"]
+__all__ = ["MatchedPair", "match", "matched_labels", "with_mask_of_air", "with_mask_of_view"]
 
 _SMALL_OVERLAP = 0.25
 _UNSEEN = 0.1  # of what the fixed image shows: from there on the moving image's field of view is a mask
@@ -39,8 +39,7 @@ class MatchedPair:
         fixed: (C, *spatial), whose grid it is.
         moving: (C, *spatial), sampled once through the affines and the start; outside its field of view its background.
         fixed_mask: 1 where the fixed image counts, else 0, (1, *spatial).
-        moving_mask: the same of the moving image; 0 outside its field of view. Without a mask of its own it is there
-            only if the fixed image shows much outside.
+        moving_mask: the same of the moving image; 0 outside its field of view.
         fixed_certainty: how sure the fixed image is, in [0, 1], (1, *spatial).
         landmarks: (N, 2, D): for each point its voxel, and the voxel which the affines take to its partner.
         labels: of the fixed and the moving image, (2, *spatial): those that both have, numbered from 1; 0 elsewhere.
@@ -76,7 +75,7 @@ def match(pair: Pair, start: Tensor | None = None, fixed_certainty: Tensor | Non
         _check_overlap(fixed, moving, mapped, start)
     seen = on_grid_of(fixed, moving, start)
     _check_content(moving, seen, start)
-    moving_mask = _counted(pair, start)
+    moving_mask = None if pair.moving.mask is None else on_grid_of(fixed, pair.moving.mask, start, mode="nearest")
     _check_masks(pair, [mask for mask in (pair.fixed.mask, moving_mask) if mask is not None])
     landmarks = None
     if pair.fixed.landmarks is not None and pair.moving.landmarks is not None:
@@ -84,6 +83,25 @@ def match(pair: Pair, start: Tensor | None = None, fixed_certainty: Tensor | Non
         back = torch.linalg.inv(mapped)
         landmarks = torch.stack([here, there @ back[:-1, :-1].T + back[:-1, -1]], dim=1)
     return MatchedPair(fixed, seen, pair.fixed.mask, moving_mask, fixed_certainty, landmarks)
+
+
+def with_mask_of_view(matched: MatchedPair, moving: MetaTensor, start: Tensor | None = None) -> MatchedPair:
+    """The same with the moving image's field of view as its mask, if that leaves out much and there is no mask.
+
+    Nothing is known beyond the field of view. To fill it does no harm where it is air, but much where the fixed image
+    goes on. ITK's metrics leave it out, too.
+
+    Args:
+        matched: the pair.
+        moving: the image on its own grid.
+        start: as for :py:func:`match`.
+    """
+    if matched.moving_mask is not None:
+        return matched
+    view = on_grid_of(matched.fixed, torch.ones_like(moving[:1]), start, mode="nearest")
+    shown = matched.fixed.as_tensor() - matched.fixed.as_tensor().amin(tuple(range(1, moving.ndim)), keepdim=True)
+    unseen = (shown * (view.as_tensor() == 0)).sum()
+    return replace(matched, moving_mask=view) if unseen > _UNSEEN * shown.sum() else matched
 
 
 def matched_labels(pair: Pair, fixed: MetaTensor, start: Tensor | None = None) -> Tensor:
@@ -129,21 +147,6 @@ def with_mask_of_air(pair: Pair) -> Pair:
     inside = (image > image.min()).any(0, keepdim=True).to(image.dtype)
     mask = MetaTensor(inside.as_tensor(), affine=image.affine)  # with a meta of its own: there is no file of it
     return replace(pair, fixed=replace(pair.fixed, mask=mask))
-
-
-def _counted(pair: Pair, start: Tensor | None) -> MetaTensor | None:
-    """Where the moving image counts, on the fixed grid: its mask, or its field of view if that leaves out much.
-
-    Nothing is known beyond the field of view. To fill it does no harm where it is air, but much where the fixed image
-    goes on. ITK's metrics leave it out, too.
-    """
-    fixed, moving = pair.fixed.image, pair.moving
-    if moving.mask is not None:
-        return on_grid_of(fixed, moving.mask, start, mode="nearest")
-    view = on_grid_of(fixed, torch.ones_like(moving.image[:1]), start, mode="nearest")
-    content = fixed.as_tensor() - fixed.as_tensor().amin(tuple(range(1, fixed.ndim)), keepdim=True)
-    unseen = (content * (view.as_tensor() == 0)).sum()
-    return view if unseen > _UNSEEN * content.sum() else None
 
 
 def _check_overlap(fixed: MetaTensor, moving: MetaTensor, mapped: Tensor, start: Tensor | None) -> None:

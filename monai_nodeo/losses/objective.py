@@ -80,6 +80,15 @@ class RegistrationLoss(nn.Module):
         assert isinstance(terms, nn.ModuleDict)
         return terms
 
+    @property
+    def takes_masks(self) -> bool:
+        """Whether all image losses can take masks."""
+        try:
+            self.check_masks()
+        except ValueError:
+            return False
+        return True
+
     def check_masks(self) -> None:
         """Find out before the work whether all image losses can take masks.
 

@@ -74,7 +74,7 @@ def ways_of_changed(
         What each result is for the flow of the first one; none if one could not be made or was interrupted.
     """
     assert result.pair is not None
-    weights = _takes_masks(loss)
+    weights = loss.takes_masks
     changed = [perturbed(result, result.settings.seed + number, weights) for number in range(count)]
     ways: list[PairMap] = []
     try:
@@ -87,14 +87,6 @@ def ways_of_changed(
         logger.warning("%s: no uncertainty: %s", result.pair.id, error)
         return []
     return ways
-
-
-def _takes_masks(loss: RegistrationLoss) -> bool:
-    try:
-        loss.check_masks()
-    except ValueError:
-        return False
-    return True
 
 
 def perturbed(registration: Registration, seed: int, weights: bool = True) -> Perturbed:

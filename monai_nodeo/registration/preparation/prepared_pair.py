@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from monai_nodeo.data.intensity import to_unit_range
-from monai_nodeo.data.matched_pair import MatchedPair, match, matched_labels, with_mask_of_air
+from monai_nodeo.data.matched_pair import MatchedPair, match, matched_labels, with_mask_of_air, with_mask_of_view
 from monai_nodeo.data.pair import Pair, PairError, source_name
 from monai_nodeo.data.placement import affine_3d, voxel_sides
 from monai_nodeo.data.start import Start, find_start
@@ -90,6 +90,8 @@ def prepare(pair: Pair, settings: Settings, loss: RegistrationLoss) -> Prepared:
     else:
         fine, certainty = refine(pair)
     matched = match(fine, rest, certainty)
+    if loss.takes_masks:
+        matched = with_mask_of_view(matched, fine.moving.image, rest)
     matched = replace(matched, fixed=to_unit_range(matched.fixed), moving=to_unit_range(matched.moving))
     box: Box = (slice(None),) * settings.spatial_dims
     if settings.crop_air:
