@@ -26,7 +26,7 @@ from monai_nodeo.data.placement import (
 __all__ = ["MatchedPair", "match", "matched_labels", "with_mask_of_air", "with_mask_of_view"]
 
 _SMALL_OVERLAP = 0.25
-_UNSEEN = 0.1  # of what the fixed image shows: from there on the moving image's field of view is a mask
+_UNSEEN = 0.1  # of what the fixed image shows: from there on the field of view of the moving one is a mask
 
 logger = logging.getLogger(__name__)
 
@@ -98,10 +98,14 @@ def with_mask_of_view(matched: MatchedPair, moving: MetaTensor, start: Tensor | 
     """
     if matched.moving_mask is not None:
         return matched
-    view = on_grid_of(matched.fixed, torch.ones_like(moving[:1]), start, mode="nearest")
-    shown = matched.fixed.as_tensor() - matched.fixed.as_tensor().amin(tuple(range(1, moving.ndim)), keepdim=True)
-    unseen = (shown * (view.as_tensor() == 0)).sum()
-    return replace(matched, moving_mask=view) if unseen > _UNSEEN * shown.sum() else matched
+    fixed = matched.fixed.as_tensor()
+    seen = _in_view(voxel_map(matched.fixed, moving, start), fixed.shape[1:], moving.shape[1:])
+    if seen.all():
+        return matched
+    shown = fixed - fixed.amin(tuple(range(1, fixed.ndim)), keepdim=True)
+    if shown[:, ~seen].sum() <= _UNSEEN * shown.sum():
+        return matched
+    return replace(matched, moving_mask=MetaTensor(seen[None].to(fixed.dtype), affine=matched.fixed.affine))
 
 
 def matched_labels(pair: Pair, fixed: MetaTensor, start: Tensor | None = None) -> Tensor:
@@ -150,7 +154,8 @@ def with_mask_of_air(pair: Pair) -> Pair:
 
 
 def _check_overlap(fixed: MetaTensor, moving: MetaTensor, mapped: Tensor, start: Tensor | None) -> None:
-    share = _overlap(mapped, tuple(fixed.shape[1:]), tuple(moving.shape[1:]))
+    seen = _in_view(mapped, fixed.shape[1:], moving.shape[1:])
+    share = int(seen.count_nonzero()) / seen.numel()
     extents = [
         _extent(affine, tuple(image.shape[1:]))
         for affine, image in ((started(fixed, start), fixed), (affine_3d(moving), moving))
@@ -192,9 +197,9 @@ def _check_masks(pair: Pair, masks: Sequence[MetaTensor]) -> None:
         )
 
 
-def _overlap(mapped: Tensor, fixed_shape: tuple[int, ...], moving_shape: tuple[int, ...]) -> float:
-    """Share of the fixed voxel centres that lie inside a voxel of the moving image."""
-    inside = torch.ones(fixed_shape, dtype=torch.bool)
+def _in_view(mapped: Tensor, fixed_shape: Sequence[int], moving_shape: Sequence[int]) -> Tensor:
+    """Which voxel centres of the fixed grid lie inside a voxel of the moving image, (*spatial), bool."""
+    inside = torch.ones(tuple(fixed_shape), dtype=torch.bool)
     for row, size in zip(mapped[:-1], moving_shape, strict=True):
         position = row[-1]
         for axis, n in enumerate(fixed_shape):
@@ -203,7 +208,7 @@ def _overlap(mapped: Tensor, fixed_shape: tuple[int, ...], moving_shape: tuple[i
             )
             position = position + row[axis] * along
         inside &= (position >= -0.5) & (position <= size - 0.5)
-    return int(inside.count_nonzero()) / inside.numel()
+    return inside
 
 
 def _extent(affine: Tensor, shape: tuple[int, ...]) -> str:
