@@ -103,8 +103,12 @@ def with_mask_of_view(matched: MatchedPair, moving: MetaTensor, start: Tensor | 
     if seen.all():
         return matched
     shown = fixed - fixed.amin(tuple(range(1, fixed.ndim)), keepdim=True)
-    if shown[:, ~seen].sum() <= _UNSEEN * shown.sum():
+    unseen = float(shown[:, ~seen].sum() / shown.sum())
+    if not unseen > _UNSEEN:
         return matched
+    logger.info(
+        "%s: %.0f %% of the fixed image lies outside, and does not count.", source_name("moving", moving), 100 * unseen
+    )
     return replace(matched, moving_mask=MetaTensor(seen[None].to(fixed.dtype), affine=matched.fixed.affine))
 
 
