@@ -312,14 +312,22 @@ class PairInferer(Inferer):
 
     @torch.no_grad()
     def _similarity(self, task: Task, flow: Flow, ddf: Tensor, components: Components) -> tuple[float, float]:
-        """The similarity loss before and after, on the grid of the optimisation, without masks."""
+        """The similarity loss before and after, on the grid of the optimisation, where the masks count."""
         matched = task.prepared.matched
         fixed, moving = (x.as_tensor()[None].to(ddf.device) for x in (matched.fixed, matched.moving))
         if task.settings.symmetric or fixed.shape[2:] != ddf.shape[1:]:
             grid = grid_like(task.grid, affine_3d(matched.fixed).numpy(), fixed.shape[2:])
             ddf = flow.displacement(task.prepared.in_fixed(grid))
+        ddf = ddf[None].to(fixed)
+        before, after = [moving], [warp_in_slabs(moving, ddf)]
+        if matched.fixed_mask is not None or matched.moving_mask is not None:
+            here, there = (
+                torch.ones_like(fixed[:, :1]) if mask is None else mask[None].to(fixed)
+                for mask in (matched.fixed_mask, matched.moving_mask)
+            )
+            before, after = [moving, here * there], [*after, here * warp_in_slabs(there, ddf)]
         loss = components.loss.similarity
-        return loss(moving, fixed).item(), loss(warp_in_slabs(moving, ddf[None].to(fixed)), fixed).item()
+        return loss(before[0], fixed, *before[1:]).item(), loss(after[0], fixed, *after[1:]).item()
 
 
 def pair_of_tensors(

@@ -63,12 +63,13 @@ class Prepared:
         return PairBatch(**parts)
 
     def held_by(self, batch: PairBatch) -> Prepared:
-        """The same with the images of :py:meth:`batch` in place of its own, so that they are in memory once."""
+        """The same with images and masks of :py:meth:`batch` in place of its own, so that they are in memory once."""
         fixed, moving = (
             MetaTensor(values[0], affine=image.affine, meta={k: x for k, x in image.meta.items() if k != "affine"})
             for values, image in ((batch.fixed, self.matched.fixed), (batch.moving, self.matched.moving))
         )
-        return replace(self, matched=MatchedPair(fixed, moving))
+        masks = (None if mask is None else mask[0] for mask in (batch.fixed_mask, batch.moving_mask))
+        return replace(self, matched=MatchedPair(fixed, moving, *masks))
 
 
 def prepare(pair: Pair, settings: Settings, loss: RegistrationLoss) -> Prepared:
