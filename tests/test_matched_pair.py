@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from scans import SLICE, VOLUME, centred, load, make_affine, smooth
 
 from monai_nodeo.data import PairError, as_image, find_start, match
-from monai_nodeo.data.matched_pair import with_mask_of_air, with_mask_of_view
+from monai_nodeo.data.masks import with_mask_of_air, with_mask_of_view
 from monai_nodeo.data.pair import Pair, stored_grid
 from monai_nodeo.data.placement import on_grid_of, physical_map
 from monai_nodeo.files import Affine, Transform, open_stored

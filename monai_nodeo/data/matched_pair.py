@@ -1,12 +1,12 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A pair on one grid, as the optimisation sees it."""
+"""A pair brought to one grid, as the optimisation sees it; masks that the images give are made in `data.masks`."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from monai.data import MetaTensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from monai_nodeo.data.pair import Pair, PairError, source_name
 from monai_nodeo.data.placement import (
     affine_3d,
+    in_view,
     on_grid_of,
     same_grid,
     started,
@@ -23,10 +24,9 @@ from monai_nodeo.data.placement import (
     world_corners,
 )
 
-__all__ = ["MatchedPair", "match", "matched_labels", "with_mask_of_air", "with_mask_of_view"]
+__all__ = ["MatchedPair", "match", "matched_labels"]
 
 _SMALL_OVERLAP = 0.25
-_UNSEEN = 0.1  # of what the fixed image shows: from there on the field of view of the moving one is a mask
 
 logger = logging.getLogger(__name__)
 
@@ -85,33 +85,6 @@ def match(pair: Pair, start: Tensor | None = None, fixed_certainty: Tensor | Non
     return MatchedPair(fixed, seen, pair.fixed.mask, moving_mask, fixed_certainty, landmarks)
 
 
-def with_mask_of_view(matched: MatchedPair, moving: MetaTensor, start: Tensor | None = None) -> MatchedPair:
-    """The same with the moving image's field of view as its mask, if that leaves out much and there is no mask.
-
-    Nothing is known beyond the field of view. To fill it does no harm where it is air, but much where the fixed image
-    goes on. ITK's metrics leave it out, too.
-
-    Args:
-        matched: the pair.
-        moving: the image on its own grid.
-        start: as for :py:func:`match`.
-    """
-    if matched.moving_mask is not None:
-        return matched
-    fixed = matched.fixed.as_tensor()
-    seen = _in_view(voxel_map(matched.fixed, moving, start), fixed.shape[1:], moving.shape[1:])
-    if seen.all():
-        return matched
-    shown = fixed - fixed.amin(tuple(range(1, fixed.ndim)), keepdim=True)
-    unseen = float(shown[:, ~seen].sum() / shown.sum())
-    if not unseen > _UNSEEN:
-        return matched
-    logger.info(
-        "%s: %.0f %% of the fixed image lies outside, and does not count.", source_name("moving", moving), 100 * unseen
-    )
-    return replace(matched, moving_mask=MetaTensor(seen[None].to(fixed.dtype), affine=matched.fixed.affine))
-
-
 def matched_labels(pair: Pair, fixed: MetaTensor, start: Tensor | None = None) -> Tensor:
     """The labels of both images on a grid, see `MatchedPair`.
 
@@ -142,23 +115,8 @@ def matched_labels(pair: Pair, fixed: MetaTensor, start: Tensor | None = None) -
     return torch.where(common[number] == torch.stack(values), number + 1, 0)
 
 
-def with_mask_of_air(pair: Pair) -> Pair:
-    """The pair with a fixed mask that counts only where the fixed image is above its minimum, unless it has one.
-
-    For images of different contrast around which nothing was stored, such as skull-stripped brains: air is black
-    whatever the contrast, so that no function of one image is the other one across the border of the brain. In images
-    with noise in the air the mask holds nearly all voxels and changes little.
-    """
-    if pair.fixed.mask is not None:
-        return pair
-    image = pair.fixed.image
-    inside = (image > image.min()).any(0, keepdim=True).to(image.dtype)
-    mask = MetaTensor(inside.as_tensor(), affine=image.affine)  # with a meta of its own: there is no file of it
-    return replace(pair, fixed=replace(pair.fixed, mask=mask))
-
-
 def _check_overlap(fixed: MetaTensor, moving: MetaTensor, mapped: Tensor, start: Tensor | None) -> None:
-    seen = _in_view(mapped, fixed.shape[1:], moving.shape[1:])
+    seen = in_view(mapped, fixed.shape[1:], moving.shape[1:])
     share = int(seen.count_nonzero()) / seen.numel()
     extents = [
         _extent(affine, tuple(image.shape[1:]))
@@ -199,20 +157,6 @@ def _check_masks(pair: Pair, masks: Sequence[MetaTensor]) -> None:
             f"{names}: on the fixed grid the masks exclude everything; check where they are greater than 0, "
             "or the alignment of the two images."
         )
-
-
-def _in_view(mapped: Tensor, fixed_shape: Sequence[int], moving_shape: Sequence[int]) -> Tensor:
-    """Which voxel centres of the fixed grid lie inside a voxel of the moving image, (*spatial), bool."""
-    inside = torch.ones(tuple(fixed_shape), dtype=torch.bool)
-    for row, size in zip(mapped[:-1], moving_shape, strict=True):
-        position = row[-1]
-        for axis, n in enumerate(fixed_shape):
-            along = torch.arange(n, dtype=row.dtype).view(
-                [-1 if axis == other else 1 for other in range(len(fixed_shape))]
-            )
-            position = position + row[axis] * along
-        inside &= (position >= -0.5) & (position <= size - 0.5)
-    return inside
 
 
 def _extent(affine: Tensor, shape: tuple[int, ...]) -> str:

@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the voxels of one image lie in another: by the affines of both, an affine start, and a displacement.
 
-Whatever is made of a moving image is made here, from its own voxels and with one interpolation.
+Whatever is sampled of a moving image is sampled here, from its own voxels and with one interpolation. Masks that the
+images give are made in `data.masks`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 import torch
@@ -24,6 +26,7 @@ __all__ = [
     "affine_3d",
     "check_plane",
     "in_plane",
+    "in_view",
     "on_grid_of",
     "physical_map",
     "same_grid",
@@ -239,3 +242,17 @@ def _sampled(
         positions = torch.einsum("ij,j...->i...", matrix, places) + offset.view(-1, *[1] * len(shape))
         out[:, slab] = sample_voxels(image[None], positions[None], mode, outside)[0]
     return out
+
+
+def in_view(mapped: Tensor, fixed_shape: Sequence[int], moving_shape: Sequence[int]) -> Tensor:
+    """Which voxel centres of the fixed grid lie inside a voxel of the moving image, (*spatial), bool."""
+    inside = torch.ones(tuple(fixed_shape), dtype=torch.bool)
+    for row, size in zip(mapped[:-1], moving_shape, strict=True):
+        position = row[-1]
+        for axis, n in enumerate(fixed_shape):
+            along = torch.arange(n, dtype=row.dtype).view(
+                [-1 if axis == other else 1 for other in range(len(fixed_shape))]
+            )
+            position = position + row[axis] * along
+        inside &= (position >= -0.5) & (position <= size - 0.5)
+    return inside

@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from monai.utils import MetaKeys
 from torch import Tensor
 
-from monai_nodeo.data.matched_pair import with_mask_of_air
+from monai_nodeo.data.masks import with_mask_of_air
 from monai_nodeo.data.pair import Pair, PairError, Scan
 from monai_nodeo.data.placement import affine_3d, on_grid_of, voxel_sides
 from monai_nodeo.files import ImageGrid

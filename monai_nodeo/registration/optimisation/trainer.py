@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The optimisation of a pair, or of several as one batch, as a MONAI / ignite trainer."""
+"""One iteration of the optimisation of a pair, or of several as one batch: a MONAI / ignite trainer."""
 
 from __future__ import annotations
 

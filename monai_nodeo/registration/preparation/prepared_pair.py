@@ -14,7 +14,8 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from monai_nodeo.data.intensity import to_unit_range
-from monai_nodeo.data.matched_pair import MatchedPair, match, matched_labels, with_mask_of_air, with_mask_of_view
+from monai_nodeo.data.masks import with_mask_of_air, with_mask_of_view
+from monai_nodeo.data.matched_pair import MatchedPair, match, matched_labels
 from monai_nodeo.data.pair import Pair, PairError, source_name
 from monai_nodeo.data.placement import affine_3d, voxel_sides
 from monai_nodeo.data.start import Start, find_start

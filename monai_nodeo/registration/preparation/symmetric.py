@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from monai_nodeo.data.matched_pair import with_mask_of_air
+from monai_nodeo.data.masks import with_mask_of_air
 from monai_nodeo.data.pair import Pair, PairError, Scan
 from monai_nodeo.data.placement import affine_3d, on_grid_of
 from monai_nodeo.data.start import Start, find_start
