@@ -55,7 +55,7 @@ def with_mask_of_view(matched: MatchedPair, moving: MetaTensor, start: Tensor | 
         return matched
     shown = fixed - fixed.amin(tuple(range(1, fixed.ndim)), keepdim=True)
     unseen = float(shown[:, ~seen].sum() / shown.sum())
-    if not unseen > _UNSEEN:
+    if unseen <= _UNSEEN:
         return matched
     logger.info(
         "%s: %.0f %% of the fixed image lies outside, and does not count.", source_name("moving", moving), 100 * unseen

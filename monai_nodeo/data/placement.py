@@ -247,12 +247,10 @@ def _sampled(
 def in_view(mapped: Tensor, fixed_shape: Sequence[int], moving_shape: Sequence[int]) -> Tensor:
     """Which voxel centres of the fixed grid lie inside a voxel of the moving image, (*spatial), bool."""
     inside = torch.ones(tuple(fixed_shape), dtype=torch.bool)
+    planes = torch.stack(torch.meshgrid(*map(torch.arange, fixed_shape[1:]), indexing="ij")).to(mapped.dtype)
     for row, size in zip(mapped[:-1], moving_shape, strict=True):
-        position = row[-1]
-        for axis, n in enumerate(fixed_shape):
-            along = torch.arange(n, dtype=row.dtype).view(
-                [-1 if axis == other else 1 for other in range(len(fixed_shape))]
-            )
-            position = position + row[axis] * along
-        inside &= (position >= -0.5) & (position <= size - 0.5)
+        first = row[-1] + torch.tensordot(row[1:-1], planes, dims=1)
+        for number, plane in enumerate(inside):  # positions of all voxels would take eight times the image
+            position = first + row[0] * number
+            plane &= (position >= -0.5) & (position <= size - 0.5)
     return inside
