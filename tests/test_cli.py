@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from click.testing import CliRunner, Result
 from cohorts import as_it_was
 from finished import table
@@ -579,6 +580,20 @@ def test_ctrl_c_ends_every_command_with_a_word(runs, tmp_path, monkeypatch):
         done = call("sequence", "fixed.nii.gz", "fixed.nii.gz", "-o", tmp_path / "out")
     assert done.exit_code == 130
     assert done.stderr.splitlines()[-1] == "interrupted: nothing is half-written."
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("error", [np.empty, torch.empty], ids=["numpy", "torch"])
+def test_want_of_memory_is_told_in_a_line(error, runs, tmp_path, monkeypatch):
+    def too_much(*_: Any) -> None:
+        error((1 << 25, 1 << 25))  # 8 PB: more than any address space
+
+    monkeypatch.setattr("monai_nodeo.registration.sequences.register_sequence.fit", too_much)
+    monkeypatch.chdir(runs["slice"][0])
+    with as_it_was():
+        assert fail("sequence", "fixed.nii.gz", "fixed.nii.gz", "-o", tmp_path / "out").startswith(
+            "Error: memory ran out, and what was not finished is not written"
+        )
     assert not (tmp_path / "out").exists()
 
 

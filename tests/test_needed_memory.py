@@ -50,6 +50,17 @@ def test_free_memory_is_the_least_of_the_system_and_its_control_groups(kind, tmp
     assert needed_memory.free_memory(CPU) == (1_000_000 if folder else 4000 * 1024)
 
 
+@pytest.mark.parametrize(("limit", "left"), [("3000000", 3_000_000 - 1000 * 1024), ("1000", 0), ("unlimited", None)])
+def test_free_memory_is_what_the_address_space_leaves(limit, left, tmp_path, monkeypatch):
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "status").write_text("Name:\tpython\nVmPeak:\t 2000 kB\nVmSize:\t 1000 kB\n")
+    (tmp_path / "self" / "limits").write_text(
+        f"Limit   Soft Limit  Hard Limit  Units\nMax address space  {limit}  unlimited  bytes\n"
+    )
+    monkeypatch.setattr(needed_memory, "_PROC", tmp_path)
+    assert needed_memory.free_memory(CPU) == left
+
+
 def test_a_system_that_tells_nothing_is_trusted(tmp_path, monkeypatch):
     monkeypatch.setattr(needed_memory, "_PROC", tmp_path)
     assert needed_memory.free_memory(CPU) is None

@@ -129,7 +129,8 @@ def _compared(settings: Settings, spatial_shape: Sequence[int]) -> int:
 def free_memory(device: torch.device) -> int | None:
     """Bytes that can be had on a device; None where the system does not say.
 
-    On the host it is what the system and every control group of this process leave, files in the cache not counted.
+    On the host it is what the system, every control group of this process and its address space (``ulimit -v``) leave,
+    files in the cache not counted.
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -189,6 +190,10 @@ def _free_on_host() -> Iterator[int]:
     for line in _text(_PROC / "meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             yield int(line.split()[1]) * 1024
+    used_space = next((x for x in _text(_PROC / "self/status").splitlines() if x.startswith("VmSize:")), None)
+    for line in _text(_PROC / "self/limits").splitlines():
+        if used_space and line.startswith("Max address space") and (limit := line.split()[3]).isdigit():
+            yield max(0, int(limit) - int(used_space.split()[1]) * 1024)
     for line in _text(_PROC / "self/cgroup").splitlines():
         _, controllers, place = line.split(":", 2)
         if not controllers:

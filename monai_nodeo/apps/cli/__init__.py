@@ -49,6 +49,7 @@ COMMANDS = (
 # docs/decisions/cpu-threads.md.
 os.environ.setdefault("GOMP_SPINCOUNT", "300")
 
+_NO_MEMORY = re.compile("out of memory|can't allocate memory", re.IGNORECASE)  # as torch says it
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
@@ -83,6 +84,11 @@ class _Commands(click.Group):
         except (ValueError, OSError, MissingExtraError) as error:
             # one line, whatever the names of files hold: no control characters reach the terminal
             raise click.ClickException(_CONTROL.sub(" ", str(error))) from error
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
+                raise
+            text = "memory ran out, and what was not finished is not written"
+            raise click.ClickException(f"{text}; crop or resample the images, or do less at once.") from error
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
