@@ -36,23 +36,33 @@ from monai_nodeo.registration.refusal import UNDEFENDED
 __all__ = ["FUSIONS", "propagate", "propagate_files"]
 
 FUSIONS = ("local", "majority", "staple")
+_LABEL = "moving_label"
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class _Atlas:
-    """An atlas that was read.
+    """An atlas, read whenever it is needed, so that no more than one is held beside a registration.
 
     Attributes:
-        row: names it.
-        pair: with the image.
-        label: its label map.
+        row: names it, and the "fixed" image, which was read.
+        spatial_dims: 2 or 3.
+        min_size: fewest voxels along an axis.
     """
 
     row: Mapping[str, Any]
-    pair: Pair
-    label: MetaTensor
+    spatial_dims: int
+    min_size: int
+
+    def pair(self) -> Pair:
+        """The fixed image and that of the atlas."""
+        images = {key: value for key, value in self.row.items() if key != _LABEL}
+        return load_pair(images, self.spatial_dims, self.min_size)
+
+    def label(self, image: MetaTensor) -> MetaTensor:
+        """The label map of its image."""
+        return load_label(self.row[_LABEL], "label of the atlas", image)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +110,7 @@ def propagate(
     def register(atlases: Sequence[_Atlas]) -> Iterator[PairMap | str]:
         for atlas in atlases:
             try:
-                (found,) = inferer.register([atlas.pair], device)
+                (found,) = inferer.register([atlas.pair()], device)
             except Exception as error:  # whatever is wrong with this atlas, the others have their say
                 yield _left_out(atlas.row, error)
             else:
@@ -142,7 +152,8 @@ def propagate_files(
     displacements = Displacements(place)
 
     def register(atlases: Sequence[_Atlas]) -> Iterator[PairMap | str]:
-        pairs = absolute([{k: v for k, v in atlas.row.items() if k != "moving_label"} for atlas in atlases])
+        wanted = {atlas.row["id"] for atlas in atlases}
+        pairs = absolute([{k: v for k, v in row.items() if k != _LABEL} for row in rows if row["id"] in wanted])
         flows = Registrar(engine or InThisProcess(), batch, device)(place, pairs, settings, derivatives=displacements)
         where = _device_here(device)
         for id in (pair["id"] for pair in pairs):
@@ -173,24 +184,24 @@ def _propagate(
     grid = stored_grid(fixed, "image")
     truth = None if label is None else load_label(label, "label", fixed)
     failed: dict[str, str] = {}
-    loaded: list[_Atlas] = []
+    readable: list[_Atlas] = []
     for row in rows:
         try:
             if ERROR in row:
                 raise row[ERROR]
-            images = {key: value for key, value in row.items() if key != "moving_label"}
-            pair = load_pair({**images, "fixed": fixed}, dims, smallest)
-            loaded.append(_Atlas(row, pair, load_label(row["moving_label"], "label of the atlas", pair.moving.image)))
+            atlas = _Atlas({**row, "fixed": fixed}, dims, smallest)
+            atlas.label(atlas.pair().moving.image)  # what is wrong with it is told before the work
+            readable.append(atlas)
         except ValueError as error:
             failed[row["id"]] = _left_out(row, error)
+    _check_some_left(readable, failed)
     atlases: list[_Registered] = []
-    for atlas, way in zip(loaded, register(loaded), strict=True):
+    for atlas, way in zip(readable, register(readable), strict=True):
         if isinstance(way, str):
             failed[atlas.row["id"]] = way
         else:
             atlases.append(_registered(fixed.as_tensor(), atlas, way))
-    if not atlases:
-        raise PairError(f"no atlas is left; left out: {', '.join(failed)}.")
+    _check_some_left(atlases, failed)
     least = sorted((atlas.similarity for atlas in atlases), reverse=True)[:best][-1]
     chosen = [atlas for atlas in atlases if atlas.similarity >= least]
     values, vote = _vote(fusion, fixed.as_tensor(), chosen, grid.spacing)
@@ -210,6 +221,11 @@ def _propagate(
     return Propagation(grid, fused, values, vote, figures)
 
 
+def _check_some_left(atlases: Sequence[Any], failed: Mapping[str, str]) -> None:
+    if not atlases:
+        raise PairError(f"no atlas is left; left out: {', '.join(failed)}.")
+
+
 def _left_out(row: Mapping[str, Any], error: Exception) -> str:
     """Tell that an atlas is left out: the reason."""
     reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
@@ -227,10 +243,11 @@ def _device_here(device: str | None) -> torch.device:
 
 def _registered(fixed: Tensor, atlas: _Atlas, way: PairMap) -> _Registered:
     """An atlas with its image on the fixed grid, and how alike they are."""
-    warped = way.warp(atlas.pair.moving.image).as_tensor().cpu()
+    image = atlas.pair().moving.image
+    warped = way.warp(image).as_tensor().cpu()
     alike = similarity(fixed, warped)
     logger.info("%s: similarity %.3f (1 is best)", atlas.row["id"], alike)
-    return _Registered(atlas.row["id"], way, atlas.label, warped, alike)
+    return _Registered(atlas.row["id"], way, atlas.label(image), warped, alike)
 
 
 def _vote(
