@@ -20,7 +20,7 @@ __all__ = ["Displacements"]
 
 @dataclass(frozen=True)
 class Displacements:
-    """Displacements of the image's grid, as they were computed: to integrate that of a volume again takes seconds.
+    """Displacements of the image's grid, to the last bit; to integrate that of a volume again takes seconds.
 
     Args:
         folder: of the registrations.
