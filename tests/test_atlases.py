@@ -3,23 +3,30 @@
 """Labels from atlases: voting, and the way from files to files."""
 
 import json
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 import SimpleITK as sitk
 import torch
 from click.testing import CliRunner
-from cohorts import as_it_was
+from cohorts import ROOT, as_it_was, environment, stamps
 from monai.data import MetaTensor
 from synthetic import deformed_pair, quick_settings, smooth_image
 
 from monai_nodeo import PairInferer, Settings
-from monai_nodeo.apps import PropagateLabelsd, fuse, propagate
+from monai_nodeo.apps import PropagateLabelsd, fuse, propagate, propagate_files
 from monai_nodeo.apps.atlases.fusion import similarity, similarity_weights, staple, weighted_vote
 from monai_nodeo.apps.cli import main
+from monai_nodeo.apps.cohort.job import register_rows
 from monai_nodeo.data import PairError
+from monai_nodeo.data.lists import atlases_to_one
 
 SHAPE = (28, 34)
 PLACE = np.diag([1.0, 1.5, 2.0, 1.0])
@@ -152,6 +159,97 @@ def test_command_names_the_best_atlases(atlases):
     with as_it_was():
         result = CliRunner().invoke(main, [*words, "--best", "1", "-o", str(atlases / "out")])
     assert "labels by the 1 most similar of 3 atlases: a0\n" in result.output
+
+
+def words(folder: Path, output: str, *more: str) -> list[str]:
+    return [
+        *("propagate", str(folder / "image.nii.gz"), "--atlases", str(folder / "atlases"), *QUICK),
+        *("-o", str(folder / output), "--probabilities", *more),
+    ]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The maps in a folder of results, without what gzip says of them."""
+    names = ("labels", "probability", "confidence", "probabilities/300")
+    return {name: nib.load(folder / f"{name}.nii.gz").get_fdata().tobytes() for name in names}
+
+
+def test_run_goes_on_and_keeps_what_another_fusion_needs(atlases, monkeypatch):
+    """Interrupted at the second atlas; an atlas that fails where it is registered is left out by its name."""
+    shutil.copy(atlases / "atlases/a0/label.nii.gz", atlases / "atlases/a1/label.nii.gz")
+    register, broken = register_rows, {"a2": KeyboardInterrupt()}
+
+    def failing(job, rows):
+        if rows[0]["id"] in broken:
+            raise broken[rows[0]["id"]]
+        return register(job, rows)
+
+    monkeypatch.setattr("monai_nodeo.apps.cohort.job.register_rows", failing)
+    kept = atlases / "out/registrations"
+    with as_it_was():
+        result = CliRunner().invoke(main, words(atlases, "out"))
+        assert result.exit_code == 130
+        assert f"interrupted: what is finished is in {atlases / 'out'}; run the same" in result.output
+        assert not (atlases / "out/labels.nii.gz").exists()
+        done = stamps(kept)
+        assert set(done) == {"a0", "a1"}
+        broken["a2"] = ValueError("a2 does not fit")
+        result = CliRunner().invoke(main, words(atlases, "out"))
+        assert result.exit_code == 3, result.output
+        assert "labels by 2 of 3 atlases" in result.output
+        figures = json.loads((atlases / "out/metrics.json").read_text(encoding="utf-8"))
+        assert figures["atlases"][-1] == {"id": "a2", "chosen": False, "reason": "a2 does not fit"}
+        broken.clear()
+        assert CliRunner().invoke(main, words(atlases, "out")).exit_code == 0
+        all_done = stamps(kept)
+        assert {id: all_done[id] for id in done} == done
+        assert CliRunner().invoke(main, words(atlases, "out", "--fusion", "majority", "--best", "2")).exit_code == 0
+        assert stamps(kept) == all_done
+        (kept / "a0/displacement.npy").unlink()
+        assert CliRunner().invoke(main, words(atlases, "out")).exit_code == 0
+    assert [id for id, stamp in stamps(kept).items() if stamp != all_done[id]] == ["a0"]
+    names = {path.name for path in (kept / "a0").iterdir()}
+    assert names - {".claim"} == {"displacement.npy", "flow.safetensors", "history.csv", "metrics.json", "result.json"}
+
+
+def test_files_on_an_engine_give_what_memory_gives(atlases):
+    rows = atlases_to_one(atlases / "image.nii.gz", atlases / "atlases")
+    settings = quick_settings(2, initial_transform="moments")
+    found = [
+        propagate(PairInferer(settings, handlers=()), rows, device="cpu"),
+        propagate_files(rows, atlases / "kept", settings, device="cpu"),
+    ]
+    for one, other in zip(found[0].fused, found[1].fused, strict=True):
+        assert torch.equal(one, other)
+    tables = [[{**atlas} for atlas in one.figures["atlases"]] for one in found]
+    assert tables[0] == tables[1]
+    assert torch.equal(found[0].vote(300), found[1].vote(300))
+
+
+@pytest.mark.long
+def test_workers_give_the_same_and_one_that_is_killed_loses_nothing(atlases):
+    for number in range(3, 6):
+        shutil.copytree(atlases / "atlases/a0", atlases / f"atlases/a{number}")
+    several = ("--set", "iterations=[60,60]", "--threads", "1")
+    with as_it_was():
+        assert CliRunner().invoke(main, words(atlases, "here", *several)).exit_code == 3
+    command = [sys.executable, "-m", "monai_nodeo", *words(atlases, "there", *several, "--workers", "2")]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    kept = atlases / "there/registrations"
+    while not stamps(kept) and process.poll() is None:
+        time.sleep(0.02)
+    workers = [p for p in psutil.Process(process.pid).children(True) if "spawn_main" in " ".join(p.cmdline())]
+    workers[0].kill()
+    done = stamps(kept)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 3, said
+    assert "labels by 5 of 6 atlases" in said
+    after = stamps(kept)
+    assert len(done) < len(after) == 5
+    assert {id: after[id] for id in done} == done
+    assert files(atlases / "there") == files(atlases / "here")
 
 
 def test_no_atlas_left_is_an_error(atlases, caplog):

@@ -54,6 +54,15 @@ def test_freed_memory_is_kept_inside_and_given_back_afterwards(libc):
     assert libc.trimmed == 3
 
 
+def test_inner_use_leaves_the_outer_one_as_it_is(libc):
+    with keep_freed_memory():
+        kept = dict(libc.options)
+        with keep_freed_memory():
+            pass
+        assert libc.options == kept
+    assert libc.options == DEFAULTS
+
+
 def test_an_exception_passes_also_through_nested_use(libc):
     for count in (1, 2):
         with pytest.raises(KeyError, match="inside"), keep_freed_memory(), keep_freed_memory():

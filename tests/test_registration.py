@@ -167,6 +167,19 @@ def test_a_loaded_registration_is_the_saved_one(case):
     assert loaded.figures()["after"] == found.figures()["after"]
 
 
+def test_fields_may_be_left_out(case, tmp_path):
+    """Also those of an earlier result."""
+    bare = dataclasses.replace(case.found, pair=None)
+    bare.save(tmp_path)
+    fields = {"transform.h5", "displacement.nii.gz", "jacobian.nii.gz"}
+    whole = {path.name for path in tmp_path.iterdir()}
+    assert fields < whole
+    figures = bare.save(tmp_path, fields=False)
+    assert {path.name for path in tmp_path.iterdir()} == whole - fields
+    assert figures["certificate"]["file_error_voxels"] is None
+    assert torch.equal(Registration.load(tmp_path).flow.displacement(), case.found.flow.displacement())
+
+
 def test_what_is_on_disk_is_the_flow(case):
     field, grid = read_displacement(case.folder / "displacement.nii.gz")
     ddf = case.found.ddf.numpy()

@@ -2,8 +2,9 @@ from .atlases.fusion import Fused as Fused
 from .atlases.fusion import fuse as fuse
 from .atlases.monai_transforms import PropagateLabelsd as PropagateLabelsd
 from .atlases.propagation import FUSIONS as FUSIONS
-from .atlases.propagation import Propagation as Propagation
 from .atlases.propagation import propagate as propagate
+from .atlases.propagation import propagate_files as propagate_files
+from .atlases.result import Propagation as Propagation
 from .bundle.parts import PairsFailedError as PairsFailedError
 from .bundle.workflow import NodeoWorkflow as NodeoWorkflow
 from .motion.correction import correct_motion as correct_motion

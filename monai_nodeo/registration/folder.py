@@ -64,7 +64,7 @@ __all__ = [
 ]
 
 FIGURES, FLOW, HISTORY, FIELD = "metrics.json", "flow.safetensors", "history.csv", "displacement.nii.gz"
-_UNCERTAINTY = "uncertainty.nii.gz"
+_TRANSFORM, _JACOBIAN, _UNCERTAINTY = "transform.h5", "jacobian.nii.gz", "uncertainty.nii.gz"
 _PACKAGES = ("monai-nodeo", "monai", "torch", "torchdiffeq", "pytorch-ignite", "nibabel", "numpy")
 
 
@@ -75,7 +75,7 @@ class Contents:
     Attributes:
         flow: the fitted flow.
         displacement: of the flow alone, (D, *spatial), voxels.
-        transform: the whole way.
+        transform: the whole way; None: without the files of fields.
         history: loss term -> its value at every iteration.
         figures: of ``metrics.json``.
         warped: the moving image on the fixed grid, (C, *spatial), and the type of its values; None without the image.
@@ -85,7 +85,7 @@ class Contents:
 
     flow: Flow
     displacement: Tensor
-    transform: Transform
+    transform: Transform | None
     history: Mapping[str, Tensor]
     figures: Mapping[str, Any]
     warped: tuple[Tensor, str] | None = None
@@ -106,7 +106,7 @@ def write_folder(path: str | PathLike[str], contents: Contents) -> dict[str, Any
     folder = Path(expanduser(path)).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     grid, ddf = contents.flow.grid, contents.displacement
-    earlier = [folder / name for name in (FIGURES, "warped_label.nii.gz", _UNCERTAINTY)]
+    earlier = [folder / name for name in (FIGURES, "warped_label.nii.gz", _UNCERTAINTY, _TRANSFORM, FIELD, _JACOBIAN)]
     for file in (*earlier, *folder.glob("warped_[0-9]*.nii.gz")):  # an earlier run may have had them
         file.unlink(missing_ok=True)
     give_back_kept_memory()  # that the figures took
@@ -117,16 +117,12 @@ def write_folder(path: str | PathLike[str], contents: Contents) -> dict[str, Any
             write_image(folder / name, channel, grid, contents.warped[1])
     if contents.label is not None:
         write_labels(folder / "warped_label.nii.gz", contents.label, grid)
-    write_transform(folder / "transform.h5", contents.transform)
-    whole = contents.transform.displacement_on(str(folder / FIELD), grid)
-    write_displacement(folder / FIELD, whole, grid)
-    determinant = jacobian_determinant(ddf[None])[None]
-    on_grid = F.pad(determinant, (0, 1) * grid.spatial_dims, mode="replicate")
-    write_image(folder / "jacobian.nii.gz", on_grid[0, 0], grid)
+    proof = dict(contents.figures["certificate"])
+    if contents.transform is not None:
+        proof["file_error_voxels"] = _write_fields(folder, contents.transform, ddf, grid)
     if contents.uncertainty is not None:
         write_image(folder / _UNCERTAINTY, contents.uncertainty, grid)
     write_history(folder / HISTORY, contents.history)
-    proof = {**contents.figures["certificate"], "file_error_voxels": displacement_error(folder / FIELD, whole, grid)}
     figures = {
         **contents.figures,
         "certificate": proof,
@@ -139,6 +135,17 @@ def write_folder(path: str | PathLike[str], contents: Contents) -> dict[str, Any
         partial.write_text(text + "\n", encoding="utf-8")
     as_written: dict[str, Any] = json.loads(text)
     return as_written
+
+
+def _write_fields(folder: Path, transform: Transform, ddf: Tensor, grid: ImageGrid) -> float:
+    """Write transform, displacement and Jacobian; how far the displacement on the disk is off, in voxels."""
+    write_transform(folder / _TRANSFORM, transform)
+    whole = transform.displacement_on(str(folder / FIELD), grid)
+    write_displacement(folder / FIELD, whole, grid)
+    determinant = jacobian_determinant(ddf[None])[None]
+    on_grid = F.pad(determinant, (0, 1) * grid.spatial_dims, mode="replicate")
+    write_image(folder / _JACOBIAN, on_grid[0, 0], grid)
+    return displacement_error(folder / FIELD, whole, grid)
 
 
 @cache

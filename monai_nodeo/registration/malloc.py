@@ -53,7 +53,7 @@ def keep_freed_memory() -> Iterator[Callable[[], None]]:
         yield _trims[-1]
     finally:
         _trims.pop()
-        for option, value in _DEFAULTS.items():
+        for option, value in ({} if _trims else _DEFAULTS).items():  # the outer one goes on
             mallopt(option, value)
         malloc_trim(0)
 

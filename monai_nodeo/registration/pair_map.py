@@ -40,10 +40,19 @@ class PairMap:
     after: Tensor
 
     @classmethod
-    def of(cls, flow: Flow, start: Tensor | None) -> PairMap:
-        """From the fixed to the moving image: the flow, then the start."""
+    def of(cls, flow: Flow, start: Tensor | None, displacement: Tensor | None = None) -> PairMap:
+        """From the fixed to the moving image: the flow, then the start.
+
+        Args:
+            flow: from the fixed image.
+            start: (4, 4) RAS mm; None: points are there.
+            displacement: ``flow.displacement()``, where it is known already.
+        """
         nothing = torch.eye(4, dtype=torch.float64)
-        return cls(flow, flow.grid, nothing, nothing if start is None else start.double().cpu())
+        found = cls(flow, flow.grid, nothing, nothing if start is None else start.double().cpu())
+        if displacement is not None:
+            vars(found)["flow_displacement"] = displacement
+        return found
 
     def inverse(self, grid: ImageGrid) -> PairMap:
         """The way back, from the other image, whose grid is given."""

@@ -17,9 +17,11 @@ from monai_nodeo.registration.choice import Choice, coarse_level, information
 from monai_nodeo.registration.result import Registration
 from monai_nodeo.registration.task import Task
 
-__all__ = ["defended", "start_alone"]
+__all__ = ["UNDEFENDED", "defended", "start_alone"]
 
 logger = logging.getLogger(__name__)
+
+UNDEFENDED = "no deformation can be defended: the images may not fit together."  # who needs the flow goes without
 
 _KEPT = 0.99  # share of what the images say about one another that is no less than all of it
 

@@ -87,9 +87,7 @@ class Registration:
     @cached_property
     def map(self) -> PairMap:
         """The whole way from the fixed to the moving image."""
-        found = PairMap.of(self.flow, self.start)
-        vars(found)["flow_displacement"] = self.displacement  # known already
-        return found
+        return PairMap.of(self.flow, self.start, self.displacement)
 
     @property
     def ddf(self) -> Tensor:
@@ -217,13 +215,16 @@ class Registration:
             "settings": self.settings.to_dict(),
         }
 
-    def save(self, path: str | PathLike[str], id: str = "", seconds_total: float | None = None) -> dict[str, Any]:
+    def save(
+        self, path: str | PathLike[str], id: str = "", seconds_total: float | None = None, fields: bool = True
+    ) -> dict[str, Any]:
         """Write the result folder; see `registration.folder` for its files.
 
         Args:
             path: folder, made if it does not exist.
             id: name of the pair in the figures; by default that of the pair, or of the folder.
             seconds_total: time that all took, for the figures.
+            fields: write the transform, the displacement and the Jacobian, too, which the flow says already.
 
         Returns:
             The figures, as they are in ``metrics.json``.
@@ -244,7 +245,14 @@ class Registration:
         return write_folder(
             path,
             Contents(
-                self.flow, self.displacement, self.transform, self.history, figures, warped, label, self.uncertainty
+                self.flow,
+                self.displacement,
+                self.transform if fields else None,
+                self.history,
+                figures,
+                warped,
+                label,
+                self.uncertainty,
             ),
         )
 

@@ -14,7 +14,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ImageMetaKey, ensure_tuple_rep
 
-from monai_nodeo.apps.atlases.propagation import Propagation, propagate
+from monai_nodeo.apps.atlases.propagation import propagate
+from monai_nodeo.apps.atlases.result import Propagation
 from monai_nodeo.data.lists import atlases_to_one
 from monai_nodeo.registration import PairInferer, Settings
 

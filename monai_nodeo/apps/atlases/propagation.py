@@ -4,14 +4,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +19,54 @@ from monai.utils import look_up_option
 from torch import Tensor
 
 from monai_nodeo.apps.atlases.fusion import Fused, Vote, fuse, similarity, similarity_weights, staple, weighted_vote
+from monai_nodeo.apps.atlases.kept import Displacements
+from monai_nodeo.apps.atlases.result import Propagation
+from monai_nodeo.apps.cohort.flows import Registrar
+from monai_nodeo.apps.cohort.run import Engine, InThisProcess
+from monai_nodeo.apps.cohort.storage import usable_folder
 from monai_nodeo.data.image import Image, as_image
-from monai_nodeo.data.lists import ERROR, check_best
+from monai_nodeo.data.lists import ERROR, absolute, check_best
 from monai_nodeo.data.load import load_label, load_pair
 from monai_nodeo.data.pair import Pair, PairError, stored_grid
-from monai_nodeo.files import ImageGrid, atomic_path, write_image, write_labels
 from monai_nodeo.metrics.labels import label_metrics
-from monai_nodeo.registration import PairInferer, PairMap
+from monai_nodeo.registration import PairInferer, PairMap, Settings
+from monai_nodeo.registration.machine import usable_device
+from monai_nodeo.registration.refusal import UNDEFENDED
 
-__all__ = ["FUSIONS", "Propagation", "propagate"]
+__all__ = ["FUSIONS", "propagate", "propagate_files"]
 
 FUSIONS = ("local", "majority", "staple")
-_PROBABILITIES = "probabilities"
+_LABEL = "moving_label"
 
 logger = logging.getLogger(__name__)
-
-_Loaded = tuple[Pair, MetaTensor]
 
 
 @dataclass(frozen=True, eq=False)
 class _Atlas:
+    """An atlas, read whenever it is needed, so that no more than one is held beside a registration.
+
+    Attributes:
+        row: names it, and the "fixed" image, which was read.
+        spatial_dims: 2 or 3.
+        min_size: fewest voxels along an axis.
+    """
+
+    row: Mapping[str, Any]
+    spatial_dims: int
+    min_size: int
+
+    def pair(self) -> Pair:
+        """The fixed image and that of the atlas."""
+        images = {key: value for key, value in self.row.items() if key != _LABEL}
+        return load_pair(images, self.spatial_dims, self.min_size)
+
+    def label(self, image: MetaTensor) -> MetaTensor:
+        """The label map of its image."""
+        return load_label(self.row[_LABEL], "label of the atlas", image)
+
+
+@dataclass(frozen=True, eq=False)
+class _Registered:
     """A registered atlas."""
 
     id: str
@@ -50,61 +76,19 @@ class _Atlas:
     similarity: float
 
 
-@dataclass(frozen=True, eq=False)
-class Propagation:
-    """What atlases say of an image.
-
-    Attributes:
-        grid: of the image.
-        fused: labels, probability and confidence, each (*spatial).
-        values: labels that there are, without 0.
-        vote: label -> its probability, (*spatial).
-        figures: as ``metrics.json`` has them.
-    """
-
-    grid: ImageGrid
-    fused: Fused
-    values: list[int]
-    vote: Vote
-    figures: dict[str, Any]
-
-    @property
-    def failures(self) -> list[dict[str, str]]:
-        """The "id" and the "reason" of each atlas that was left out because something is wrong with it."""
-        return [atlas for atlas in self.figures["atlases"] if "reason" in atlas]
-
-    def save(self, path: str | PathLike[str], each: bool = False) -> None:
-        """Write ``labels.nii.gz``, ``probability.nii.gz``, ``confidence.nii.gz`` and, last, ``metrics.json``.
-
-        Args:
-            path: folder, made if it does not exist.
-            each: write the probability of each label too, ``probabilities/LABEL.nii.gz``.
-        """
-        folder = Path(expanduser(path)).absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.json").unlink(missing_ok=True)
-        write_labels(folder / "labels.nii.gz", self.fused.labels, self.grid)
-        write_image(folder / "probability.nii.gz", self.fused.probability, self.grid)
-        write_image(folder / "confidence.nii.gz", self.fused.confidence, self.grid)
-        if each:
-            (folder / _PROBABILITIES).mkdir(exist_ok=True)
-            for value in self.values:
-                write_image(folder / _PROBABILITIES / f"{value}.nii.gz", self.vote(value), self.grid)
-        with atomic_path(folder / "metrics.json") as partial_file:
-            partial_file.write_text(json.dumps(self.figures, indent=2) + "\n", encoding="utf-8")
+# For each atlas the way to it; or why there is none, which was told.
+_Register = Callable[[Sequence[_Atlas]], Iterable[PairMap | str]]
 
 
-@torch.no_grad()
 def propagate(
     inferer: PairInferer,
     rows: Sequence[Mapping[str, Any]],
     fusion: str = "local",
     best: int | None = None,
-    batch: int = 1,
     device: torch.device | str | None = None,
     label: Image | None = None,
 ) -> Propagation:
-    """Label an image by atlases.
+    """Label an image by atlases, registered one after the other in this process.
 
     An atlas that cannot be read or registered is logged, and left out.
 
@@ -115,7 +99,6 @@ def propagate(
         fusion: ``"local"``, votes weighted by how alike the images are around a voxel; ``"majority"``, one vote each;
             or ``"staple"``.
         best: how many atlases to take, those most similar after registration; by default all.
-        batch: atlases optimised together as far as they are alike.
         device: where to compute; by default a GPU if there is one.
         label: true label map of the image, for figures.
 
@@ -123,6 +106,76 @@ def propagate(
         PairError: when the image cannot be read, or no atlas is left.
         ValueError: for another fusion, or when ``best`` is more than there are.
     """
+
+    def register(atlases: Sequence[_Atlas]) -> Iterator[PairMap | str]:
+        for atlas in atlases:
+            try:
+                (found,) = inferer.register([atlas.pair()], device)
+            except Exception as error:  # whatever is wrong with this atlas, the others have their say
+                yield _left_out(atlas.row, error)
+            else:
+                yield found.map if found.accepted else _left_out(atlas.row, PairError(UNDEFENDED))
+
+    return _propagate(register, inferer, rows, fusion, best, label)
+
+
+def propagate_files(
+    rows: Sequence[Mapping[str, Any]],
+    folder: str | PathLike[str],
+    settings: Settings,
+    fusion: str = "local",
+    best: int | None = None,
+    engine: Engine | None = None,
+    batch: int = 1,
+    device: str | None = None,
+    label: Image | None = None,
+) -> Propagation:
+    """Label an image by atlases, as :py:func:`propagate` does, with registrations on an engine that are kept.
+
+    Args:
+        rows: see :py:func:`propagate`; paths alone.
+        folder: of the registrations; those of an earlier call with these files and settings are taken.
+        settings: of the registrations.
+        fusion: see :py:func:`propagate`.
+        best: see :py:func:`propagate`.
+        engine: of the registrations; by default this process.
+        batch: atlases optimised together as far as they are alike.
+        device: see :py:func:`propagate`.
+        label: see :py:func:`propagate`.
+
+    Raises:
+        PairError: see :py:func:`propagate`.
+        StorageError: when the registrations cannot be written.
+        ValueError: see :py:func:`propagate`.
+    """
+    place = usable_folder(Path(folder))
+    displacements = Displacements(place)
+
+    def register(atlases: Sequence[_Atlas]) -> Iterator[PairMap | str]:
+        wanted = {atlas.row["id"] for atlas in atlases}
+        pairs = absolute([{k: v for k, v in row.items() if k != _LABEL} for row in rows if row["id"] in wanted])
+        flows = Registrar(engine or InThisProcess(), batch, device)(place, pairs, settings, derivatives=displacements)
+        where = _device_here(device)
+        for id in (pair["id"] for pair in pairs):
+            if id in flows.failures:
+                yield flows.failures[id]
+            else:
+                found = flows.found[id]
+                yield PairMap.of(found.flow, found.start, displacements.read(id).to(where))
+
+    return _propagate(register, PairInferer(settings, handlers=()), rows, fusion, best, label)
+
+
+@torch.no_grad()
+def _propagate(
+    register: _Register,
+    inferer: PairInferer,
+    rows: Sequence[Mapping[str, Any]],
+    fusion: str,
+    best: int | None,
+    label: Image | None,
+) -> Propagation:
+    """See `propagate`."""
     look_up_option(fusion, FUSIONS)
     check_best(best, rows)
     started = time.perf_counter()
@@ -131,21 +184,24 @@ def propagate(
     grid = stored_grid(fixed, "image")
     truth = None if label is None else load_label(label, "label", fixed)
     failed: dict[str, str] = {}
-    loaded: list[_Loaded] = []
+    readable: list[_Atlas] = []
     for row in rows:
         try:
             if ERROR in row:
                 raise row[ERROR]
-            images = {key: value for key, value in row.items() if key != "moving_label"}
-            pair = load_pair({**images, "fixed": fixed}, dims, smallest)
-            loaded.append((pair, load_label(row["moving_label"], "label of the atlas", pair.moving.image)))
+            atlas = _Atlas({**row, "fixed": fixed}, dims, smallest)
+            atlas.label(atlas.pair().moving.image)  # what is wrong with it is told before the work
+            readable.append(atlas)
         except ValueError as error:
-            _leave_out(failed, row["id"], error)
-    atlases: list[_Atlas] = []
-    for first in range(0, len(loaded), batch):
-        atlases += _registered(inferer, loaded[first : first + batch], device, failed)
-    if not atlases:
-        raise PairError(f"no atlas is left; left out: {', '.join(failed)}.")
+            failed[row["id"]] = _left_out(row, error)
+    _check_some_left(readable, failed)
+    atlases: list[_Registered] = []
+    for atlas, way in zip(readable, register(readable), strict=True):
+        if isinstance(way, str):
+            failed[atlas.row["id"]] = way
+        else:
+            atlases.append(_registered(fixed.as_tensor(), atlas, way))
+    _check_some_left(atlases, failed)
     least = sorted((atlas.similarity for atlas in atlases), reverse=True)[:best][-1]
     chosen = [atlas for atlas in atlases if atlas.similarity >= least]
     values, vote = _vote(fusion, fixed.as_tensor(), chosen, grid.spacing)
@@ -165,35 +221,38 @@ def propagate(
     return Propagation(grid, fused, values, vote, figures)
 
 
-def _leave_out(failed: dict[str, str], id: str, error: Exception) -> None:
-    failed[id] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-    logger.error("%s is left out: %s", id, failed[id])
+def _check_some_left(atlases: Sequence[Any], failed: Mapping[str, str]) -> None:
+    if not atlases:
+        raise PairError(f"no atlas is left; left out: {', '.join(failed)}.")
 
 
-def _registered(
-    inferer: PairInferer, atlases: Sequence[_Loaded], device: torch.device | str | None, failed: dict[str, str]
-) -> list[_Atlas]:
-    """Those that could be registered, in their order."""
+def _left_out(row: Mapping[str, Any], error: Exception) -> str:
+    """Tell that an atlas is left out: the reason."""
+    reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    logger.error("%s is left out: %s", row["id"], reason)
+    return reason
+
+
+def _device_here(device: str | None) -> torch.device:
+    """That of the registrations, where it is not of other machines alone."""
     try:
-        found = inferer.register([pair for pair, _ in atlases], device)
-    except Exception as error:  # whatever is wrong with this atlas, the others have their say
-        if len(atlases) > 1:  # whose fault it is shows when each is alone
-            return [one for atlas in atlases for one in _registered(inferer, [atlas], device, failed)]
-        _leave_out(failed, atlases[0][0].id, error)
-        return []
-    registered = []
-    for registration, (pair, label) in zip(found, atlases, strict=True):
-        if not registration.accepted:
-            _leave_out(failed, pair.id, PairError("no deformation can be defended: the images may not fit together."))
-            continue
-        warped = registration.warped.as_tensor().cpu()
-        alike = similarity(pair.fixed.image.as_tensor(), warped)
-        logger.info("%s: similarity %.3f (1 is best)", pair.id, alike)
-        registered.append(_Atlas(pair.id, registration.map, label, warped, alike))
-    return registered
+        return usable_device(device)
+    except ValueError:
+        return torch.device("cpu")
 
 
-def _vote(fusion: str, fixed: Tensor, atlases: Sequence[_Atlas], spacing: Sequence[float]) -> tuple[list[int], Vote]:
+def _registered(fixed: Tensor, atlas: _Atlas, way: PairMap) -> _Registered:
+    """An atlas with its image on the fixed grid, and how alike they are."""
+    image = atlas.pair().moving.image
+    warped = way.warp(image).as_tensor().cpu()
+    alike = similarity(fixed, warped)
+    logger.info("%s: similarity %.3f (1 is best)", atlas.row["id"], alike)
+    return _Registered(atlas.row["id"], way, atlas.label(image), warped, alike)
+
+
+def _vote(
+    fusion: str, fixed: Tensor, atlases: Sequence[_Registered], spacing: Sequence[float]
+) -> tuple[list[int], Vote]:
     """The labels that there are, without 0, and how probable each is where."""
     if fusion == "staple":
         return staple([atlas.map.warp(atlas.label, "nearest")[0].as_tensor().cpu() for atlas in atlases])

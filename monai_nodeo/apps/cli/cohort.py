@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import click
 
 from monai_nodeo.apps.cli._options import DEVICE, PRESET, SET, configure_logging, engine_of, engine_options, settings_of
-from monai_nodeo.apps.cli._status import INTERRUPTED
+from monai_nodeo.apps.cli._status import told_to_go_on
 from monai_nodeo.extras import report_or_not
 from monai_nodeo.registration.settings import Settings
 
@@ -115,15 +114,11 @@ def run(
     from monai_nodeo.apps.cohort.run import run_cohort
     from monai_nodeo.apps.cohort.summary import describe
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's way to end a job
     values = settings.to_dict()
     report = report_or_not(given["report"])
     task = Job(str(folder), values, settings_key(values, *more), given["device"], report=report, **job)
-    try:
+    with told_to_go_on(folder):
         summary = run_cohort(task, rows, mine, engine_of(given), given["batch"])
-    except KeyboardInterrupt:
-        click.echo(f"interrupted: finished pairs are in {folder}; run the same command to go on.", err=True)
-        sys.exit(INTERRUPTED)
     for line in describe(summary, folder):
         if not given["quiet"]:
             click.echo(line)

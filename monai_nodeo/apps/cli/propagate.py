@@ -10,7 +10,18 @@ from typing import Any
 
 import click
 
-from monai_nodeo.apps.cli._options import DEVICE, PRESET, SET, STARTS, check_files, configure_logging, settings_of
+from monai_nodeo.apps.cli._options import (
+    DEVICE,
+    PRESET,
+    SET,
+    STARTS,
+    check_files,
+    configure_logging,
+    engine_of,
+    engine_options,
+    settings_of,
+)
+from monai_nodeo.apps.cli._status import told_to_go_on
 from monai_nodeo.data.lists import ATLAS_NAMES
 
 __all__ = ["command"]
@@ -34,9 +45,9 @@ _SOME_FAILED = 3
 @click.option("--best", type=click.IntRange(min=1), metavar="N", help="Take the N most similar atlases; default: all.")
 @click.option("--label", help="True label map of IMAGE, for Dice and HD95.")
 @click.option("--probabilities", is_flag=True, help="Write the probability of each label, too.")
-@click.option("--batch", type=click.IntRange(min=1), default=1, help="Atlases of one shape optimised together.")
 @PRESET
 @click.option("--init", "initial_transform", metavar=f"[{'|'.join(STARTS)}|FILE]", help="Affine start.")
+@engine_options
 @DEVICE
 @click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
 @SET
@@ -45,15 +56,17 @@ def command(image: str, atlases: str, output: Path, quiet: bool, **given: Any) -
 
     Each atlas is registered to IMAGE and brings its labels along; then they are fused. Atlases are folders in a folder,
     with the files of --names, or a list: JSON or CSV with "image" and "label", a MONAI data list or dataset.json with
-    --key, or pairs, whose moving images are taken. IMAGE itself may be among them and is left out. The exit status is 3
-    if atlases failed.
+    --key, or pairs, whose moving images are taken. IMAGE itself may be among them and is left out. The same command
+    again goes on where an earlier run ended; another fusion takes the registrations that are there. The exit status is
+    3 if atlases failed.
     """
     configure_logging(quiet)
     start = given["initial_transform"]
     check_files(image=image, atlases=atlases, label=given["label"], init=None if start in STARTS else start)
     from monai_nodeo.data.lists import atlases_to_one, check_best
-    from monai_nodeo.files import ImageGrid, check_output_dir, no_empty_folder
+    from monai_nodeo.files import ImageGrid, check_no_file, no_empty_folder
 
+    check_no_file(output)  # before torch is imported
     rows = atlases_to_one(image, atlases, given["names"], given["key"])
     check_best(given["best"], rows)
     settings = settings_of(
@@ -62,22 +75,28 @@ def command(image: str, atlases: str, output: Path, quiet: bool, **given: Any) -
         given["changes"],
         initial_transform=start,
     )
-    with no_empty_folder(output):
-        folder = check_output_dir(output)
-        from monai_nodeo.apps.atlases.propagation import propagate
-        from monai_nodeo.registration import PairInferer
+    engine, registrations = engine_of(given), output / "registrations"
+    with no_empty_folder(registrations), told_to_go_on(output):
+        from monai_nodeo.apps.atlases.propagation import propagate_files
         from monai_nodeo.registration.malloc import keep_freed_memory
 
         with keep_freed_memory():
-            inferer = PairInferer(settings, handlers=())
-            found = propagate(
-                inferer, rows, given["fusion"], given["best"], given["batch"], given["device"], given["label"]
+            found = propagate_files(
+                rows,
+                registrations,
+                settings,
+                given["fusion"],
+                given["best"],
+                engine,
+                given["batch"],
+                given["device"],
+                given["label"],
             )
-        found.save(folder, given["probabilities"])
+        found.save(output, given["probabilities"])
     if not quiet:
         taken = [atlas["id"] for atlas in found.figures["atlases"] if atlas["chosen"]]
         which = f"the {len(taken)} most similar of {len(rows)} atlases: {', '.join(taken)}"
         click.echo(f"labels by {which if given['best'] else f'{len(taken)} of {len(rows)} atlases'}")
-        click.echo(f"results are in {folder}")
+        click.echo(f"results are in {output}")
     if found.failures:
         sys.exit(_SOME_FAILED)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from monai_nodeo.apps.cli._options import (
     engine_options,
     settings_of,
 )
-from monai_nodeo.apps.cli._status import INTERRUPTED
+from monai_nodeo.apps.cli._status import told_to_go_on
 
 __all__ = ["command"]
 
@@ -60,25 +59,20 @@ def command(images: tuple[str, ...], output: Path, quiet: bool, **given: Any) ->
     settings = settings_of(dims, given["preset"], given["changes"], initial_transform=given["initial_transform"])
     chosen = {name: given[name] for name in ("rounds", "sharpening") if given[name] is not None}
     engine = engine_of(given)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's way to end a job
-    with no_empty_folder(output):
+    with no_empty_folder(output), told_to_go_on(output):
         from monai_nodeo.apps.templates.build import build_template
 
-        try:
-            template = build_template(
-                rows,
-                output,
-                settings,
-                start=list(given["start"]) or None,
-                engine=engine,
-                batch=given["batch"],
-                device=given["device"],
-                report=given["report"],
-                **chosen,
-            )
-        except KeyboardInterrupt:
-            click.echo(f"interrupted: what is finished is in {output}; run the same command to go on.", err=True)
-            sys.exit(INTERRUPTED)
+        template = build_template(
+            rows,
+            output,
+            settings,
+            start=list(given["start"]) or None,
+            engine=engine,
+            batch=given["batch"],
+            device=given["device"],
+            report=given["report"],
+            **chosen,
+        )
     if not quiet:
         left_out = f"; left out: {', '.join(template.failures)}" if template.failures else ""
         click.echo(f"template of {len(template.figures['images'])} of {len(rows)} images{left_out}")

@@ -23,7 +23,7 @@ from monai_nodeo.apps.cohort.storage import blamed_on_storage, storage_errors
 from monai_nodeo.data.lists import ERROR
 from monai_nodeo.registration.metrics_table import failed_row
 
-__all__ = ["MOST_DEATHS", "Derivatives", "Job", "register_pairs", "register_rows"]
+__all__ = ["MOST_DEATHS", "Derivatives", "Job", "NoDerivatives", "register_pairs", "register_rows"]
 
 MOST_DEATHS = 3  # of its workers, after which a pair is not tried again in this run
 
@@ -63,7 +63,7 @@ class Job:
         settings: of the registrations, as a dict.
         settings_key: of what results depend on.
         device: where to compute; None: a GPU if there is one.
-        images: write the warped images, and what they say of the result; without them, the flow and its figures alone.
+        images: write warped images, what they say of the result, and fields; without, the flow and its figures alone.
         report: make the page of each pair, with images.
         threads: of a worker, None: as many as it has.
         run: name of this run of the command.
@@ -233,7 +233,7 @@ def _saved(job: Job, row: Mapping[str, Any], registration: Any, share: float) ->
     folder = job.ledger.pair_folder(id)
     if not job.images:
         registration = replace(registration, pair=None)
-    figures = registration.save(folder, seconds_total=share + time.perf_counter() - started)
+    figures = registration.save(folder, seconds_total=share + time.perf_counter() - started, fields=job.images)
     job.derivatives.write(row, registration, folder)
     if job.report and job.images:
         from monai_nodeo.report import write_report

@@ -21,11 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from monai_nodeo.apps.cohort.flows import Flows, Registrar
 from monai_nodeo.apps.cohort.inputs import fingerprints
-from monai_nodeo.apps.cohort.job import Job
-from monai_nodeo.apps.cohort.keys import settings_key
-from monai_nodeo.apps.cohort.ledger import FAILED, Ledger
-from monai_nodeo.apps.cohort.run import Engine, InThisProcess, run_cohort
+from monai_nodeo.apps.cohort.run import Engine, InThisProcess
 from monai_nodeo.apps.cohort.storage import usable_folder
 from monai_nodeo.apps.templates.average import Average, average, sharpened, sharpness
 from monai_nodeo.apps.templates.member import Member, load_scan
@@ -39,7 +37,6 @@ from monai_nodeo.data.pair import PairError, stored_grid
 from monai_nodeo.files import ImageGrid, write_affine, write_labels
 from monai_nodeo.flows import CloudModel, Flow, RungeKutta, VelocityField, VelocityModel
 from monai_nodeo.registration import PairInferer, PairMap, Settings
-from monai_nodeo.registration.folder import FLOW, read_figures, start_of
 
 __all__ = ["ROUNDS", "SHARPENING", "build_template"]
 
@@ -57,29 +54,15 @@ class _Work:
 
     Attributes:
         folder: of the results.
-        job: without a folder.
-        engine: registers pairs.
-        batch: pairs that are given to a worker at once.
+        register: registers pairs.
     """
 
     folder: Path
-    job: Job
-    engine: Engine
-    batch: int
+    register: Registrar
 
-    def registered(self, number: int, rows: Rows, settings: Settings, report: bool = False) -> dict[str, Any]:
-        """Run a round: id -> recorded result of each row."""
-        ledger = Ledger(self.round(number), settings_key(settings.to_dict()))
-        job = replace(
-            self.job,
-            folder=str(ledger.folder),
-            settings=settings.to_dict(),
-            settings_key=ledger.settings_key,
-            images=report,
-            report=report,
-        )
-        run_cohort(job, rows, rows, self.engine, self.batch)
-        return {row["id"]: ledger.finished(row) or ledger.read(row["id"]) for row in rows}
+    def registered(self, number: int, rows: Rows, settings: Settings, report: bool = False) -> Flows:
+        """Run a round."""
+        return self.register(self.round(number), rows, settings, report)
 
     def round(self, number: int) -> Path:
         """Folder of a round."""
@@ -137,8 +120,7 @@ def build_template(
     smallest = velocity.min_size
     failures: dict[str, str] = {}
     group = _readable(absolute(rows), settings.spatial_dims, smallest, failures)
-    job = Job(str(folder), settings.to_dict(), "", device)
-    work = _Work(folder, job, engine or InThisProcess(), batch)
+    work = _Work(folder, Registrar(engine or InThisProcess(), batch, device))
     reference = start or _of_middle_size(group, settings.spatial_dims)
     grid = stored_grid(as_image(images_of(reference)[0], "start", settings.spatial_dims, smallest))
     members = _aligned(work, group, reference, grid, settings, failures)
@@ -154,9 +136,9 @@ def build_template(
         last = number == rounds
         logger.info("round %d of %d: %d images are registered to the template", number, rounds, len(members))
         pairs = _pairs(work, number, members, image, mean)
-        results = work.registered(number, pairs, placed if last else _coarse(placed), report and last)
-        found, failed = _registered(work.round(number), members, results)
-        _check_some_left(found, failures | failed)
+        flows = work.registered(number, pairs, placed if last else _coarse(placed), report and last)
+        found = _moved(members, flows)
+        _check_some_left(found, failures | flows.failures)
         shape = to_mean_shape([m.flow for m in found], [m.start for m in found], grid)
         mean, before = average(found, shape, with_labels=last), image
         image = sharpened(mean.image, sharpening, grid.spacing)
@@ -164,7 +146,7 @@ def build_template(
             {
                 "round": number,
                 "images": len(found),
-                "similarity_loss": fmean(float(results[m.row["id"]]["row"]["similarity_after"]) for m in found),
+                "similarity_loss": fmean(one.similarity_loss for one in flows.found.values()),
                 "shape_change_mm": _length(shape),
                 "intensity_change": float((image - before).square().mean().sqrt()),
                 "sharpness": sharpness(mean.image[0], grid),
@@ -172,7 +154,7 @@ def build_template(
         )
         changes = ", ".join(f"{name.replace('_', ' ')} {x:.4g}" for name, x in list(table[-1].items())[1:])
         logger.info("round %d of %d: %s", number, rounds, changes)
-    failures |= failed
+    failures |= flows.failures
     figures = {
         "images": [m.row["id"] for m in found],
         "left_out": [{"id": id, "reason": reason} for id, reason in failures.items()],
@@ -247,9 +229,9 @@ def _aligned(
         shrink_factors=settings.shrink_factors[:1], iterations=(1,), dense_iterations=0, self_tuning=False
     )
     logger.info("affine start: %d images are aligned", len(rows))
-    results = work.registered(0, [{**_unlabelled(row), "fixed": reference} for row in rows], short)
-    members, failed = _registered(work.round(0), [Member(row, still, nothing) for row in rows], results)
-    failures |= failed
+    flows = work.registered(0, [{**_unlabelled(row), "fixed": reference} for row in rows], short)
+    members = _moved([Member(row, still, nothing) for row in rows], flows)
+    failures |= flows.failures
     _check_some_left(members, failures)
     return [replace(member, flow=still) for member in members]
 
@@ -272,25 +254,10 @@ def _pairs(work: _Work, number: int, members: Sequence[Member], image: Tensor, m
     return rows
 
 
-def _registered(
-    folder: Path, members: Sequence[Member], results: Mapping[str, Any]
-) -> tuple[list[Member], dict[str, str]]:
-    """The members with the ways that a round found, and why others have none."""
-    found, failed = [], {}
-    for member in members:
-        id = member.row["id"]
-        if results[id]["status"] == FAILED:
-            failed[id] = results[id]["reason"]
-            continue
-        figures = read_figures(folder / id)
-        start = start_of(figures)
-        if figures["accepted"]:
-            start = torch.eye(4, dtype=torch.float64) if start is None else start
-            found.append(Member(member.row, Flow.load(folder / id / FLOW), start))
-        else:
-            failed[id] = "no deformation can be defended: the images may not fit together."
-            logger.error("%s: %s", id, failed[id])
-    return found, failed
+def _moved(members: Sequence[Member], flows: Flows) -> list[Member]:
+    """The members with the ways that were found, without those that have none."""
+    there = [(member, flows.found.get(member.row["id"])) for member in members]
+    return [replace(member, flow=one.flow, start=one.start) for member, one in there if one is not None]
 
 
 def _unlabelled(row: Mapping[str, Any]) -> dict[str, Any]:
