@@ -42,6 +42,7 @@ _SPACING = 2.0  # least distance of the nodes, in smallest voxel sides
 _KERNEL = 1.33  # in nodes
 _LONGER = 2.0  # times the iterations of a pair
 _FASTER = 2.0  # times its learning rate: a step of one keyframe moves less than one of a whole velocity
+_CALMER = 0.25  # times that, where each frame is the fixed image in turn: the gradient turns with it
 _FINE = 4  # steps of the finished flow from one keyframe to the next
 _STEPS = 4.67  # weight of the smoothness of the way between many keyframes, in times that of a displacement
 
@@ -156,7 +157,7 @@ def sequence_settings(settings: Settings, frames: int, periodic: bool = False, i
         num_steps=ways,
         point_spacing=max(settings.point_spacing, _SPACING),
         kernel_size=_KERNEL,
-        learning_rate=_FASTER * settings.learning_rate,
+        learning_rate=_FASTER * (_CALMER if in_turn else 1) * settings.learning_rate,
         iterations=[math.ceil(_LONGER * n) for n in settings.iterations],
         dense_iterations=0,
         displacement_smoothness_weight=(1 - as_pair) * settings.smoothness_weight,

@@ -39,7 +39,7 @@ from torch.nn import functional as F
 
 from monai_nodeo.data.placement import on_grid_of
 from monai_nodeo.data.series import Series
-from monai_nodeo.files import Points, atomic_path, save_nifti, warn_off_slice, write_displacement
+from monai_nodeo.files import Points, atomic_path, save_nifti, warn_off_slice, write_displacement, write_image
 from monai_nodeo.files.lps import RAS_TO_LPS
 from monai_nodeo.flows import Flow
 from monai_nodeo.geometry.jacobian import jacobian_determinant
@@ -182,7 +182,7 @@ class SequenceRegistration:
         self.flow.save(folder / FLOW)
         frames, labels = self._write_frames(folder)
         if self.reference == "mean":
-            save_nifti(folder / "mean.nii.gz", self.image[0].as_tensor().cpu().numpy(), self.flow.grid)
+            write_image(folder / "mean.nii.gz", self.image[0].as_tensor().cpu().numpy(), self.flow.grid)
         _write_table(folder / "frames.csv", frames)
         if labels:
             _write_table(folder / "labels.csv", labels)
