@@ -85,23 +85,23 @@ def test_two_frames_are_registered_as_a_pair(reference):
 
 
 def test_the_mean_shape_lies_amid_the_frames_whichever_comes_first():
-    times = [0.0, 0.15, 0.4, 0.6, 1.0]
+    times = [0.0, 0.15, 0.4, 0.6]
     frames = [disc(t) for t in times]
-    settings = SHORT.replace(iterations=[50])
+    settings = SHORT.replace(iterations=[30])
     found = register_sequence(frames, times, settings, reference="mean", handlers=())
-    ways = torch.stack([found.displacement(number) for number in range(5)])
+    ways = torch.stack([found.displacement(number) for number in range(4)])
     inside = torch.from_numpy(np.mean(frames, axis=0) > 50)
     middle = np.mean([way(t) for t in times])
     for t, displacement in zip(times, ways, strict=True):
         assert displacement[0, inside].mean() == pytest.approx(way(t) - middle, abs=0.4), t
     assert ways.mean(0).norm(dim=0).max() < 0.01
-    spread = torch.stack([found.corrected(number)[0].as_tensor() for number in range(5)]).std(0).mean()
+    spread = torch.stack([found.corrected(number)[0].as_tensor() for number in range(4)]).std(0).mean()
     assert spread < 0.3 * np.std(frames, axis=0, ddof=1).mean()
 
     other = register_sequence(frames[::-1], times[::-1], settings, reference="mean", handlers=())
     assert other.base == 0
-    assert other.times[0] == 1.0
-    assert (other.displacement(4) - ways[0])[:, inside].norm(dim=0).mean() < 0.1
+    assert other.times[0] == 0.6
+    assert (other.displacement(3) - ways[0])[:, inside].norm(dim=0).mean() < 0.01
 
 
 def test_the_mean_shape_of_two_frames_is_half_way():
@@ -304,7 +304,7 @@ def test_what_is_wrong_with_a_series_is_told(frames, times, message):
     ("frames", "message"),
     [
         ([disc(0), 0 * disc(0)], "frame 1 of the series shows nothing on the grid of the reference frame"),
-        ([0 * disc(0), disc(0)], "the reference frame 0 of the series shows nothing; take another one"),
+        ([0 * disc(0), disc(0)], "frame 0 of the series gives the grid and shows nothing; take another one"),
         (
             [disc(0), np.stack([disc(0)] * 20, -1)],
             "frame 1 of the series: shape .* is a volume, and this run",

@@ -199,7 +199,7 @@ def _lay_out(
         moments.append((min(at, key=lambda number: at[number]), span[1]))
     here = series.frame(base, dims, _SMALLEST)
     if float(here.min()) == float(here.max()):
-        raise PairError(f"the reference frame {series.names[base]} shows nothing; take another one.")
+        raise PairError(f"frame {series.names[base]} gives the grid and shows nothing; take another one as reference.")
     fixed = Scan(here)
     files: list[Path] = []
     boxes: list[Box] = []
