@@ -102,7 +102,7 @@ class SequenceRegistration:
         if self.reference != "mean":
             return frame
         numbers = range(len(self.times))
-        total = sum((self.corrected(number).as_tensor().double() for number in numbers), torch.zeros(()))
+        total = sum((self.corrected(number).as_tensor().cpu().double() for number in numbers), torch.zeros(()))
         return MetaTensor((total / len(numbers)).float(), meta=frame.meta)
 
     def displacement(self, number: int) -> Tensor:
