@@ -11,11 +11,15 @@ irregular times. Both sides have their default settings and know neither the flo
 - ``error``, ``error_pairs``: mean distance in voxels of the tissue from its true place, over all frames but the first,
   of the series and of a registration of each frame to the first;
 - ``error_left_out``: the same of the series at times in the middle between frames, which it never saw;
+- ``error_mean``, ``error_left_out_mean``, ``seconds_mean``: the same of the series with the mean shape as reference;
+- ``mean_displacement``: distance between the points of the mean shape and the mean of their places in the frames;
+- ``shape``, ``shape_reversed``: between the ways of tissue from the mean shape to the first frame and from the true
+  mean shape, and from that of the series in reverse, with the last frame as the first one;
 - ``path_voxels``: largest distance between the ways t0 -> t1 -> t2 and t0 -> t2 of tissue, at times of no frame;
 - ``seconds``, ``seconds_pairs``: of the processor, start and settings included, so that other work does not count;
 - ``memory_mb_2``, ``memory_mb_30``: most memory of a process that registers so many frames;
-- ``dice``, ``dice_pair``: of a label carried between the two frames of a real pair; ``tre``, ``tre_pair``: mean
-  distance in mm of landmarks.
+- ``dice``, ``dice_mean``, ``dice_pair``: of a label carried between the two frames of a real pair; ``tre``,
+  ``tre_mean``, ``tre_pair``: mean distance in mm of landmarks.
 
 Rows go into the JSON file beside this script, by name; the others are kept.
 """
@@ -39,6 +43,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from monai_nodeo.files import read_points
+from monai_nodeo.flows.field_inversion import invert
 from monai_nodeo.registration import Settings, register, register_sequence
 from monai_nodeo.registration.machine import peak_memory_mb
 
@@ -110,9 +115,19 @@ def moved(folder: Path, part: tuple[slice, ...], frames: int, far: float) -> dic
         apart = (grid + ddf.numpy() - motion.carry(grid, 0.0, t))[:, tissue]
         return float(np.linalg.norm(apart, axis=0).mean())
 
+    def distance(ddf: torch.Tensor) -> float:
+        return float(ddf.norm(dim=0)[torch.from_numpy(tissue)].mean())
+
     began = time.process_time()
     sequence = register_sequence(series, times.tolist(), handlers=())
     seconds = time.process_time() - began
+    began = time.process_time()
+    mean = register_sequence(series, times.tolist(), reference="mean", handlers=())
+    seconds_mean = time.process_time() - began
+    reversed_mean = register_sequence(series[::-1], (-times[::-1]).tolist(), reference="mean", handlers=())
+    true_places = sum(motion.carry(grid, 0.0, t) for t in times) / frames
+    from_true_shape = invert(torch.from_numpy(true_places - grid)).ddf
+    balance = sum(mean.displacement(number) for number in range(frames)) / frames
     flow, errors_pairs, seconds_pairs = sequence.flow, [], 0.0
     for frame, t in zip(series[1:], times[1:], strict=True):
         began = time.process_time()
@@ -120,8 +135,8 @@ def moved(folder: Path, part: tuple[slice, ...], frames: int, far: float) -> dic
         seconds_pairs += time.process_time() - began
         errors_pairs.append(error(found.ddf, t))
     still = [error(torch.zeros(grid.shape), t) for t in times[1:]]
-    errors = [error(flow.displacement(None, 0.0, t), t) for t in times[1:]]
-    left = [error(flow.displacement(None, 0.0, t), t) for t in left_out]
+    errors, errors_mean = ([error(f.displacement(None, 0.0, t), t) for t in times[1:]] for f in (flow, mean.flow))
+    left, left_mean = ([error(f.displacement(None, 0.0, t), t) for t in left_out] for f in (flow, mean.flow))
     points = torch.from_numpy(np.pad(grid[:, tissue].T, ((0, 0), (0, 3 - image.ndim))))
     apart = []
     for t1, t2 in pairwise([*random.uniform(0, 1, 4).tolist()]):
@@ -132,9 +147,15 @@ def moved(folder: Path, part: tuple[slice, ...], frames: int, far: float) -> dic
         "motion": np.mean(still),
         "error": np.mean(errors),
         "error_pairs": np.mean(errors_pairs),
+        "error_mean": np.mean(errors_mean),
         "error_left_out": np.mean(left),
+        "error_left_out_mean": np.mean(left_mean),
+        "mean_displacement": distance(balance),
+        "shape": distance(mean.displacement(0) - from_true_shape),
+        "shape_reversed": distance(mean.displacement(0) - reversed_mean.displacement(frames - 1)),
         "path_voxels": max(apart),
         "seconds": seconds,
+        "seconds_mean": seconds_mean,
         "seconds_pairs": seconds_pairs,
         "keyframes": sequence.settings.keyframes,
     }
@@ -144,13 +165,14 @@ def carried(folder: Path) -> dict[str, Any]:
     """The row of a real pair."""
     fixed, moving = (image_of(folder, stem) for stem in ("fixed", "moving"))
     here, there = (image_of(folder, f"{stem}_label") for stem in ("fixed", "moving"))
-    ways = [register_sequence([fixed, moving], handlers=()).displacement(1), register(fixed, moving, handlers=()).ddf]
+    series = [register_sequence([fixed, moving], reference=which, handlers=()) for which in (0, "mean")]
+    ways = [*[found.flow.displacement() for found in series], register(fixed, moving, handlers=()).ddf]
     grid = np.stack(np.meshgrid(*[np.arange(n, dtype=float) for n in fixed.shape], indexing="ij"))
     dice = []
     for way in ways:
         warped = map_coordinates(there, grid + way.numpy(), order=0, mode="nearest") > 0
         dice.append(2 * (warped & (here > 0)).sum() / (warped.sum() + (here > 0).sum()))
-    return {"frames": 2, "dice": dice[0], "dice_pair": dice[1]}
+    return {"frames": 2, "dice": dice[0], "dice_mean": dice[1], "dice_pair": dice[2]}
 
 
 def landmarks(folder: Path) -> dict[str, Any]:
@@ -158,9 +180,10 @@ def landmarks(folder: Path) -> dict[str, Any]:
     paths = [str(folder / f"{stem}.nii.gz") for stem in ("fixed", "moving")]
     here, there = (torch.from_numpy(read_points(folder / f"{stem}_points.csv").ras) for stem in ("fixed", "moving"))
     before = (there - here).norm(dim=1).mean()
-    ways = [register_sequence(paths, handlers=()).flow(here), register(*paths, handlers=()).points(here)]
-    tre, tre_pair = (float((way - there).norm(dim=1).mean()) for way in ways)
-    return {"frames": 2, "motion_mm": float(before), "tre": tre, "tre_pair": tre_pair}
+    ways = [register_sequence(paths, reference=which, handlers=()).flow(here) for which in (0, "mean")]
+    ways.append(register(*paths, handlers=()).points(here))
+    tre, tre_mean, tre_pair = (float((way - there).norm(dim=1).mean()) for way in ways)
+    return {"frames": 2, "motion_mm": float(before), "tre": tre, "tre_mean": tre_mean, "tre_pair": tre_pair}
 
 
 def memory(kind: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
 import csv
+import itertools
 import json
 
 import nibabel as nib
@@ -50,9 +51,9 @@ def way(t: float) -> float:
     return 2 - 2 * np.cos(2 * np.pi * t)
 
 
-def disc(t: float, shape: tuple[int, ...] = (30, 26)) -> np.ndarray:
+def disc(t: float, shape: tuple[int, ...] = (30, 26), radius: float = 6) -> np.ndarray:
     x, y = np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in shape], indexing="ij")
-    return 100 / (1 + np.exp(np.hypot(x - way(t), y) - 6)).astype(np.float32)
+    return 100 / (1 + np.exp(np.hypot(x - way(t), y) - radius)).astype(np.float32)
 
 
 def centre(shape: tuple[int, ...] = (30, 26)) -> torch.Tensor:
@@ -75,8 +76,7 @@ def test_one_flow_follows_a_motion_at_times_of_frames_and_between_them():
 @pytest.mark.parametrize("reference", [0, 1])
 def test_two_frames_are_registered_as_a_pair(reference):
     """A disc that grows from 4 to 8 voxels."""
-    distances = np.hypot(*np.meshgrid(np.arange(30) - 14.5, np.arange(26) - 12.5, indexing="ij"))
-    frames = [100 / (1 + np.exp(distances - r)).astype(np.float32) for r in (4, 8)]
+    frames = [disc(0, radius=radius) for radius in (4, 8)]
     settings = Settings.preset(spatial_dims=2, dense_iterations=3)
     series = register_sequence(frames, None, settings, reference=reference, handlers=())
     pair = register(frames[reference], frames[1 - reference], settings, handlers=())
@@ -84,9 +84,60 @@ def test_two_frames_are_registered_as_a_pair(reference):
     assert pair.ddf.abs().max() > 2
 
 
-def test_a_periodic_flow_comes_back():
+def test_the_mean_shape_lies_amid_the_frames_whichever_comes_first():
+    times = [0.0, 0.15, 0.4, 0.6]
+    frames = [disc(t) for t in times]
+    settings = SHORT.replace(iterations=[30])
+    found = register_sequence(frames, times, settings, reference="mean", handlers=())
+    ways = torch.stack([found.displacement(number) for number in range(4)])
+    inside = torch.from_numpy(np.mean(frames, axis=0) > 50)
+    middle = np.mean([way(t) for t in times])
+    for t, displacement in zip(times, ways, strict=True):
+        assert displacement[0, inside].mean() == pytest.approx(way(t) - middle, abs=0.4), t
+    assert ways.mean(0).norm(dim=0).max() < 0.01
+    spread = torch.stack([found.corrected(number)[0].as_tensor() for number in range(4)]).std(0).mean()
+    assert spread < 0.3 * np.std(frames, axis=0, ddof=1).mean()
+
+    other = register_sequence(frames[::-1], times[::-1], settings, reference="mean", handlers=())
+    assert other.base == 0
+    assert other.times[0] == 0.6
+    assert (other.displacement(3) - ways[0])[:, inside].norm(dim=0).mean() < 0.01
+
+
+def test_the_mean_shape_of_two_frames_is_half_way():
+    """A disc that grows from 4 to 8 voxels."""
+    frames = [10 * disc(0, radius=radius) for radius in (4, 8)]
+    settings = Settings.preset(spatial_dims=2, dense_iterations=3, self_tuning=False)
+    found = register_sequence(frames, None, settings, reference="mean", handlers=())
+    ways = [found.displacement(number) for number in (0, 1)]
+    assert (ways[0] + ways[1]).norm(dim=0).max() < 0.01
+    assert ways[1].norm(dim=0).max() > 1
+    assert (found.image > 500).sum() == pytest.approx(np.pi * 6**2, rel=0.1)
+
+
+def test_each_frame_is_the_fixed_image_in_turn(tmp_path):
+    files = [tmp_path / "whole" / f"{number}.npy" for number in range(10)]
+    for number, file in enumerate(files):
+        write_frame(file, torch.full((1, 1, 8, 8), number + 1.0))
+    first = PairBatch(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
+    times = [n / 10 for n in range(11)]
+    frames = Frames(first, files, times, in_turn=True)
+    seen = list(itertools.islice(frames, 2 * frames.cycle))
+    assert frames.cycle == 11
+    groups = [[float(batch.fixed.mean()), *batch.moving.mean((1, 2, 3)).tolist()] for batch in seen]
+    assert sorted(group[0] for group in groups[:11]) == list(range(11))
+    assert {n for group in groups[:11] for n in group[1:]} == set(range(11))
+    assert sorted(groups[:11]) == sorted(groups[11:])
+    for batch, group in zip(seen, groups, strict=True):
+        assert batch.times == tuple(times[int(n)] for n in group)
+        assert 3 <= len(set(group)) == len(group) <= 5
+
+
+@pytest.mark.parametrize("reference", [0, "mean"])
+def test_a_periodic_flow_comes_back(reference):
     times = np.arange(6) / 6
-    sequence = register_sequence([disc(t) for t in times], times, SHORT, periodic=1.0, handlers=())
+    frames = [disc(t) for t in times]
+    sequence = register_sequence(frames, times, SHORT, reference=reference, periodic=1.0, handlers=())
     assert sequence.flow.span == (0, 1)
     assert (sequence.flow(centre(), 0.0, 1.0) - centre()).abs().max() < 0.5
     assert (sequence.flow(centre(), 0.0, 0.5) - centre()).norm() > 2
@@ -204,6 +255,38 @@ def test_the_command_writes_what_itk_reads_and_follows_labels_and_points(tmp_pat
         assert f"{out} is of a sequence, expected a pair" in refused.output, words
 
 
+def test_the_command_carries_to_the_mean_shape_what_is_drawn_on_the_first_frame(tmp_path):
+    frames = np.stack([disc(t)[..., None] for t in (0.5, 0.0)], -1)
+    nib.save(nib.Nifti1Image(frames, np.eye(4)), tmp_path / "series.nii.gz")
+    label = (disc(0.5) > 50).astype(np.uint8)[..., None]
+    nib.save(nib.Nifti1Image(label, np.eye(4)), tmp_path / "label.nii.gz")
+    out, series = tmp_path / "out", str(tmp_path / "series.nii.gz")
+    words = [series, "-o", str(out), "--reference", "mean", "--labels", str(tmp_path / "label.nii.gz"), "--quiet"]
+    settings = [f"--set={name}" for name in ("self_tuning=false", "shrink_factors=[2]", "iterations=[25]")]
+    done = CliRunner().invoke(command, [*words, "--no-report", *settings])
+    assert done.exit_code == 0, done.output
+    corrected = nib.load(out / "corrected.nii.gz").get_fdata()
+    np.testing.assert_allclose(nib.load(out / "mean.nii.gz").get_fdata(), corrected.mean(-1), atol=1e-3)
+    assert json.loads((out / "metrics.json").read_text(encoding="utf-8"))["reference"] == "mean"
+    with (out / "labels.csv").open(encoding="utf-8") as file:
+        assert float(next(csv.DictReader(file))["area_mm2"]) == label.sum()
+    refused = CliRunner().invoke(command, [series, "-o", str(out), "--reference", "median"])
+    assert refused.exit_code == 2
+    assert "'median' is neither mean nor the number of a frame." in refused.output
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (2, "there is no frame 2; the 2 frames"),
+        ("median", "reference 'median': expected the number of a frame, or mean"),
+    ],
+)
+def test_a_reference_that_there_is_not_is_refused(reference, message):
+    with pytest.raises(PairError, match=message):
+        register_sequence([disc(0), disc(1)], None, SHORT, reference=reference, handlers=())
+
+
 @pytest.mark.parametrize(
     ("frames", "times", "message"),
     [
@@ -221,7 +304,7 @@ def test_what_is_wrong_with_a_series_is_told(frames, times, message):
     ("frames", "message"),
     [
         ([disc(0), 0 * disc(0)], "frame 1 of the series shows nothing on the grid of the reference frame"),
-        ([0 * disc(0), disc(0)], "the reference frame 0 of the series shows nothing; take another one"),
+        ([0 * disc(0), disc(0)], "frame 0 of the series gives the grid and shows nothing; take another one"),
         (
             [disc(0), np.stack([disc(0)] * 20, -1)],
             "frame 1 of the series: shape .* is a volume, and this run",

@@ -63,14 +63,19 @@ class Series:
         key = "frame" if isinstance(value, str | PathLike) else f"frame {self.names[number]}"
         return as_image(value, key, spatial_dims, min_size)
 
-    def check_reference(self, number: int) -> None:
-        """Find out that there is a frame of this number.
+    def base(self, reference: int | str) -> int:
+        """The frame whose grid stays and which labels and points are of: the reference frame, for "mean" frame 0.
 
         Raises:
-            PairError: when there is none.
+            PairError: when there is none of this number, or for another word.
         """
-        if number not in range(len(self.names)):
-            raise PairError(f"there is no frame {number}; the {len(self.names)} frames are numbered from 0.")
+        if reference == "mean":
+            return 0
+        if isinstance(reference, str):
+            raise PairError(f"reference {reference!r}: expected the number of a frame, or mean.")
+        if reference not in range(len(self.names)):
+            raise PairError(f"there is no frame {reference}; the {len(self.names)} frames are numbered from 0.")
+        return reference
 
     def span(self, periodic: float | None = None) -> tuple[float, float]:
         """The first and the last time; with a period, one of it after the first.

@@ -49,7 +49,7 @@ def write_sequence_film(sequence: SequenceRegistration, target: Path) -> Path:
         OSError: when it cannot be written.
     """
     _check(target)
-    fixed = sequence.frame(sequence.reference)
+    fixed = sequence.image
     order = sorted(range(len(sequence.times)), key=lambda number: sequence.times[number])
     sides = [(_plane(on_grid_of(fixed, sequence.frame(n))), _plane(sequence.corrected(n))) for n in order]
     return _written([np.concatenate(both) for both in sides], target, back=False)

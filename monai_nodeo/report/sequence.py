@@ -50,7 +50,7 @@ def write_sequence_report(sequence: SequenceRegistration, figures: Mapping[str, 
         frames=figures["frames"],
         tiles=[
             ("Frames", str(len(figures["frames"]))),
-            ("Reference frame", str(figures["reference"])),
+            ("Reference", str(figures["reference"])),
             ("Keyframes of the velocity", str(figures["keyframes"])),
             ("Period", "none" if figures["periodic"] is None else f"{figures['periodic']:g}"),
             ("Iterations", str(figures["iterations"])),

@@ -24,6 +24,7 @@ __all__ = [
     "MEMORY",
     "NUMBERS",
     "PRESET",
+    "REFERENCE",
     "SET",
     "SMOOTHNESS",
     "STARTS",
@@ -52,6 +53,23 @@ class _Device(click.ParamType):
         if not _NAMES.fullmatch(value):
             self.fail(f"{value!r} is no device; expected cpu, cuda or cuda:1.", param, ctx)
         return str(value)
+
+
+class _Reference(click.ParamType):
+    """The number of a frame of a series, or a word."""
+
+    name = "[mean|NUMBER]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
+        if value == "mean":
+            return str(value)
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither mean nor the number of a frame.", param, ctx)
+
+
+REFERENCE = _Reference()
 
 
 class _Setting(click.ParamType):

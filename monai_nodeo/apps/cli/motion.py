@@ -8,23 +8,9 @@ from pathlib import Path
 
 import click
 
-from monai_nodeo.apps.cli._options import check_files, configure_logging
+from monai_nodeo.apps.cli._options import REFERENCE, check_files, configure_logging
 
 __all__ = ["command"]
-
-
-class _Reference(click.ParamType):
-    """The number of a frame, or a word."""
-
-    name = "[mean|NUMBER]"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
-        if value == "mean":
-            return value
-        try:
-            return int(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither mean nor the number of a frame.", param, ctx)
 
 
 @click.command()
@@ -32,7 +18,7 @@ class _Reference(click.ParamType):
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @click.option(
     "--reference",
-    type=_Reference(),
+    type=REFERENCE,
     default="mean",
     show_default=True,
     help="Where the frames are put: in the mean, or a frame, from 0.",
@@ -50,8 +36,7 @@ def command(series: tuple[str, ...], output: Path, reference: str | int, quiet: 
     from monai_nodeo.files import check_output_dir, no_empty_folder
 
     found = open_series(series[0] if len(series) == 1 else series)
-    if isinstance(reference, int):
-        found.check_reference(reference)
+    found.base(reference)
     with no_empty_folder(output):
         folder = check_output_dir(output)
         from monai_nodeo.apps.motion.correction import correct_motion

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from monai_nodeo.apps.cli._options import DEVICE, PRESET, SET, check_files, configure_logging, settings_of
+from monai_nodeo.apps.cli._options import DEVICE, PRESET, REFERENCE, SET, check_files, configure_logging, settings_of
 from monai_nodeo.extras import report_or_not
 
 __all__ = ["command"]
@@ -34,10 +34,18 @@ class _Times(click.ParamType):
 @click.argument("series", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @click.option("--times", type=_Times(), help="Of the frames; by default those of the header, or 0,1,2,...")
-@click.option("--reference", type=int, default=0, show_default=True, help="Frame whose grid stays, from 0.")
+@click.option(
+    "--reference",
+    type=REFERENCE,
+    default=0,
+    show_default=True,
+    help="Where the frames are carried: to a frame, from 0, or to the mean shape of all.",
+)
 @click.option("--periodic", type=float, metavar="PERIOD", help="Time after which the motion begins again.")
-@click.option("--labels", metavar="FILE", help="Label map of the reference frame, that is followed.")
-@click.option("--points", metavar="FILE", help="CSV of points of the reference frame, LPS mm, that are followed.")
+@click.option(
+    "--labels", metavar="FILE", help="Label map of the reference frame, that is followed; with mean, of frame 0."
+)
+@click.option("--points", metavar="FILE", help="CSV of points of the same frame, LPS mm, that are followed.")
 @click.option("--animate", metavar="FILE", help="Film of the frames and the corrected ones: .gif, or a folder for PNG.")
 @click.option("--report/--no-report", default=True, help="Make report.html, with the curves.")
 @PRESET
@@ -48,7 +56,7 @@ def command(
     series: tuple[str, ...],
     output: Path,
     times: str | list[float] | None,
-    reference: int,
+    reference: int | str,
     periodic: float | None,
     labels: str | None,
     points: str | None,
@@ -59,7 +67,7 @@ def command(
     quiet: bool,
     changes: tuple[tuple[str, Any], ...],
 ) -> None:
-    """Find one flow through all frames of SERIES and carry every frame to one of them.
+    """Find one flow through all frames of SERIES and carry every frame to one of them, or to their mean shape.
 
     SERIES is a 4D file, a folder with a file for each frame, a table (.csv, .tsv) with the columns image and time, or
     the files themselves. --set changes any setting of the pairs that those of the series are made of.
@@ -74,13 +82,13 @@ def command(
 
     table = read_points(points) if points else None
     found = open_series(series[0] if len(series) == 1 else series, times)
-    found.check_reference(reference)
+    base = found.base(reference)
     found.span(periodic)  # too short a period is told now, before what is slow is imported
     with no_empty_folder(output):
         folder = check_output_dir(output)
         from monai_nodeo.registration import ProgressBar, register_sequence
 
-        settings = settings_of(found.frame(reference).ndim - 1, preset, changes)
+        settings = settings_of(found.frame(base).ndim - 1, preset, changes)
         sequence = register_sequence(
             found,
             settings=settings,

@@ -45,10 +45,7 @@ def correct_motion(images: Any, reference: int | str = "mean") -> Motion:
     """
     began = time.perf_counter()
     series = open_series(images)
-    if isinstance(reference, int):
-        series.check_reference(reference)
-    elif reference != "mean":
-        raise PairError(f"reference {reference!r}: expected the number of a frame, or mean.")
+    series.base(reference)
     frames, grid, dtype = _read(series)
     poses = np.broadcast_to(np.eye(4), (len(frames), 4, 4))
     motion = Motion(series, frames, grid, dtype, poses, reference, 0.0)

@@ -25,11 +25,15 @@ class Frames:
     They wait in files, so that memory does not grow with their number. Each iteration sees a group; those of a group
     are spread over all times, and in ``cycle`` iterations every frame is seen once.
 
+    Without a reference frame each frame in turn is the fixed image of a group of the others, so that none of them is
+    preferred; a cycle then has an iteration for each frame.
+
     Args:
         fixed: the reference frame, a batch of one; what it says of its moving image is not looked at.
         files: of the other frames, see :py:func:`write_frame`.
         times: of the reference frame, then of each other one, in [0, 1].
         drawn: frames that an iteration sees.
+        in_turn: each frame is the fixed image in turn.
 
     Attributes:
         fixed: the reference frame, (1, C, *spatial).
@@ -39,12 +43,20 @@ class Frames:
     landmarks: None = None
     labels: None = None
 
-    def __init__(self, reference: PairBatch, files: Sequence[Path], times: Sequence[float], drawn: int = 4) -> None:
+    def __init__(
+        self,
+        reference: PairBatch,
+        files: Sequence[Path],
+        times: Sequence[float],
+        drawn: int = 4,
+        in_turn: bool = False,
+    ) -> None:
         self.reference = reference
         self.fixed = reference.fixed
         self.files = tuple(files)
         self.times = tuple(times)
         self.drawn = drawn
+        self.in_turn = in_turn
 
     @property
     def moving(self) -> Tensor:
@@ -54,18 +66,36 @@ class Frames:
     @property
     def cycle(self) -> int:
         """Iterations in which all frames are seen."""
-        return -(-len(self.files) // self.drawn)
+        return len(self._groups())
 
     def __iter__(self) -> Iterator[PairBatch]:
         """Groups without end."""
-        order = np.random.default_rng(_SEED)
-        by_time = sorted(range(len(self.files)), key=lambda number: self.times[number + 1])
+        order, groups = np.random.default_rng(_SEED), self._groups()
         while True:
-            for first in order.permutation(self.cycle).tolist():
-                numbers = by_time[first :: self.cycle]
-                moving = torch.cat([self.pair(number).moving for number in numbers])
-                times = (self.times[0], *[self.times[number + 1] for number in numbers])
-                yield replace(self.reference, moving=moving, times=times)
+            for place in order.permutation(len(groups)).tolist():
+                fixed, *moving = groups[place]
+                yield replace(
+                    self.reference,
+                    fixed=self._image(fixed),
+                    moving=torch.cat([self._image(number) for number in moving]),
+                    times=tuple(self.times[number] for number in groups[place]),
+                )
+
+    def _groups(self) -> list[list[int]]:
+        """Which frames an iteration sees, the fixed one first; 0 is the reference frame.
+
+        They are the same in each cycle, so that the losses of two cycles can be compared.
+        """
+        by_time = sorted(range(len(self.times)), key=lambda number: self.times[number])
+        apart = -(-len(self.files) // self.drawn)
+        if self.in_turn:
+            fixed = [(number, place % apart) for place, number in enumerate(by_time)]
+        else:
+            fixed = [(0, first) for first in range(apart)]
+        return [[number, *[n for n in by_time if n != number][first::apart]] for number, first in fixed]
+
+    def _image(self, number: int) -> Tensor:
+        return self.pair(number - 1).moving if number else self.fixed
 
     def pair(self, number: int) -> PairBatch:
         """The reference frame and another one, a batch of one."""
@@ -82,7 +112,7 @@ class Frames:
         for number, file in enumerate(files):
             pair = function(self.pair(number))
             write_frame(file, pair.moving)
-        return Frames(pair, files, self.times, self.drawn)
+        return Frames(pair, files, self.times, self.drawn, self.in_turn)
 
 
 def write_frame(file: Path, image: Tensor) -> None:

@@ -21,7 +21,7 @@ __all__ = ["RegisterSequenceD", "RegisterSequenceDict", "RegisterSequenced"]
 
 
 class RegisterSequenced(MapTransform):
-    """Find one flow through all frames of a series, and carry every frame to one of them.
+    """Find one flow through all frames of a series, and carry every frame to one of them, or to their mean shape.
 
     Puts the :py:class:`SequenceRegistration` under a key of its own, and the corrected series in place of the series.
 
@@ -29,11 +29,11 @@ class RegisterSequenced(MapTransform):
         keys: series, (T, *spatial), a frame a channel: what ``LoadImaged`` and ``EnsureChannelFirstd`` make of a 4D
             file.
         times_key: key of the times of the frames; without it in the data 0, 1, 2, ...
-        label_key: key of the label map of the reference frame, (1, *spatial).
+        label_key: key of the label map of the reference frame (with "mean" of frame 0), (1, *spatial).
         sequence_key: where the result is put, in a data loader's batch a list of them; of several series, after the
             key of each and ``"_"``.
         settings: of a pair, or the name of a preset, see :py:func:`register_sequence`.
-        reference: number of the frame whose grid stays.
+        reference: number of the frame to which the others are carried, or "mean".
         periodic: time after which the motion begins again.
         allow_missing_keys: skip keys that are not there.
         components: ``handlers`` or ``device``, see :py:func:`register_sequence`.
@@ -53,7 +53,7 @@ class RegisterSequenced(MapTransform):
         label_key: Hashable = "label",
         sequence_key: str = "sequence",
         settings: Settings | str | None = None,
-        reference: int = 0,
+        reference: int | str = 0,
         periodic: float | None = None,
         allow_missing_keys: bool = False,
         **components: Any,

@@ -42,6 +42,7 @@ _SPACING = 2.0  # least distance of the nodes, in smallest voxel sides
 _KERNEL = 1.33  # in nodes
 _LONGER = 2.0  # times the iterations of a pair
 _FASTER = 2.0  # times its learning rate: a step of one keyframe moves less than one of a whole velocity
+_CALMER = 0.25  # times that, where each frame is the fixed image in turn: the gradient turns with it
 _FINE = 4  # steps of the finished flow from one keyframe to the next
 _STEPS = 4.67  # weight of the smoothness of the way between many keyframes, in times that of a displacement
 
@@ -51,7 +52,7 @@ def register_sequence(
     times: Any = None,
     settings: Settings | str | None = None,
     *,
-    reference: int = 0,
+    reference: int | str = 0,
     periodic: float | None = None,
     label: Image | None = None,
     device: torch.device | str | None = None,
@@ -60,18 +61,20 @@ def register_sequence(
     """Find one flow that takes the points of a reference frame through all frames of a series.
 
     Points of the reference frame are integrated to the time of a frame, which is sampled there and compared with the
-    reference frame: forwards and backwards in time, a few frames in each iteration. The frames are taken to lie in one
-    space, each on a grid of its own; there is no affine start.
+    reference frame: forwards and backwards in time, a few frames in each iteration. For a mean shape each frame in turn
+    is the one that the others are compared with. The frames are taken to lie in one space, each on a grid of its own;
+    there is no affine start.
 
     Args:
         images: the frames: a 4D file, a folder, a table, or a sequence of images; see
             :py:func:`monai_nodeo.data.open_series`.
         times: of the frames, in any unit, regular or not; see there.
         settings: or the name of a preset, of a pair; see :py:func:`sequence_settings`.
-        reference: number of the frame whose grid stays, from 0 on.
+        reference: number of the frame to which the others are carried, from 0 on; or "mean": a shape whose points lie
+            at the mean of their places in the frames, so that no frame is preferred. Frame 0 then gives the grid.
         periodic: time after which the motion begins again (a heart beat, a breath), in the unit of the times; the flow
             then goes from the first time to one period later, where it meets the first frame again.
-        label: label map of the reference frame, on its grid, that is followed.
+        label: label map of the reference frame (with "mean" of frame 0), on its grid, that is followed.
         device: where to compute; by default a GPU if there is one.
         handlers: factories of trainer handlers, called once a level.
 
@@ -87,11 +90,11 @@ def register_sequence(
     """
     started = time.perf_counter()
     series = open_series(images, times)
-    series.check_reference(reference)
+    base, in_turn = series.base(reference), reference == "mean"
     span = series.span(periodic)
-    fixed = series.frame(reference, min_size=_SMALLEST)
+    fixed = series.frame(base, min_size=_SMALLEST)
     if isinstance(settings, Settings):
-        fixed = series.frame(reference, settings.spatial_dims, _SMALLEST)
+        fixed = series.frame(base, settings.spatial_dims, _SMALLEST)
     else:
         settings = Settings.preset(settings, fixed.ndim - 1)
     followed = None if label is None else load_label(label, "labels", fixed)
@@ -99,10 +102,10 @@ def register_sequence(
     if settings.symmetric:
         raise SettingsError("symmetric is for pairs; a sequence has a reference frame.")
     with TemporaryDirectory(prefix="monai_nodeo_") as temporary, torch.inference_mode(False), torch.enable_grad():
-        laid = _lay_out(series, reference, span, settings, Path(temporary), where)
+        laid = _lay_out(series, base, in_turn, span, settings, Path(temporary), where)
         choice = _choice(laid, settings)
         chosen = sequence_settings(
-            settings if choice is None else choice.settings, len(series.times), periodic is not None
+            settings if choice is None else choice.settings, len(series.times), periodic is not None, in_turn
         )
         components = _components(chosen, handlers, periodic is not None)
         frames = laid.frames.mapped("cropped", lambda pair: pair.cropped(laid.box))
@@ -127,7 +130,7 @@ def register_sequence(
     )
 
 
-def sequence_settings(settings: Settings, frames: int, periodic: bool = False) -> Settings:
+def sequence_settings(settings: Settings, frames: int, periodic: bool = False, in_turn: bool = False) -> Settings:
     """The settings of a series, made of those of a pair.
 
     Two frames have those of a pair: one velocity for all times. Of many, the displacement to each frame is as smooth as
@@ -137,9 +140,11 @@ def sequence_settings(settings: Settings, frames: int, periodic: bool = False) -
         settings: of a pair.
         frames: of the series.
         periodic: the last keyframe is the first one again.
+        in_turn: each frame is the fixed image in turn; the fine last level of a pair is for one fixed image.
     """
     if frames == 2 and not periodic:
-        return settings.replace(self_tuning=False, cuda_graph=False)
+        dense = 0 if in_turn else settings.dense_iterations
+        return settings.replace(self_tuning=False, cuda_graph=False, dense_iterations=dense)
     keyframes = min(frames + periodic, _MOST_KEYFRAMES)
     if periodic:  # the last one is the first one again
         keyframes = max(keyframes, _FEWEST_KEYFRAMES)
@@ -152,7 +157,7 @@ def sequence_settings(settings: Settings, frames: int, periodic: bool = False) -
         num_steps=ways,
         point_spacing=max(settings.point_spacing, _SPACING),
         kernel_size=_KERNEL,
-        learning_rate=_FASTER * settings.learning_rate,
+        learning_rate=_FASTER * (_CALMER if in_turn else 1) * settings.learning_rate,
         iterations=[math.ceil(_LONGER * n) for n in settings.iterations],
         dense_iterations=0,
         displacement_smoothness_weight=(1 - as_pair) * settings.smoothness_weight,
@@ -166,9 +171,9 @@ class _Layout:
     """A series in files.
 
     Attributes:
-        frames: on the grid of the reference frame.
+        frames: on the grid of the base frame.
         box: outside which all frames are air.
-        prepared: the reference frame and the one that differs most from it.
+        prepared: the base frame and the one that differs most from it.
     """
 
     frames: Frames
@@ -177,18 +182,24 @@ class _Layout:
 
 
 def _lay_out(
-    series: Series, reference: int, span: tuple[float, float], settings: Settings, folder: Path, device: torch.device
+    series: Series,
+    base: int,
+    in_turn: bool,
+    span: tuple[float, float],
+    settings: Settings,
+    folder: Path,
+    device: torch.device,
 ) -> _Layout:
-    """Bring every frame to the grid of the reference frame, in a file."""
+    """Bring every frame to the grid of the base frame, in a file."""
     loss, dims = make_loss(settings), settings.spatial_dims
     still = settings.replace(initial_transform="none", max_voxels=None)  # all frames on one grid
     at = dict(enumerate(series.times))
-    moments = [(number, time) for number, time in at.items() if number != reference]
+    moments = [(number, time) for number, time in at.items() if number != base]
     if span[1] > max(series.times):  # a period later the first frame is there again
         moments.append((min(at, key=lambda number: at[number]), span[1]))
-    here = series.frame(reference, dims, _SMALLEST)
+    here = series.frame(base, dims, _SMALLEST)
     if float(here.min()) == float(here.max()):
-        raise PairError(f"the reference frame {series.names[reference]} shows nothing; take another one.")
+        raise PairError(f"frame {series.names[base]} gives the grid and shows nothing; take another one as reference.")
     fixed = Scan(here)
     files: list[Path] = []
     boxes: list[Box] = []
@@ -205,10 +216,10 @@ def _lay_out(
         if apart > most:
             most, furthest = apart, prepared
     assert furthest is not None
-    parts = [(t - span[0]) / (span[1] - span[0]) for t in (at[reference], *[t for _, t in moments])]
+    parts = [(t - span[0]) / (span[1] - span[0]) for t in (at[base], *[t for _, t in moments])]
     whole: Box = tuple(slice(0, n) for n in batch.fixed.shape[2:])
     box = _around(boxes, batch.fixed.shape[2:]) if settings.crop_air else whole
-    return _Layout(Frames(furthest.batch(device), files, parts), box, furthest)
+    return _Layout(Frames(furthest.batch(device), files, parts, in_turn=in_turn), box, furthest)
 
 
 def _check_frame(name: str, frame: MetaTensor, reference: MetaTensor) -> None:
@@ -233,7 +244,7 @@ def _around(boxes: Sequence[Box], size: Sequence[int]) -> Box:
 
 
 def _choice(laid: _Layout, settings: Settings) -> Choice | None:
-    """Similarity and smoothness that suit the frame that differs most from the reference."""
+    """Similarity and smoothness that suit the frame that differs most from the base frame."""
     if not settings.self_tuning:
         return None
     pair = laid.frames.reference.cropped(laid.box)

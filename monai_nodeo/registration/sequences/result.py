@@ -4,7 +4,8 @@
 
 =======================================  ==========================================================================
 ``flow.safetensors``                     the flow, see :py:class:`monai_nodeo.flows.Flow`, in the times of the frames
-``corrected.nii.gz``                     every frame carried to the reference frame, 4D
+``corrected.nii.gz``                     every frame carried to the reference, 4D
+``mean.nii.gz``                          the mean of these; only where the reference is the mean shape
 ``displacement/0000.nii.gz``, ...        for each frame an ITK displacement field, reference point -> point in the frame
 ``frames.csv``                           name, time, similarity before and after, folds and displacement of each frame
 ``labels.csv``                           size and mean principal strains of each label at the time of each frame
@@ -21,6 +22,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from os import PathLike
 from os.path import expanduser
@@ -37,13 +39,15 @@ from torch.nn import functional as F
 
 from monai_nodeo.data.placement import on_grid_of
 from monai_nodeo.data.series import Series
-from monai_nodeo.files import Points, atomic_path, save_nifti, warn_off_slice, write_displacement
+from monai_nodeo.files import Points, atomic_path, save_nifti, warn_off_slice, write_displacement, write_image
 from monai_nodeo.files.lps import RAS_TO_LPS
 from monai_nodeo.flows import Flow
 from monai_nodeo.geometry.jacobian import jacobian_determinant
+from monai_nodeo.geometry.sampling import compose
 from monai_nodeo.registration.folder import FIGURES, FLOW, HISTORY, write_history
 from monai_nodeo.registration.machine import device_name, peak_memory_mb
 from monai_nodeo.registration.named_parts import make_loss
+from monai_nodeo.registration.sequences.mean_shape import from_mean_shape
 from monai_nodeo.registration.settings import Settings
 
 __all__ = ["SequenceRegistration"]
@@ -56,9 +60,9 @@ class SequenceRegistration:
     Attributes:
         flow: takes points, RAS mm, from any time to any other, ``flow(points, t0, t1)``.
         series: the frames and their times.
-        reference: number of the frame to whose grid the others are carried.
+        reference: number of the frame to which the others are carried; "mean": the mean shape, on the grid of frame 0.
         periodic: time after which the motion begins again, or None.
-        label: label map of the reference frame, (1, *spatial), or None.
+        label: label map of the base frame, (1, *spatial), or None.
         history: "level" and loss term -> its value at every iteration, (iterations,), the means over the frames seen.
         settings: what it was made with.
         choice: see :py:class:`monai_nodeo.registration.Registration`.
@@ -68,7 +72,7 @@ class SequenceRegistration:
 
     flow: Flow
     series: Series
-    reference: int
+    reference: int | str
     periodic: float | None
     label: MetaTensor | None
     history: dict[str, Tensor]
@@ -86,20 +90,44 @@ class SequenceRegistration:
         """A frame as it is, (C, *spatial)."""
         return self.series.frame(number, self.settings.spatial_dims)
 
+    @property
+    def base(self) -> int:
+        """The frame whose grid it is, and which labels and points are of: the reference frame, or frame 0."""
+        return self.series.base(self.reference)
+
+    @cached_property
+    def image(self) -> MetaTensor:
+        """The image of the reference, (C, *spatial): the frame, or the mean of all frames on the mean shape."""
+        frame = self.frame(self.base)
+        if self.reference != "mean":
+            return frame
+        numbers = range(len(self.times))
+        total = sum((self.corrected(number).as_tensor().cpu().double() for number in numbers), torch.zeros(()))
+        return MetaTensor((total / len(numbers)).float(), meta=frame.meta)
+
     def displacement(self, number: int) -> Tensor:
-        """How far the voxels of the reference frame are taken to a frame, (D, *spatial), voxels."""
-        return self.flow.displacement(None, self.times[self.reference], self.times[number])
+        """How far the voxels of the reference are taken to a frame, (D, *spatial), voxels."""
+        there = self._displacement_of_base(number)
+        return there if self.reference != "mean" else compose(there[None], self._from_mean_shape[None])[0]
 
     def corrected(self, number: int) -> MetaTensor:
-        """A frame carried to the reference frame, (C, *spatial)."""
-        return on_grid_of(self.frame(self.reference), self.frame(number), None, self.displacement(number))
+        """A frame carried to the reference, (C, *spatial)."""
+        return on_grid_of(self.frame(self.base), self.frame(number), None, self.displacement(number))
 
     def points(self, points: Tensor, t: float) -> Tensor:
-        """Where points of the reference frame, (N, 3) RAS mm, are at a time."""
-        return self.flow(points, self.times[self.reference], t)
+        """Where points of the base frame, (N, 3) RAS mm, are at a time."""
+        return self.flow(points, self.times[self.base], t)
+
+    def _displacement_of_base(self, number: int) -> Tensor:
+        return self.flow.displacement(None, self.times[self.base], self.times[number])
+
+    @cached_property
+    def _from_mean_shape(self) -> Tensor:
+        """To the base frame."""
+        return from_mean_shape(self.flow, self.times[self.base], self.times)
 
     def label_sizes(self, displacement: Tensor) -> dict[int, float]:
-        """Size of each label after a displacement of the reference frame: mm^3, of a slice mm^2.
+        """Size of each label after a displacement of the base frame: mm^3, of a slice mm^2.
 
         It is the integral of the Jacobian determinant over the label, so that it does not jump from voxel to voxel.
 
@@ -114,7 +142,7 @@ class SequenceRegistration:
         return {int(k): float(determinant[ids == k].double().sum()) * voxel for k in ids.unique().tolist() if k}
 
     def label_strains(self, displacement: Tensor) -> dict[int, tuple[float, float]]:
-        """The largest and the least principal strain of each label after a displacement of the reference frame, means.
+        """The largest and the least principal strain of each label after a displacement of the base frame, means.
 
         Those of Green and Lagrange, ``(F^T F - I) / 2`` for the gradient F of the map in mm: above 0 where tissue
         becomes longer.
@@ -142,17 +170,19 @@ class SequenceRegistration:
 
         Args:
             path: folder, made if it does not exist.
-            points: of the reference frame, that are followed.
+            points: of the base frame, that are followed.
 
         Returns:
             The figures, as they are in ``metrics.json``.
         """
         folder = Path(expanduser(path)).absolute()
         (folder / "displacement").mkdir(parents=True, exist_ok=True)
-        for name in (FIGURES, "labels.csv", "points.csv"):  # an earlier run may have had them
+        for name in (FIGURES, "mean.nii.gz", "labels.csv", "points.csv"):  # an earlier run may have had them
             (folder / name).unlink(missing_ok=True)
         self.flow.save(folder / FLOW)
         frames, labels = self._write_frames(folder)
+        if self.reference == "mean":
+            write_image(folder / "mean.nii.gz", self.image[0].as_tensor().cpu().numpy(), self.flow.grid)
         _write_table(folder / "frames.csv", frames)
         if labels:
             _write_table(folder / "labels.csv", labels)
@@ -183,7 +213,7 @@ class SequenceRegistration:
 
     def _write_frames(self, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Frame by frame, the earliest first: the fields and the corrected frames; their rows and those of labels."""
-        grid, fixed = self.flow.grid, self.frame(self.reference)
+        grid, fixed = self.flow.grid, self.image
         order = sorted(range(len(self.times)), key=lambda number: self.times[number])
         similarity = make_loss(self.settings).similarity
         rows, labels = [], []
@@ -209,18 +239,29 @@ class SequenceRegistration:
                         "folded_share": float((_determinant(ddf) <= 0).float().mean()),
                     }
                 )
-                sizes = {} if self.label is None else self.label_sizes(ddf)
-                unit = "volume_mm3" if grid.spatial_dims == 3 else "area_mm2"
-                strains = self.label_strains(ddf) if sizes else {}
-                for k, size in sizes.items():
-                    most, least = strains[k]
-                    row = {"time": self.times[number], "label": k, unit: size}
-                    labels.append({**row, "strain_largest": most, "strain_least": least})
+                labels += self._label_rows(number)
             ordered = [self.times[number] for number in order]
             step = (ordered[-1] - ordered[0]) / (len(ordered) - 1)
             save_nifti(folder / "corrected.nii.gz", corrected, grid, steps=((step,), self.series.unit))
             del corrected
         return rows, labels
+
+    def _label_rows(self, number: int) -> list[dict[str, Any]]:
+        """A row for each label, at the time of a frame."""
+        if self.label is None:
+            return []
+        ddf, unit = self._displacement_of_base(number), "volume_mm3" if self.flow.grid.spatial_dims == 3 else "area_mm2"
+        strains = self.label_strains(ddf)
+        return [
+            {
+                "time": self.times[number],
+                "label": k,
+                unit: size,
+                "strain_largest": strains[k][0],
+                "strain_least": strains[k][1],
+            }
+            for k, size in self.label_sizes(ddf).items()
+        ]
 
     def _followed(self, points: Points) -> list[dict[str, Any]]:
         """A row for each time and point, LPS mm; the path is that through the times of the frames."""
