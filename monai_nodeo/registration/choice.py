@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ _OTHER_CONTRAST = "mind_ssc"  # preset whose differences from the default are ta
 _STRENGTHS = (1.0, 3.0, 10.0)  # of the smoothness, in times the weight
 _CONSISTENT = 0.6  # voxels between where one starts and where one comes back to, times the strength
 _HOPELESS = 3.0  # the same, whatever the strength
+_NOISY, _STIFFER = 0.8, 4  # the strength is at least the noise over the first, to the power of the second
+_STIFFEST = 1.0  # smoothness weight that noise leads to at most
 _WINDOW = 1.5  # standard deviation of the windows, voxels
 _NOISE = 0.05  # standard deviation that is taken for noise, as a share of the image's
 _FOREGROUND = 0.05  # of the range, above the minimum
@@ -47,12 +49,16 @@ class Choice:
             one between the last two.
         disagreement: of the coarse registrations there and back with each of them, in voxels of 4 smallest sides: the
             median distance in the foreground between a point and where it comes back to.
+        noise: of the first of them, that distance as a share of the length of what no affine map explains of the
+            displacement: of the medians or of the roots of mean squares, whichever is less. A few gross errors make the
+            second large, motion in a few places the first.
     """
 
     settings: Settings
     agreement: float
     strengths: tuple[float, ...]
     disagreement: tuple[float, ...]
+    noise: float
 
     @property
     def hopeless(self) -> bool:
@@ -67,6 +73,7 @@ class Choice:
             "agreement": self.agreement,
             "strengths": list(self.strengths),
             "disagreement_voxels": list(self.disagreement),
+            "noise": self.noise,
         }
 
 
@@ -96,13 +103,18 @@ def choose(
     elif any(other):
         names = [_OTHER_CONTRAST if is_other else settings.similarity for is_other in other]
         settings = settings.replace(similarity=",".join(names))
-    found: list[float] = []
+    found: list[_ThereAndBack] = []
     for strength in _STRENGTHS:
         tried = _with_strength(settings, strength)
-        found.append(_disagreement(pair, spacing, tried, components(tried)))
-        if found[-1] <= _CONSISTENT * strength or settings.sd_log_jacobian is not None:
+        found.append(_there_and_back(pair, spacing, tried, components(tried)))
+        if found[-1].disagreement <= _CONSISTENT * strength or settings.sd_log_jacobian is not None:
             break
-    return Choice(_with_strength(settings, _sufficient(found)), min(agreements), _STRENGTHS[: len(found)], tuple(found))
+    disagreement, noise = tuple(x.disagreement for x in found), found[0].noise
+    strength = _sufficient(disagreement)
+    if settings.sd_log_jacobian is None:
+        most = max(1.0, _STIFFEST / settings.smoothness_weight) if settings.smoothness_weight else 1.0
+        strength = max(strength, min((noise / _NOISY) ** _STIFFER, most))
+    return Choice(_with_strength(settings, strength), min(agreements), _STRENGTHS[: len(found)], disagreement, noise)
 
 
 def coarse_level(pair: PairBatch, spacing: tuple[float, ...]) -> Level:
@@ -143,7 +155,7 @@ def _with_strength(settings: Settings, strength: float) -> Settings:
     return settings if strength == 1 else settings.replace(smoothness_weight=strength * settings.smoothness_weight)
 
 
-def _sufficient(disagreement: list[float]) -> float:
+def _sufficient(disagreement: Sequence[float]) -> float:
     """The least strength that allows what is found with it, between the last two on logarithmic scales."""
     excess = [
         math.log(max(found, 1e-6) / (_CONSISTENT * strength))
@@ -162,16 +174,38 @@ def _differences(spatial_dims: int) -> dict[str, Any]:
     return {name: value for name, value in other.items() if value != default[name]}
 
 
-def _disagreement(pair: PairBatch, spacing: tuple[float, ...], settings: Settings, components: Components) -> float:
-    """See :py:class:`Choice`."""
+class _ThereAndBack(NamedTuple):
+    """Coarse registrations both ways; see :py:class:`Choice`."""
+
+    disagreement: float
+    noise: float
+
+
+def _there_and_back(
+    pair: PairBatch, spacing: tuple[float, ...], settings: Settings, components: Components
+) -> _ThereAndBack:
     coarse = settings.replace(shrink_factors=[_FACTOR], iterations=[-(-settings.iterations[0] // 2)], cuda_graph=False)
     fitted = fit(pair.both_ways(), spacing, coarse, components)
     nodes = identity_grid(fitted.level.cloud_size, pair.fixed.device).expand(2, *[-1] * (pair.fixed.ndim - 1))
     phi = components.solver(VelocityBatch(fitted.models).velocity(), nodes, (0.0, 1.0))[-1]
     there, back = phi_to_ddf(phi, nodes).detach().split(1)
-    ways = [(there, back), (back, there)] if settings.symmetric else [(there, back)]
-    away = torch.cat([lengths(one + warp(other, one), 1)[:, None] for one, other in ways])
     seen = pair.at(fitted.level)
     brightest = torch.maximum(seen.fixed - seen.fixed.amin(), seen.moving - seen.moving.amin()).amax(1, keepdim=True)
-    inside = (brightest > _FOREGROUND).expand_as(away)
-    return float(away[inside].median()) if bool(inside.any()) else 0.0
+    inside = (brightest > _FOREGROUND)[0, 0]
+    if not bool(inside.any()):
+        return _ThereAndBack(0.0, 0.0)
+    ways = [(there, back), (back, there)] if settings.symmetric else [(there, back)]
+    away = torch.cat([lengths(one + warp(other, one), 1)[0, inside] for one, other in ways])
+    bent = lengths(_without_affine(there[0, :, inside].T, inside.nonzero().to(there)), 1)
+    noise = min(float(size(away) / size(bent).clamp_min(1e-6)) for size in (torch.median, _root_mean_square))
+    return _ThereAndBack(float(away.median()), noise)
+
+
+def _root_mean_square(x: Tensor) -> Tensor:
+    return x.square().mean().sqrt()
+
+
+def _without_affine(values: Tensor, points: Tensor) -> Tensor:
+    """What no affine function of points (N, D) explains of values (N, D)."""
+    affine = torch.cat([points, torch.ones_like(points[:, :1])], 1)
+    return values - affine @ torch.linalg.lstsq(affine, values).solution
