@@ -53,7 +53,10 @@ def test_contrast_chooses_the_similarity(dims):
     fixed, moving, _ = deformed_pair(SHAPES[dims])
     default = settings(dims)
     same = RegisterPair(default, handlers=())(fixed, moving)
-    assert same.settings == default
+    assert (
+        same.settings.replace(**{name: getattr(default, name) for name in ("self_tuning", "smoothness_weight")})
+        == default
+    )
     assert same.accepted
     other = RegisterPair(default, handlers=())(fixed, locally_other(moving))
     assert other.settings.similarity == "mind_ssc"
@@ -67,6 +70,7 @@ def test_contrast_chooses_the_similarity(dims):
 
 
 def test_where_nothing_leads_back_the_field_is_smoother(monkeypatch):
+    monkeypatch.setattr("monai_nodeo.registration.choice._NOISY", 100)
     fixed, moving, _ = deformed_pair(SHAPES[2])
     register = RegisterPair(settings(2), handlers=())
     free = register(fixed, moving)
@@ -78,7 +82,20 @@ def test_where_nothing_leads_back_the_field_is_smoother(monkeypatch):
     assert smooth.ddf.diff(dim=1).square().mean() < 0.8 * free.ddf.diff(dim=1).square().mean()
 
 
+def test_where_only_noise_moves_the_field_is_smoother():
+    fixed, _, _ = deformed_pair(SHAPES[2])
+    draw = torch.Generator().manual_seed(3)
+    clean, noisy = ([fixed + sd * torch.randn(fixed.shape, generator=draw) for _ in range(2)] for sd in (0.05, 0.15))
+    usual, smooth = (RegisterPair(settings(2), handlers=())(*images) for images in (clean, noisy))
+    assert usual.choice["noise"] < 0.8 < smooth.choice["noise"]
+    assert smooth.choice["strengths"] == [1.0]  # there and back nothing is far
+    assert 3 < smooth.settings.smoothness_weight / usual.settings.smoothness_weight <= 4
+    rough = RegisterPair(usual.settings.replace(self_tuning=False), handlers=())(*noisy)
+    assert sd_log_jacobian(smooth.displacement[None]) < sd_log_jacobian(rough.displacement[None])
+
+
 def test_the_strength_that_just_suffices_is_taken(monkeypatch):
+    monkeypatch.setattr("monai_nodeo.registration.choice._NOISY", 100)
     fixed, moving, _ = deformed_pair(SHAPES[2])
     register = RegisterPair(settings(2), handlers=())
     free = register(fixed, moving)

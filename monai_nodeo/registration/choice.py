@@ -31,7 +31,7 @@ _STRENGTHS = (1.0, 3.0, 10.0)  # of the smoothness, in times the weight
 _CONSISTENT = 0.6  # voxels between where one starts and where one comes back to, times the strength
 _HOPELESS = 3.0  # the same, whatever the strength
 _NOISY, _STIFFER = 0.8, 4  # the strength is at least the noise over the first, to the power of the second
-_STIFFEST = 1.0  # smoothness weight that noise leads to at most
+_STIFFEST = 4.0  # strength that noise leads to at most
 _WINDOW = 1.5  # standard deviation of the windows, voxels
 _NOISE = 0.05  # standard deviation that is taken for noise, as a share of the image's
 _FOREGROUND = 0.05  # of the range, above the minimum
@@ -85,8 +85,9 @@ def choose(
     The similarity is that of the settings where one image is locally a rising function of the other, and of the preset
     ``mind_ssc`` where it is not, for each channel. Then the pair is registered both ways on a coarse grid, with more
     smoothness as long as the way back contradicts the way there by more than the strength allows: what the images do
-    not say is left to the regulariser. The strength that just suffices is taken, by interpolation. Where the
-    settings bound the change of volume, that is the strength.
+    not say is left to the regulariser. The strength that just suffices is taken, by interpolation. Images of one
+    contrast get more where the noise is about as large as the deformation. Where the settings bound the change of
+    volume, that is the strength.
 
     Args:
         pair: a batch of one.
@@ -111,9 +112,8 @@ def choose(
             break
     disagreement, noise = tuple(x.disagreement for x in found), found[0].noise
     strength = _sufficient(disagreement)
-    if settings.sd_log_jacobian is None:
-        most = max(1.0, _STIFFEST / settings.smoothness_weight) if settings.smoothness_weight else 1.0
-        strength = max(strength, min((noise / _NOISY) ** _STIFFER, most))
+    if not any(other) and settings.sd_log_jacobian is None:
+        strength = max(strength, min((noise / _NOISY) ** _STIFFER, _STIFFEST))
     return Choice(_with_strength(settings, strength), min(agreements), _STRENGTHS[: len(found)], disagreement, noise)
 
 
