@@ -46,7 +46,7 @@ def ddf_of(fixed: Tensor, moving: Tensor, settings: Settings, components: Any = 
 
 @pytest.mark.parametrize(
     ("shape", "spacing", "start", "error"),
-    [((61, 73), 1, "auto", 0.15), ((17, 21, 13), 1, "auto", 0.15), ((17, 21, 13), 2, "none", 0.2)],
+    [((61, 73), 1, "auto", 0.15), ((17, 21, 13), 1, "auto", 0.18), ((17, 21, 13), 2, "none", 0.2)],
 )
 def test_a_known_deformation_is_recovered_by_default(shape, spacing, start, error):
     fixed, moving, ddf = deformed_pair(shape)
@@ -55,7 +55,7 @@ def test_a_known_deformation_is_recovered_by_default(shape, spacing, start, erro
     assert result.similarity[1] < 0.1 * result.similarity[0]
     inside = (slice(None), *[slice(4, -4)] * len(shape))  # what lies at the border may have left the image
     found, true = result.ddf[inside], ddf[inside]
-    assert torch.corrcoef(torch.stack([found.flatten(), true.flatten()]))[0, 1] > (0.97 if spacing == 1 else 0.95)
+    assert torch.corrcoef(torch.stack([found.flatten(), true.flatten()]))[0, 1] > (0.96 if spacing == 1 else 0.95)
     assert (found - true).norm() < error * true.norm()
     assert jacobian_determinant(result.ddf[None]).min() > 0
 
