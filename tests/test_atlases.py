@@ -109,6 +109,8 @@ def test_command_names_the_broken_atlas_and_labels_by_the_others(atlases, fusion
         str(atlases / "truth.nii.gz"),
         "--probabilities",
     ]
+    (atlases / "out" / "probabilities").mkdir(parents=True, exist_ok=True)
+    (atlases / "out" / "probabilities" / "7.nii.gz").touch()  # of an earlier run
     with as_it_was():
         result = CliRunner().invoke(main, words)
     assert result.exit_code == 3, result.output
@@ -124,6 +126,7 @@ def test_command_names_the_broken_atlas_and_labels_by_the_others(atlases, fusion
     assert labels.get_data_dtype() == np.int16
     np.testing.assert_allclose(labels.affine, PLACE)
     assert set(np.unique(labels.get_fdata())) == {0, 300}
+    assert [path.name for path in (atlases / "out/probabilities").iterdir()] == ["300.nii.gz"]
     share = nib.load(atlases / "out/probabilities/300.nii.gz").get_fdata()
     np.testing.assert_array_equal(share > 0.5, labels.get_fdata() == 300)
 

@@ -87,8 +87,11 @@ def test_the_command_writes_the_series_a_table_of_bids_and_transforms_of_itk(tmp
     series.header["pixdim"][4] = 2.2
     nib.save(series, tmp_path / "bold.nii.gz")
     out = tmp_path / "out"
+    (out / "transforms").mkdir(parents=True)
+    (out / "transforms" / "0009.tfm").touch()  # of an earlier, longer series
     done = CliRunner().invoke(main, ["motion", str(tmp_path / "bold.nii.gz"), "-o", str(out), "--reference", "0"])
     assert done.exit_code == 0, done.output
+    assert not (out / "transforms" / "0009.tfm").exists()
     corrected = nib.load(out / "corrected.nii.gz")
     assert corrected.shape == series.shape
     assert corrected.get_data_dtype() == np.int16

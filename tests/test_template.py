@@ -175,6 +175,8 @@ def test_broken_images_are_named_and_left_out(images, monkeypatch, caplog):
         build_template(rows, images / "none", quick_settings(2))
     with pytest.raises(DataListError, match="one image"):
         group([images / "image0.nii.gz"])
+    with pytest.raises(DataListError, match=r"is a folder; give the images in it, as .*\*\.nii\.gz, or a list"):
+        group([images])
 
 
 @pytest.mark.long

@@ -192,6 +192,8 @@ def group(images: Sequence[PathLike], key: str | None = None) -> list[dict[str, 
     base = Path()
     if len(images) == 1:
         place = Path(expanduser(images[0]))
+        if place.is_dir():
+            raise DataListError(f"{place} is a folder; give the images in it, as {place}/*.nii.gz, or a list.")
         if place.suffix.lower() not in _LISTS:
             raise DataListError(f"{place}: one image; expected two or more, or a list ({', '.join(_LISTS)}).")
         base, entries = place.parent, [_as_moving(entry) for entry in read_entries(place, key)]

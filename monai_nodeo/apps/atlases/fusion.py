@@ -58,7 +58,7 @@ def fuse(values: Sequence[int], vote: Vote) -> Fused:
         better = shares >= best if value == 0 else shares > best
         second = torch.where(better, best, torch.maximum(second, shares))
         labels, best = torch.where(better, value, labels), torch.where(better, shares, best)
-    return Fused(labels, best, best - second)
+    return Fused(labels, best.clamp_max(1), (best - second).clamp_max(1))  # rounding
 
 
 def weighted_vote(shares: Callable[[int], Iterable[Tensor]], weights: Tensor) -> Vote:

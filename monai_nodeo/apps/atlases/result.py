@@ -51,7 +51,8 @@ class Propagation:
         """
         folder = Path(expanduser(path)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.json").unlink(missing_ok=True)
+        for file in (folder / "metrics.json", *folder.glob(f"{_PROBABILITIES}/*.nii.gz")):  # of an earlier run
+            file.unlink(missing_ok=True)
         write_labels(folder / "labels.nii.gz", self.fused.labels, self.grid)
         write_image(folder / "probability.nii.gz", self.fused.probability, self.grid)
         write_image(folder / "confidence.nii.gz", self.fused.confidence, self.grid)

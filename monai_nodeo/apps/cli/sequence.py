@@ -110,5 +110,5 @@ def command(
     if not quiet:
         moved = [row for row in figures["frames"] if row["frame"] != sequence.reference]
         before, after = (fmean(row[f"similarity_{side}"] for row in moved) for side in ("before", "after"))
-        click.echo(f"{len(moved) + 1} frames: similarity loss {before:.4f} -> {after:.4f}")
+        click.echo(f"{len(figures['frames'])} frames: similarity loss {before:.4f} -> {after:.4f}")
         click.echo(f"results are in {folder}")

@@ -124,7 +124,8 @@ class Motion:
         """
         folder = Path(expanduser(path)).absolute()
         (folder / "transforms").mkdir(parents=True, exist_ok=True)
-        (folder / _FIGURES).unlink(missing_ok=True)  # of an earlier run
+        for file in (folder / _FIGURES, *folder.glob("transforms/[0-9]*.tfm")):  # of an earlier run
+            file.unlink(missing_ok=True)
         whole = self.dtype.kind in "iu" and self.dtype.itemsize <= 4
         corrected = np.empty((*self.grid.shape, len(self.frames)), self.dtype if whole else np.float32)
         for number, pose in enumerate(self.poses):

@@ -177,8 +177,9 @@ class SequenceRegistration:
         """
         folder = Path(expanduser(path)).absolute()
         (folder / "displacement").mkdir(parents=True, exist_ok=True)
-        for name in (FIGURES, "mean.nii.gz", "labels.csv", "points.csv"):  # an earlier run may have had them
-            (folder / name).unlink(missing_ok=True)
+        earlier = [folder / name for name in (FIGURES, "mean.nii.gz", "labels.csv", "points.csv", "report.html")]
+        for file in (*earlier, *folder.glob("displacement/[0-9]*.nii.gz")):  # an earlier run may have had them
+            file.unlink(missing_ok=True)
         self.flow.save(folder / FLOW)
         frames, labels = self._write_frames(folder)
         if self.reference == "mean":
