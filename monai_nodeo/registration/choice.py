@@ -195,10 +195,11 @@ def _there_and_back(
     if not bool(inside.any()):
         return _ThereAndBack(0.0, 0.0)
     ways = [(there, back), (back, there)] if settings.symmetric else [(there, back)]
-    away = torch.cat([lengths(one + warp(other, one), 1)[0, inside] for one, other in ways])
-    bent = lengths(_without_affine(there[0, :, inside].T, inside.nonzero().to(there)), 1)
+    # in double precision and rounded, or the last digits would be those of the memory's alignment, and the weight's too
+    away = torch.cat([lengths(one + warp(other, one), 1)[0, inside] for one, other in ways]).double()
+    bent = lengths(_without_affine(there[0, :, inside].T.double(), inside.nonzero().double()), 1)
     noise = min(float(size(away) / size(bent).clamp_min(1e-6)) for size in (torch.median, _root_mean_square))
-    return _ThereAndBack(float(away.median()), noise)
+    return _ThereAndBack(float(away.median()), round(noise, 4))
 
 
 def _root_mean_square(x: Tensor) -> Tensor:
