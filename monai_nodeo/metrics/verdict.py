@@ -136,11 +136,12 @@ def _choice(figures: Mapping[str, Any]) -> Iterator[Finding]:
     choice = figures.get("choice")
     if choice is None:
         return
+    # a folder of an earlier version does not tell it
+    noise = f", {_percent(choice['noise'])} of what they bend" if "noise" in choice else ""
     text = (
         f"The images chose the similarity {choice['similarity']} (agreement of their contrasts: "
         f"{choice['agreement']:.2f}) and a smoothness weight of {choice['smoothness_weight']:.2g} (with the usual one "
-        f"coarse registrations there and back disagree by {choice['disagreement_voxels'][0]:.1f} voxels, "
-        f"{_percent(choice['noise'])} of what they bend)."
+        f"coarse registrations there and back disagree by {choice['disagreement_voxels'][0]:.1f} voxels{noise})."
     )
     if figures.get("accepted", True):
         yield Finding("deformation", Grade.GOOD, text)
