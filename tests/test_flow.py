@@ -26,6 +26,7 @@ from monai_nodeo.flows import (
     ODESolver,
     RungeKutta,
     ScalingAndSquaring,
+    TrapezoidalRule,
     VelocityField,
     VelocityModel,
 )
@@ -83,6 +84,7 @@ def cloud_flow(kind: str) -> Flow:
 FLOWS: dict[str, Callable[[str], Flow]] = {
     "field": lambda kind: smooth_flow(kind, solver=RungeKutta(8, 0.05)),
     "keyframes": lambda kind: smooth_flow(kind, 3, solver=RungeKutta(8, 0.05)),
+    "trapezoidal": lambda kind: smooth_flow(kind, 3, solver=TrapezoidalRule(64)),
     "cloud": cloud_flow,
 }
 

@@ -157,6 +157,7 @@ def test_a_preset_that_there_is_not_lists_those_that_there_are():
         ({"num_steps": 3}, "takes num_steps 1, 2, 4"),
         ({"keyframes": 2}, "one keyframe.*take midpoint or rk4"),
         ({"adjoint": True}, "no adjoint.*take midpoint or rk4"),
+        ({"adjoint": True, "solver": "trapezoidal"}, "takes no adjoint; take midpoint or rk4"),
         ({"intensity": "lin"}, "^intensity is 'lin', expected one of linear, mapped"),
         ({"similarity_window": 4}, "odd"),
     ],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torchdiffeq import odeint
 
-from monai_nodeo.flows import NodeVelocity, ODESolver, RungeKutta, ScalingAndSquaring, Solver
+from monai_nodeo.flows import NodeVelocity, ODESolver, RungeKutta, ScalingAndSquaring, Solver, TrapezoidalRule
 from monai_nodeo.flows.solvers import runge_kutta as runge_kutta_module
 from monai_nodeo.flows.solvers.torchdiffeq_solver import METHODS
 from monai_nodeo.geometry import sampling
@@ -76,7 +76,7 @@ def error(solver: Solver, velocity: Any, phi: Tensor, times: tuple[float, ...] =
 
 
 FIXED = {name: (lambda n, name=name: ODESolver(name, num_steps=n), order) for name, order in ORDERS.items()}
-FIXED["runge_kutta"] = (RungeKutta, 3)
+FIXED |= {"runge_kutta": (RungeKutta, 3), "trapezoidal": (TrapezoidalRule, 2)}
 
 
 @every_shape
@@ -105,7 +105,11 @@ def test_other_methods_find_the_flow(shape, make, solver, tolerance, times):
     assert error(solver, make(len(shape)), grid(shape), times) < tolerance
 
 
-ROUGH = {**{name: ODESolver(name, num_steps=6) for name in ORDERS}, "runge_kutta": RungeKutta(6)}
+ROUGH = {
+    **{name: ODESolver(name, num_steps=6) for name in ORDERS},
+    "runge_kutta": RungeKutta(6),
+    "trapezoidal": TrapezoidalRule(6),
+}
 
 
 @every_shape
@@ -119,7 +123,11 @@ def test_more_times_do_not_cost_accuracy(shape, make, solver):
         assert error(solver, velocity, phi, times) < 1.3 * error(solver, velocity, phi, (times[0], times[-1]))
 
 
-ALL = {**{name: ODESolver(name, num_steps=8) for name in METHODS}, "runge_kutta": RungeKutta()}
+ALL = {
+    **{name: ODESolver(name, num_steps=8) for name in METHODS},
+    "runge_kutta": RungeKutta(),
+    "trapezoidal": TrapezoidalRule(8),
+}
 every_solver = pytest.mark.parametrize("solver", [*ALL.values(), ScalingAndSquaring()], ids=[*ALL, "squaring"])
 
 
@@ -363,3 +371,19 @@ def test_what_cannot_be_squared_is_refused():
         ScalingAndSquaring()(velocity, grid((9, 12)))
     with pytest.raises(ValueError, match="num_squarings must be 0 or more, got -1"):
         ScalingAndSquaring(-1)
+
+
+@pytest.mark.parametrize("times", [(0.0, 0.13, 0.14, 0.5, 1.0), (0.9, 0.4, 0.35, 0.05)])
+def test_the_trapezoidal_rule_looks_at_the_velocity_once_a_step(times):
+    inner, seen = PulsedVelocity(), []
+
+    def velocity(phi: Tensor, t: Tensor) -> Tensor:
+        seen.append(float(t))
+        return inner(phi, t)
+
+    TrapezoidalRule(4)(velocity, grid((5, 7)), times)
+    low, high = sorted((times[0], times[-1]))
+    expected = [low, *[t for t in (0.25, 0.5, 0.75) if low < t < high], high]
+    assert sorted(seen) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="num_steps must be a whole number from 1, got 0"):
+        TrapezoidalRule(0)

@@ -14,6 +14,7 @@ from .solvers.protocol import carried_to_each as carried_to_each
 from .solvers.runge_kutta import RungeKutta as RungeKutta
 from .solvers.squaring import ScalingAndSquaring as ScalingAndSquaring
 from .solvers.torchdiffeq_solver import ODESolver as ODESolver
+from .solvers.trapezoidal import TrapezoidalRule as TrapezoidalRule
 from .velocity import CloudModel as CloudModel
 from .velocity import NodeVelocity as NodeVelocity
 from .velocity import VelocityBatch as VelocityBatch

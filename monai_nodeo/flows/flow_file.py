@@ -22,6 +22,7 @@ import monai_nodeo.flows.eulerian  # noqa: F401  # the models of this package ma
 from monai_nodeo.files import ImageGrid, atomic_path
 from monai_nodeo.flows.solvers.protocol import Solver
 from monai_nodeo.flows.solvers.runge_kutta import RungeKutta
+from monai_nodeo.flows.solvers.trapezoidal import TrapezoidalRule
 from monai_nodeo.flows.velocity import VelocityModel
 
 __all__ = ["FlowFileError", "FlowParts", "read_flow", "write_flow"]
@@ -140,7 +141,7 @@ def _ode_solver(**options: Any) -> Solver:
     return ODESolver(**options)
 
 
-_SOLVERS: dict[str, Any] = {"RungeKutta": RungeKutta, "ODESolver": _ode_solver}
+_SOLVERS: dict[str, Any] = {"RungeKutta": RungeKutta, "ODESolver": _ode_solver, "TrapezoidalRule": TrapezoidalRule}
 
 
 def _made(path: Any, what: str, known: dict[str, Any], described: dict[str, Any]) -> Any:

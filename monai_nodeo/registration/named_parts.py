@@ -22,6 +22,7 @@ from monai_nodeo.flows import (
     Parametrisation,
     ScalingAndSquaring,
     Solver,
+    TrapezoidalRule,
     VelocityModel,
 )
 from monai_nodeo.flows.solvers.torchdiffeq_solver import METHODS
@@ -67,6 +68,7 @@ _SIMILARITIES: dict[str, Callable[[Settings], nn.Module]] = {
 }
 _SOLVERS: dict[str, Callable[[Settings], Solver]] = {
     "scaling_and_squaring": lambda s: _scaling_and_squaring(s),
+    "trapezoidal": lambda s: _trapezoidal(s),
     **dict.fromkeys(METHODS, lambda s: ODESolver(s.solver, s.num_steps, s.adjoint)),
 }
 _OTHER_THAN_INTENSITY = ("mind_ssc", "mutual_information")  # their presets have no intensity term
@@ -205,3 +207,9 @@ def _scaling_and_squaring(settings: Settings) -> ScalingAndSquaring:
             f"{settings.num_steps}, {settings.keyframes} and {settings.adjoint}; take midpoint or rk4 for others."
         )
     return ScalingAndSquaring(squarings)
+
+
+def _trapezoidal(settings: Settings) -> TrapezoidalRule:
+    if settings.adjoint:
+        raise SettingsError("solver 'trapezoidal' takes no adjoint; take midpoint or rk4 for it.")
+    return TrapezoidalRule(settings.num_steps)

@@ -73,7 +73,7 @@ class Settings:
         kernel_size: standard deviation of the Gaussian, or side of the average, in points of the cloud.
         kernel_window: side of the window in which the Gaussian is taken; None: three standard deviations to each side.
         kernel_passes: how often it is applied; 0: not at all.
-        solver: "scaling_and_squaring", or a method of torchdiffeq.
+        solver: "scaling_and_squaring", "trapezoidal", or a method of torchdiffeq.
         num_steps: of the solver; scaling and squaring takes powers of two.
         adjoint: solve backwards for the gradient.
         similarity: "local_ncc", "local_correlation_ratio", "mind_ssc" or "mutual_information"; of images with channels

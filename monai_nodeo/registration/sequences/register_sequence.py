@@ -153,7 +153,7 @@ def sequence_settings(settings: Settings, frames: int, periodic: bool = False, i
     return settings.replace(
         self_tuning=False,
         keyframes=keyframes,
-        solver="midpoint",
+        solver="midpoint" if settings.adjoint else "trapezoidal",
         num_steps=ways,
         point_spacing=max(settings.point_spacing, _SPACING),
         kernel_size=_KERNEL,
