@@ -220,12 +220,16 @@ def test_nothing_is_read_from_memory_that_was_not_written(monkeypatch):
     """Memory that a kernel asks for holds what was freed there: here no numbers."""
     kernels = import_module("monai_nodeo.geometry._numba.sampling")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # the thread that freed it
-    slopes, grad = torch.rand(1, 1, 3, 9, 9, 150), torch.rand(1, 1, 9, 9, 150)
-    expected = kernels.sample_resized_gradient(slopes, grad, (5, 5, 100))
+    image, phi, grad = torch.rand(1, 1, 9, 9, 150), torch.rand(1, 3, 5, 5, 100), torch.rand(1, 1, 9, 9, 150)
+
+    def gradient() -> torch.Tensor:
+        return kernels.sample_resized_gradient(image, phi, (9, 9, 150), None, grad)
+
+    expected = gradient()
     for values in range(296, 340):  # about as many as the kernel asks for
         kept = [np.full(values, np.nan, np.float32) for _ in range(8)]
         del kept
-        assert torch.equal(kernels.sample_resized_gradient(slopes, grad, (5, 5, 100)), expected)
+        assert torch.equal(gradient(), expected)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])

@@ -224,16 +224,15 @@ class _ResizedSamples(torch.autograd.Function):
     def forward(
         ctx: Any, image: Tensor, phi: Tensor, size: tuple[int, ...], offset: Tensor | None, kernels: Any
     ) -> Tensor:
-        values, slopes = kernels.sample_resized(image, phi, size, offset)
-        ctx.save_for_backward(slopes)
-        ctx.kernels, ctx.cloud_size = kernels, tuple(phi.shape[2:])
-        return values
+        ctx.save_for_backward(image, phi, offset)
+        ctx.kernels, ctx.size = kernels, size
+        return kernels.sample_resized(image, phi, size, offset)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None, None]:
-        (slopes,) = ctx.saved_tensors
-        return None, ctx.kernels.sample_resized_gradient(slopes, grad, ctx.cloud_size), None, None, None
+        image, phi, offset = ctx.saved_tensors
+        return None, ctx.kernels.sample_resized_gradient(image, phi, ctx.size, offset, grad), None, None, None
 
 
 class _SamplesAtItself(torch.autograd.Function):

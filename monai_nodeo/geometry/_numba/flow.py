@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from monai_nodeo.geometry._numba._threads import as_array, compiled, in_threads
+from monai_nodeo.geometry._numba.cells import LANES, find_cells, interpolate, steps_of
 
 __all__ = ["integrate"]
 
 _TOGETHER = 256  # points that are worked on at a time
-# Steps of an index: without a sign, so that Numba does not look whether it counts from the end.
-_1, _2, _3, _4, _5 = (np.uint64(n) for n in range(1, 6))
 
 
 def integrate(
@@ -41,14 +40,12 @@ def integrate(
     states = np.empty((len(times), len(phi), dims, phi[0, 0].numel()), kind)
     states[0] = as_array(phi.flatten(2))
     for item in range(len(phi)):
-        # A slice is a volume whose first axis has one voxel. Vectors lie together, as they are used. Other axes of one
-        # voxel have it twice, so that every node has a neighbour in memory.
+        # a slice is a volume whose first axis has one voxel
         images = [as_array(image[min(item, len(image) - 1)]) for image in keyframes]
-        given = (*[1] * (3 - dims), *images[0].shape[1:])
-        shape = (given[0], *[max(n, 2) for n in given[1:]])
-        field = np.zeros((len(images), *shape, 3), kind)
+        shape = (*[1] * (3 - dims), *images[0].shape[1:])
+        field = np.zeros((len(images), *shape, LANES), kind)
         for target, image in zip(field, images, strict=True):
-            target[..., 3 - dims :] = np.moveaxis(image, 0, -1).reshape(*given, dims)
+            target[..., 3 - dims : 3] = np.moveaxis(image, 0, -1).reshape(*shape, dims)
         changes = np.full(shape, -1, kind)  # not known; threads that find the same one find the same
         parts = -(-states.shape[-1] // _TOGETHER)
         for number, (start, end) in enumerate(pairwise(times)):
@@ -58,99 +55,110 @@ def integrate(
 
 
 @compiled
-def _in_cell(image, a, to_x, to_y, f, g, h):  # type: ignore[no-untyped-def]
-    """Linear interpolation between the corners of a cell, the first one at ``a``: along z, then y, then x."""
-    b, c = a + to_y, a + to_x
-    d = c + to_y
-    u0, v0, w0 = _along(image, a, h)
-    u1, v1, w1 = _along(image, b, h)
-    u2, v2, w2 = _along(image, c, h)
-    u3, v3, w3 = _along(image, d, h)
-    u0, v0, w0 = u0 + (u1 - u0) * g, v0 + (v1 - v0) * g, w0 + (w1 - w0) * g
-    u2, v2, w2 = u2 + (u3 - u2) * g, v2 + (v3 - v2) * g, w2 + (w3 - w2) * g
-    return u0 + (u2 - u0) * f, v0 + (v2 - v0) * f, w0 + (w2 - w0) * f
+def _velocities(flat, size, places, times, way, count, cells, found):  # type: ignore[no-untyped-def]
+    """Linear in space and time, clamped to the grid, at ``places + way * found``, which is replaced.
 
-
-@compiled
-def _along(image, at, h):  # type: ignore[no-untyped-def]
-    u, v, w = image[at], image[at + _1], image[at + _2]
-    return u + (image[at + _3] - u) * h, v + (image[at + _4] - v) * h, w + (image[at + _5] - w) * h
-
-
-@compiled
-def _velocities(field, size, positions, times, way, count, found):  # type: ignore[no-untyped-def]
-    """Linear in space and time, clamped to the grid, at ``positions + way * found``, which is replaced."""
-    frames = len(field)
-    n_x, n_y, n_z = size
-    zero = positions.dtype.type(0)
-    half_x, half_y, half_z = zero + (n_x - 1) / 2, zero + (n_y - 1) / 2, zero + (n_z - 1) / 2
-    to_y = np.uint64(3 * n_z)
-    to_x = np.uint64(3 * n_z * n_y if n_x > 1 else 0)
+    ``cells`` is room for positions in voxels, the places of cells and the ways on from there.
+    """
+    voxels, at, on = cells
+    kind = places.dtype.type
+    for axis in range(3):
+        half = kind(size[axis] - 1) / kind(2)
+        for n in range(count):
+            voxels[axis, n] = (places[axis, n] + way[n] * found[axis, n] + kind(1)) * half
+    find_cells(voxels, size, LANES, count, at, on)
+    frames = len(flat)
+    to_x, to_y, to_z = steps_of(size, LANES)
     for n in range(count):
-        x = (positions[0, n] + way[n] * found[0, n] + 1) * half_x
-        y = (positions[1, n] + way[n] * found[1, n] + 1) * half_y
-        z = (positions[2, n] + way[n] * found[2, n] + 1) * half_z
-        # what is no number must not become an index
-        x = min(x, half_x + half_x) if x > zero else zero
-        y = min(y, half_y + half_y) if y > zero else zero
-        z = min(z, half_z + half_z) if z > zero else zero
-        i, j, k = min(int(x), max(n_x - 2, 0)), min(int(y), n_y - 2), min(int(z), n_z - 2)
-        f, g, h = x - i, y - j, z - k
-        at = np.uint64(3 * ((i * n_y + j) * n_z + k))
-        frame, share = 0, zero
-        if frames > 1:
+        f, g, h = on[0, n], on[1, n], on[2, n]
+        if frames == 1:
+            u, v, w = interpolate(flat[0], at[n], to_x, to_y, to_z, f, g, h)
+        else:
             position = times[n] * (frames - 1)
             frame = min(max(int(position), 0), frames - 2)
-            share = zero + (position - frame)
-        u, v, w = _in_cell(field[frame], at, to_x, to_y, f, g, h)
-        if frames > 1:
-            p, q, r = _in_cell(field[frame + 1], at, to_x, to_y, f, g, h)
+            share = kind(position - frame)
+            u, v, w = interpolate(flat[frame], at[n], to_x, to_y, to_z, f, g, h)
+            p, q, r = interpolate(flat[frame + 1], at[n], to_x, to_y, to_z, f, g, h)
             u, v, w = u + (p - u) * share, v + (q - v) * share, w + (r - w) * share
         found[0, n], found[1, n], found[2, n] = u, v, w
 
 
 @compiled
-def _largest_change(field, i, j, k):  # type: ignore[no-untyped-def]
-    """What limits the steps around a node, in 1 / time: how fast the neighbours move away from it, or its kink.
+def _fill_changes(field, i, j, most, room, changes):  # type: ignore[no-untyped-def]
+    """What limits the steps around the nodes of a row, in 1 / time, at most ``most``.
 
-    A point that passes a kink of the velocity within a step ends beside its way, by the kink times the square of the
-    step; it passes as many kinks as nodes. So the step goes with the inverse of the speed and of the root of the kink.
+    It is how fast the neighbours move away from a node, or its kink. A point that passes a kink of the velocity within
+    a step ends beside its way, by the kink times the square of the step; it passes as many kinks as nodes. So the step
+    goes with the inverse of the speed and of the root of the kink.
+
+    ``room`` is for three rows. A row of the result is written at once: another thread may do the same.
     """
     frames, n_x, n_y, n_z, _ = field.shape
-    found = 0.0
+    kind = changes.dtype.type
+    zero, half = kind(0), kind(0.5)
+    away, kink, found = room
+    for k in range(n_z):
+        found[k] = zero
     for frame in range(frames):
-        there = field[frame, i, j, k]
-        away = kink = 0.0
-        for a, b, c in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
-            after = field[frame, min(i + a, n_x - 1), min(j + b, n_y - 1), min(k + c, n_z - 1)]
-            before = field[frame, max(i - a, 0), max(j - b, 0), max(k - c, 0)]
-            ahead, behind, bend = 0.0, 0.0, 0.0
-            for axis, n in enumerate((n_x, n_y, n_z)):
-                u, v = after[axis] - there[axis], there[axis] - before[axis]
-                nodes = (n - 1) * (n - 1) * 0.25
-                ahead += nodes * u * u
-                behind += nodes * v * v
-                bend += nodes * (u - v) * (u - v)
-            away = max(away, ahead, behind)
-            kink = max(kink, bend)
-        speed = 0.0
-        for axis, n in enumerate((n_x, n_y, n_z)):
-            speed += (there[axis] * (n - 1) * 0.5) ** 2
-        found = max(found, np.sqrt(away), (np.sqrt(speed) + 0.5) * kink**0.25 / 2)
-    return found
+        for k in range(n_z):
+            away[k] = kink[k] = zero
+        there = field[frame, i, j]
+        others = field[frame, min(i + 1, n_x - 1), j], field[frame, max(i - 1, 0), j]
+        _look_beside(there, *others, field.shape, 0, n_z, away, kink)
+        others = field[frame, i, min(j + 1, n_y - 1)], field[frame, i, max(j - 1, 0)]
+        _look_beside(there, *others, field.shape, 0, n_z, away, kink)
+        _look_beside(there[1:], there[2:], there, field.shape, 0, n_z - 2, away[1:], kink[1:])
+        for end, beside in ((0, min(1, n_z - 1)), (n_z - 1, max(n_z - 2, 0))):
+            here, other = there[end : end + 1], there[beside : beside + 1]
+            _look_beside(here, other, here, field.shape, 0, 1, away[end:], kink[end:])
+        for k in range(n_z):
+            speed = zero
+            for axis in range(3):
+                in_nodes = there[k, axis] * kind(field.shape[1 + axis] - 1) * half
+                speed += in_nodes * in_nodes
+            by_kink = (np.sqrt(speed) + half) * np.sqrt(np.sqrt(kink[k])) * half
+            found[k] = max(found[k], np.sqrt(away[k]), by_kink)
+    for k in range(n_z):
+        changes[i, j, k] = found[k] if found[k] < most else most  # most also for what is no number
 
 
 @compiled
-def _change_at(field, changes, most, x, y, z):  # type: ignore[no-untyped-def]
-    """At the node nearest to a position, at most ``most``; found when it is needed first."""
-    n_x, n_y, n_z = changes.shape
-    i = min(max(int((x + 1) * (n_x - 1) * 0.5 + 0.5), 0), n_x - 1)
-    j = min(max(int((y + 1) * (n_y - 1) * 0.5 + 0.5), 0), n_y - 1)
-    k = min(max(int((z + 1) * (n_z - 1) * 0.5 + 0.5), 0), n_z - 1)
-    if changes[i, j, k] < 0:
-        change = _largest_change(field, i, j, k)
-        changes[i, j, k] = change if change < most else most  # most also for what is no number
-    return changes[i, j, k]
+def _look_beside(there, after, before, shape, start, stop, away, kink):  # type: ignore[no-untyped-def]
+    """Squares of the differences of the velocities of neighbours, and of those of these, in nodes."""
+    kind = away.dtype.type
+    zero = kind(0)
+    nodes_x, nodes_y, nodes_z = kind(shape[1] - 1), kind(shape[2] - 1), kind(shape[3] - 1)
+    quarter = kind(0.25)
+    square_x, square_y, square_z = nodes_x * nodes_x * quarter, nodes_y * nodes_y * quarter, nodes_z * nodes_z * quarter
+    for k in range(start, stop):
+        u_x, u_y, u_z = after[k, 0] - there[k, 0], after[k, 1] - there[k, 1], after[k, 2] - there[k, 2]
+        v_x, v_y, v_z = there[k, 0] - before[k, 0], there[k, 1] - before[k, 1], there[k, 2] - before[k, 2]
+        ahead = square_x * u_x * u_x + square_y * u_y * u_y + square_z * u_z * u_z
+        behind = square_x * v_x * v_x + square_y * v_y * v_y + square_z * v_z * v_z
+        x, y, z = u_x - v_x, u_y - v_y, u_z - v_z
+        bend = square_x * x * x + square_y * y * y + square_z * z * z
+        away[k] = max(away[k], max(ahead, behind, zero))
+        kink[k] = max(kink[k], bend)
+
+
+@compiled
+def _choose_lengths(field, changes, nearest, places, left, count, direction, longest, shortest, stretch, room, length):  # type: ignore[no-untyped-def]
+    """Steps that suit the nodes nearest to some positions; as if all steps that are left were equal."""
+    size = changes.shape
+    kind = places.dtype.type
+    for axis in range(3):
+        half, last = kind(size[axis] - 1) * kind(0.5), np.int32(size[axis] - 1)
+        for n in range(count):
+            nearest[axis, n] = min(max(np.int32((places[axis, n] + kind(1)) * half + kind(0.5)), np.int32(0)), last)
+    most = kind(stretch / shortest)
+    for n in range(count):
+        i, j, k = nearest[0, n], nearest[1, n], nearest[2, n]
+        if changes[i, j, k] < 0:
+            _fill_changes(field, i, j, most, room, changes)
+        length[n] = changes[i, j, k]
+    fewest, a_change = 1 / longest, 1 / stretch
+    for n in range(count):
+        length[n] = direction * left[n] / np.ceil(left[n] * max(fewest, length[n] * a_change) - 1e-6)
 
 
 @compiled
@@ -160,12 +168,14 @@ def _integrate(field, changes, points, arrivals, begin, end, longest, shortest, 
     direction = 1.0 if end > begin else -1.0
     numbers = np.empty(_TOGETHER, np.int64)
     places, slope, total = (
-        np.empty((3, _TOGETHER), kind),
-        np.empty((3, _TOGETHER), kind),
-        np.empty((3, _TOGETHER), kind),
+        np.zeros((3, _TOGETHER), kind),
+        np.zeros((3, _TOGETHER), kind),
+        np.zeros((3, _TOGETHER), kind),
     )
     left, times, between, length = np.empty(_TOGETHER), np.empty(_TOGETHER), np.empty(_TOGETHER), np.empty(_TOGETHER)
     way = np.empty(_TOGETHER, kind)
+    cells = np.empty((3, _TOGETHER), kind), np.empty(_TOGETHER, np.uint64), np.empty((3, _TOGETHER), kind)
+    nearest, room = np.empty((3, _TOGETHER), np.int32), np.empty((3, field.shape[3]), kind)
     nothing = points.dtype.type(0)
     size = field.shape[1:4]
     flat = field.reshape(len(field), -1)
@@ -184,32 +194,27 @@ def _integrate(field, changes, points, arrivals, begin, end, longest, shortest, 
                 left[count] = abs(end - begin)
                 count += 1
         while count:
+            _choose_lengths(
+                field, changes, nearest, places, left, count, direction, longest, shortest, stretch, room, length
+            )
             for n in range(count):
-                change = _change_at(field, changes, stretch / shortest, places[0, n], places[1, n], places[2, n])
-                step = min(longest, stretch / max(change, 1e-6))
-                length[n] = direction * left[n] / np.ceil(left[n] / step - 1e-6)  # equal steps, should nothing change
                 times[n] = end - direction * left[n]
                 way[n] = 0
-                slope[0, n] = slope[1, n] = slope[2, n] = 0
-            _velocities(flat, size, places, times, way, count, slope)
-            for n in range(count):
-                between[n] = times[n] + length[n] / 2
-                way[n] = length[n] / 2
-                for axis in range(3):
-                    total[axis, n] = 2 * slope[axis, n]
-            _velocities(flat, size, places, between, way, count, slope)
-            for n in range(count):
-                between[n] = times[n] + 3 * length[n] / 4
-                way[n] = 3 * length[n] / 4
-                for axis in range(3):
-                    total[axis, n] += 3 * slope[axis, n]
-            _velocities(flat, size, places, between, way, count, slope)
+            slope[:] = 0
+            _velocities(flat, size, places, times, way, count, cells, slope)
+            _set_out(times, length, 1 / 2, count, between, way)
+            _take(total, slope, 2, count, True)
+            _velocities(flat, size, places, between, way, count, cells, slope)
+            _set_out(times, length, 3 / 4, count, between, way)
+            _take(total, slope, 3, count, False)
+            _velocities(flat, size, places, between, way, count, cells, slope)
+            _take(total, slope, 4, count, False)
+            for axis in range(3):
+                for n in range(count):
+                    places[axis, n] += points.dtype.type(length[n] / 9) * total[axis, n]
             going = 0
             for n in range(count):
                 left[n] -= abs(length[n])
-                way[n] = length[n] / 9
-                for axis in range(3):
-                    places[axis, n] += way[n] * (total[axis, n] + 4 * slope[axis, n])
                 if left[n] < 1e-7:
                     for axis in range(dims):
                         arrivals[axis, numbers[n]] = places[3 - dims + axis, n]
@@ -219,3 +224,21 @@ def _integrate(field, changes, points, arrivals, begin, end, longest, shortest, 
                         places[axis, going] = places[axis, n]
                     going += 1
             count = going
+
+
+@compiled
+def _set_out(times, length, part, count, between, way):  # type: ignore[no-untyped-def]
+    """Where in a step the velocity is looked at next: the time, and how far on."""
+    for n in range(count):
+        between[n] = times[n] + part * length[n]
+    for n in range(count):
+        way[n] = part * length[n]
+
+
+@compiled
+def _take(total, slope, weight, count, anew):  # type: ignore[no-untyped-def]
+    """Add a share of a slope, to nothing where it is the first one."""
+    share = total.dtype.type(weight)
+    for axis in range(3):
+        for n in range(count):
+            total[axis, n] = share * slope[axis, n] if anew else total[axis, n] + share * slope[axis, n]

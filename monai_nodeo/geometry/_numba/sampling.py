@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_nodeo.geometry._numba._threads import as_array, compiled, in_threads
+from monai_nodeo.geometry._numba.cells import find_cells, steps_of
 
 __all__ = ["sample", "sample_gradients", "sample_resized", "sample_resized_gradient"]
 
@@ -82,10 +83,8 @@ def _spread(by_image: NDArray, points: NDArray, values: NDArray, halves: NDArray
         by_image[:, low:high] += added
 
 
-def sample_resized(
-    image: Tensor, phi: Tensor, size: tuple[int, int, int], offset: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Samples of volumes at the positions of a coarser cloud, linear between its points; and their slopes.
+def sample_resized(image: Tensor, phi: Tensor, size: tuple[int, int, int], offset: Tensor | None) -> Tensor:
+    """Samples of volumes at the positions of a coarser cloud, linear between its points.
 
     Args:
         image: (B, C, X, Y, Z).
@@ -94,31 +93,40 @@ def sample_resized(
         offset: is added to the positions, (B, 3, *size).
 
     Returns:
-        (B, C, *size), and the derivatives by the position, (B, C, 3, *size).
+        (B, C, *size).
     """
-    dtype = as_array(image[:0]).dtype
-    values = np.empty((*image.shape[:2], *size), dtype)
-    slopes = np.empty((*image.shape[:2], 3, *size), dtype)
-    offsets = np.empty((len(image), 0, *size), dtype) if offset is None else as_array(offset)
-    for volume, cloud, added, *found in zip(as_array(image), as_array(phi), offsets, values, slopes, strict=True):
-        in_threads(_sample_resized, size[0], volume, cloud, added, *found, _halves(image))
-    return torch.from_numpy(values), torch.from_numpy(slopes)
+    values = np.empty((*image.shape[:2], *size), as_array(image[:0]).dtype)
+    for *given, found in zip(*_volumes(image, phi, size, offset), values, strict=True):
+        in_threads(_sample_resized, size[0], *given, _halves(image), found)
+    return torch.from_numpy(values)
 
 
-def sample_resized_gradient(slopes: Tensor, grad: Tensor, cloud_size: tuple[int, int, int]) -> Tensor:
+def sample_resized_gradient(
+    image: Tensor, phi: Tensor, size: tuple[int, int, int], offset: Tensor | None, grad: Tensor
+) -> Tensor:
     """Gradient of :py:func:`sample_resized` by the cloud, (B, 3, *cloud).
 
+    The positions are worked out once more: that takes less time than to write and read the slopes, three fields.
+
     Args:
-        slopes: of the samples.
+        image: as there.
+        phi: as there.
+        size: as there.
+        offset: as there.
         grad: of the samples, (B, C, *size).
-        cloud_size: of the cloud.
     """
-    by_phi = np.empty((len(grad), 3, *cloud_size), as_array(grad[:0]).dtype)
-    for slope, values, found in zip(as_array(slopes), as_array(grad), by_phi, strict=True):
-        between = np.zeros((values.shape[1], 3, *cloud_size[1:]), found.dtype)
-        in_threads(_collect_planes, values.shape[1], slope, values, between)
-        in_threads(_collect, cloud_size[0], between, found)
+    by_phi = np.empty(phi.shape, as_array(grad[:0]).dtype)
+    for *given, values, found in zip(*_volumes(image, phi, size, offset), as_array(grad), by_phi, strict=True):
+        between = np.zeros((size[0], 3, *phi.shape[3:]), found.dtype)
+        in_threads(_collect_planes, size[0], *given, _halves(image), values, between)
+        in_threads(_collect, phi.shape[2], between, found)
     return torch.from_numpy(by_phi)
+
+
+def _volumes(image: Tensor, phi: Tensor, size: tuple[int, ...], offset: Tensor | None) -> tuple[NDArray, ...]:
+    """Images, clouds and offsets, each (B, ...); no offset has no components."""
+    offsets = np.empty((len(image), 0, *size), as_array(image[:0]).dtype) if offset is None else as_array(offset)
+    return as_array(image), as_array(phi), offsets
 
 
 def _halves(image: Tensor) -> NDArray:
@@ -243,45 +251,105 @@ def _between(place, size, coarse):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _sample_resized(image, cloud, offset, values, slopes, halves, start, stop):  # type: ignore[no-untyped-def]
+def _fill_between(size, coarse, first, way):  # type: ignore[no-untyped-def]
+    """:py:func:`_between` of a whole axis."""
+    for place in range(size):
+        first[place], way[place] = _between(place, size, coarse)
+
+
+@compiled
+def _room_of_row(cloud, columns):  # type: ignore[no-untyped-def]
+    """Room for a plane of the cloud, and for what is known of a row of voxels."""
+    kind = cloud.dtype
+    plane, row = np.empty((3, *cloud.shape[2:]), kind), np.empty((3, cloud.shape[3] + 1), kind)
+    voxels, on, scales = np.empty((3, columns), kind), np.empty((3, columns), kind), np.empty((3, columns), kind)
+    points, ways, at = np.empty(columns, np.int32), np.empty(columns, kind), np.empty(columns, np.uint64)
+    _fill_between(columns, cloud.shape[3], points, ways)
+    return plane, row, voxels, on, scales, points, ways, at
+
+
+@compiled
+def _set_plane(cloud, x, planes, room):  # type: ignore[no-untyped-def]
+    """The cloud in a plane of voxels."""
+    first, way = _between(x, planes, cloud.shape[1])
+    _mix(cloud[:, first], cloud[:, min(first + 1, cloud.shape[1] - 1)], cloud.dtype.type(way), room[0])
+
+
+@compiled
+def _set_row(offset, x, y, size, halves, within, room):  # type: ignore[no-untyped-def]
+    """Where a row of voxels in that plane lies in the image: its cells, the ways on, and the scales of slopes."""
+    plane, row, voxels, on, scales, points, ways, at = room
+    rows, columns = plane.shape[1:]
+    first, way = _between(y, size[1], rows)
+    following = min(first + 1, rows - 1)
+    for axis in range(3):
+        _mix_rows(plane[axis, first], plane[axis, following], plane.dtype.type(way), row[axis])
+        row[axis, columns] = row[axis, columns - 1]
+        _spread_row(row[axis], points, ways, voxels[axis])
+        if len(offset):
+            _add_row(offset[axis, x, y], voxels[axis])
+        _fill_voxels(voxels[axis], halves[axis], within[axis], scales[axis])
+    find_cells(voxels, within, 1, len(at), at, on)
+
+
+@compiled
+def _sample_resized(image, cloud, offset, halves, values, start, stop):  # type: ignore[no-untyped-def]
     size, within = values.shape[1:], image.shape[1:]
-    steps = _steps(within)
-    flat = image.reshape(len(image), -1)
-    plane = np.empty((3, *cloud.shape[2:]), cloud.dtype)
-    row = np.empty((3, cloud.shape[3]), cloud.dtype)
-    fine = np.empty((3, size[2]), cloud.dtype)
-    zero = halves[0] * 0
+    steps, flat = steps_of(within, 1), image.reshape(len(image), -1)
+    room = _room_of_row(cloud, size[2])
+    on, at = room[3], room[7]
     for x in range(start, stop):
-        first, way = _between(x, size[0], cloud.shape[1])
-        _mix(cloud[:, first], cloud[:, min(first + 1, cloud.shape[1] - 1)], zero + way, plane)
+        _set_plane(cloud, x, size[0], room)
         for y in range(size[1]):
-            first, way = _between(y, size[1], cloud.shape[2])
-            way = zero + way
-            following = min(first + 1, cloud.shape[2] - 1)
-            for axis in range(3):
-                for z in range(cloud.shape[3]):
-                    here = plane[axis, first, z]
-                    row[axis, z] = here + (plane[axis, following, z] - here) * way
-            for z in range(size[2]):
-                first, way = _between(z, size[2], cloud.shape[3])
-                way = zero + way
-                last = min(first + 1, cloud.shape[3] - 1)
-                for axis in range(3):
-                    fine[axis, z] = row[axis, first] + (row[axis, last] - row[axis, first]) * way
-            for axis in range(len(offset)):
-                for z in range(size[2]):
-                    fine[axis, z] += offset[axis, x, y, z]
-            for z in range(size[2]):
-                i, f, in_x = _place(fine[0, z], halves[0], within[0])
-                j, g, in_y = _place(fine[1, z], halves[1], within[1])
-                k, h, in_z = _place(fine[2, z], halves[2], within[2])
-                at = np.uint64((i * within[1] + j) * within[2] + k)
-                for channel in range(len(flat)):
-                    value, by_x, by_y, by_z = _value_and_slopes(flat[channel], at, steps, f, g, h)
-                    values[channel, x, y, z] = value
-                    slopes[channel, 0, x, y, z] = by_x * halves[0] if in_x else zero
-                    slopes[channel, 1, x, y, z] = by_y * halves[1] if in_y else zero
-                    slopes[channel, 2, x, y, z] = by_z * halves[2] if in_z else zero
+            _set_row(offset, x, y, size, halves, within, room)
+            for channel in range(len(flat)):
+                _fill_values(flat[channel], at, on, steps, values[channel, x, y])
+
+
+@compiled
+def _fill_values(flat, at, on, steps, values):  # type: ignore[no-untyped-def]
+    for z in range(len(values)):
+        values[z], _, _, _ = _value_and_slopes(flat, at[z], steps, on[0, z], on[1, z], on[2, z])
+
+
+@compiled
+def _add_slopes(flat, at, on, steps, grad, found):  # type: ignore[no-untyped-def]
+    """Slopes times the gradient of the values, (3, Z)."""
+    for z in range(len(grad)):
+        _, x, y, w = _value_and_slopes(flat, at[z], steps, on[0, z], on[1, z], on[2, z])
+        found[0, z] += x * grad[z]
+        found[1, z] += y * grad[z]
+        found[2, z] += w * grad[z]
+
+
+@compiled
+def _mix_rows(one, other, way, target):  # type: ignore[no-untyped-def]
+    for z in range(len(one)):
+        target[z] = one[z] + (other[z] - one[z]) * way
+
+
+@compiled
+def _spread_row(row, points, ways, fine):  # type: ignore[no-untyped-def]
+    for z in range(len(fine)):
+        here = row[points[z]]
+        fine[z] = here + (row[points[z] + 1] - here) * ways[z]
+
+
+@compiled
+def _add_row(added, row):  # type: ignore[no-untyped-def]
+    for z in range(len(row)):
+        row[z] += added[z]
+
+
+@compiled
+def _fill_voxels(row, half, count, scales):  # type: ignore[no-untyped-def]
+    """Positions in voxels in place of those in [-1, 1], and by what a slope in voxels is multiplied: 0 outside."""
+    kind = row.dtype.type
+    zero, end = kind(0), kind(count - 1)
+    for z in range(len(row)):
+        voxel = (row[z] + kind(1)) * half
+        row[z] = voxel
+        scales[z] = half if zero < voxel < end else zero
 
 
 @compiled
@@ -293,34 +361,66 @@ def _mix(one, other, way, target):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _collect_planes(slopes, grad, between, start, stop):  # type: ignore[no-untyped-def]
+def _collect_planes(image, cloud, offset, halves, grad, between, start, stop):  # type: ignore[no-untyped-def]
     """Gradients of the voxels of a plane, gathered at the points of the cloud's plane."""
-    size, coarse = grad.shape[1:], between.shape[2:]
-    row = np.empty((3, coarse[1]), between.dtype)
-    zero = between.dtype.type(0)
+    size, within, coarse, kind = grad.shape[1:], image.shape[1:], cloud.shape[2:], between.dtype.type
+    steps, flat = steps_of(within, 1), image.reshape(len(image), -1)
+    room = _room_of_row(cloud, size[2])
+    on, scales, points, ways, at = room[3:]
+    fine, row = np.empty((3, size[2]), between.dtype), np.empty((3, coarse[1] + 1), between.dtype)
     for x in range(start, stop):
+        _set_plane(cloud, x, size[0], room)
         for y in range(size[1]):
+            _set_row(offset, x, y, size, halves, within, room)
+            fine[:] = 0
+            for channel in range(len(flat)):
+                _add_slopes(flat[channel], at, on, steps, grad[channel, x, y], fine)
             for axis in range(3):
-                for z in range(coarse[1]):
-                    row[axis, z] = zero
-            for z in range(size[2]):
-                first, way = _between(z, size[2], coarse[1])
-                way = zero + way
-                following = min(first + 1, coarse[1] - 1)
-                for axis in range(3):
-                    value = zero
-                    for channel in range(grad.shape[0]):
-                        value += slopes[channel, axis, x, y, z] * grad[channel, x, y, z]
-                    row[axis, following] += value * way
-                    row[axis, first] += value - value * way
+                for z in range(size[2]):
+                    fine[axis, z] *= scales[axis, z]
+            _collect_row(fine, points, ways, row)
             first, way = _between(y, size[1], coarse[0])
-            way = zero + way
             following = min(first + 1, coarse[0] - 1)
             for axis in range(3):
-                for z in range(coarse[1]):
-                    value = row[axis, z]
-                    between[x, axis, following, z] += value * way
-                    between[x, axis, first, z] += value - value * way
+                _add_share(row[axis], kind(way), between[x, axis, following])
+                _add_share(row[axis], kind(1 - way), between[x, axis, first])
+
+
+@compiled
+def _collect_row(fine, points, ways, row):  # type: ignore[no-untyped-def]
+    """What the voxels of a row give to the points, (3, points and one more)."""
+    zero = fine.dtype.type(0)
+    row[:] = zero
+    here = points[0]
+    before_x = before_y = before_z = behind_x = behind_y = behind_z = zero
+    for z in range(len(points)):
+        if points[z] != here:
+            row[0, here] += before_x
+            row[1, here] += before_y
+            row[2, here] += before_z
+            row[0, here + 1] += behind_x
+            row[1, here + 1] += behind_y
+            row[2, here + 1] += behind_z
+            before_x = before_y = before_z = behind_x = behind_y = behind_z = zero
+            here = points[z]
+        way = ways[z]
+        x, y, w = fine[0, z] * way, fine[1, z] * way, fine[2, z] * way
+        behind_x, behind_y, behind_z = behind_x + x, behind_y + y, behind_z + w
+        before_x, before_y, before_z = (
+            before_x + (fine[0, z] - x),
+            before_y + (fine[1, z] - y),
+            before_z + (fine[2, z] - w),
+        )
+    last = row.shape[1] - 2
+    for axis, before, behind in ((0, before_x, behind_x), (1, before_y, behind_y), (2, before_z, behind_z)):
+        row[axis, here] += before
+        row[axis, min(here + 1, last)] += behind
+
+
+@compiled
+def _add_share(row, share, target):  # type: ignore[no-untyped-def]
+    for z in range(len(target)):
+        target[z] += row[z] * share
 
 
 @compiled

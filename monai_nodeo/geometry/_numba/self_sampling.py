@@ -4,14 +4,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from monai_nodeo.geometry._numba._threads import as_array, compiled, in_threads
-from monai_nodeo.geometry._numba.sampling import _steps, _value_and_slopes
+from monai_nodeo.geometry._numba.cells import (
+    LANES,
+    add_to_corners,
+    find_cells,
+    interpolate,
+    packed,
+    slopes_times,
+    steps_of,
+)
 
 __all__ = ["sample_at_itself", "sample_at_itself_gradient"]
 
@@ -28,7 +34,7 @@ def sample_at_itself(field: Tensor, way: float) -> Tensor:
     source = as_array(field)
     found = np.empty_like(source)
     for image, target in zip(source, found, strict=True):
-        in_threads(_forward, image.shape[1], image, target, _ways(field, way))
+        in_threads(_forward, image.shape[1], image, packed(image), target, _ways(field, way))
     return torch.from_numpy(found)
 
 
@@ -47,17 +53,12 @@ def sample_at_itself_gradient(field: Tensor, way: float, grad: Tensor) -> Tensor
         parts = min(planes, _PARTS)
         ends = np.linspace(0, planes, parts + 1).astype(int)
         spans = np.empty((parts, 2), np.int64)
-        ways = _ways(field, way)
+        ways, vectors = _ways(field, way), packed(image)
         in_threads(_spans, parts, image, ways, ends, spans)
-        own = [np.zeros((3, high - low, *image.shape[2:]), image.dtype) for low, high in spans]
-
-        def add(start: int, stop: int, spans: Any = spans, own: Any = own, arguments: Any = (image, g, target)) -> None:
-            for i in range(start, stop):
-                _backward(*arguments, own[i], spans[i, 0], ways, ends[i], ends[i + 1])  # noqa: B023
-
-        in_threads(add, parts)
-        for (low, high), added in zip(spans, own, strict=True):
-            target[:, low:high] += added
+        firsts = np.cumsum([0, *(spans[:, 1] - spans[:, 0])])
+        own = np.zeros((firsts[-1], *image.shape[2:], LANES), image.dtype)
+        in_threads(_backward, parts, image, vectors, g, target, own, firsts, spans, ways, ends)
+        in_threads(_add_own, planes, own, firsts, spans, target)
     return torch.from_numpy(found)
 
 
@@ -68,84 +69,85 @@ def _ways(field: Tensor, way: float) -> np.ndarray:
 
 
 @compiled
-def _arrival(node, step, size):  # type: ignore[no-untyped-def]
-    """Voxel before the place that a node is taken to, the way on to the next, and whether it lies inside."""
-    place = node + step
-    inside = 0 < place < size - 1
-    clamped = min(place, size - 1.0) if place > 0 else 0.0  # what is no number must not become an index
-    first = min(int(clamped), max(size - 2, 0))
-    return first, clamped - first if place == place else place, inside
+def _fill_places(field, ways, x, y, voxels):  # type: ignore[no-untyped-def]
+    """Where the nodes of a row are taken, (3, Z)."""
+    kind = ways.dtype.type
+    here_x, here_y = kind(x), kind(y)
+    way_x, way_y, way_z = ways[0], ways[1], ways[2]
+    for z in range(field.shape[3]):
+        voxels[0, z] = here_x + way_x * field[0, x, y, z]
+        voxels[1, z] = here_y + way_y * field[1, x, y, z]
+        voxels[2, z] = kind(z) + way_z * field[2, x, y, z]
 
 
 @compiled
-def _forward(field, found, ways, start, stop):  # type: ignore[no-untyped-def]
+def _forward(field, vectors, found, ways, start, stop):  # type: ignore[no-untyped-def]
     size = field.shape[1:]
-    steps = _steps(size)
-    flat = field.reshape(3, -1)
+    to_x, to_y, to_z = steps_of(size, LANES)
+    flat = vectors.reshape(-1)
+    voxels, on = np.empty((3, size[2]), field.dtype), np.empty((3, size[2]), field.dtype)
+    at = np.empty(size[2], np.uint64)
     for x in range(start, stop):
         for y in range(size[1]):
+            _fill_places(field, ways, x, y, voxels)
+            find_cells(voxels, size, LANES, size[2], at, on)
             for z in range(size[2]):
-                i, f, _ = _arrival(x, ways[0] * field[0, x, y, z], size[0])
-                j, g, _ = _arrival(y, ways[1] * field[1, x, y, z], size[1])
-                k, h, _ = _arrival(z, ways[2] * field[2, x, y, z], size[2])
-                at = np.uint64((i * size[1] + j) * size[2] + k)
-                found[0, x, y, z], _, _, _ = _value_and_slopes(flat[0], at, steps, f, g, h)
-                found[1, x, y, z], _, _, _ = _value_and_slopes(flat[1], at, steps, f, g, h)
-                found[2, x, y, z], _, _, _ = _value_and_slopes(flat[2], at, steps, f, g, h)
+                p, q, r = interpolate(flat, at[z], to_x, to_y, to_z, on[0, z], on[1, z], on[2, z])
+                found[0, x, y, z], found[1, x, y, z], found[2, x, y, z] = p, q, r
 
 
 @compiled
 def _spans(field, ways, ends, spans, start, stop):  # type: ignore[no-untyped-def]
-    """Planes that the nodes of each part reach."""
-    size = field.shape[1]
+    """Planes that the nodes of each part reach, and one more on both sides: another kernel may round otherwise."""
+    planes, zero = field.shape[1], ways[0] * 0
+    end = zero + (planes - 1)
     for part in range(start, stop):
-        low, high = size - 1, 0
+        low, high = end, zero
         for x in range(ends[part], ends[part + 1]):
+            here = zero + x
             for y in range(field.shape[2]):
                 for z in range(field.shape[3]):
-                    i, _, _ = _arrival(x, ways[0] * field[0, x, y, z], size)
-                    low, high = min(low, i), max(high, i)
-        spans[part, 0], spans[part, 1] = low, min(high + 2, size)
+                    place = here + ways[0] * field[0, x, y, z]
+                    place = min(place, end) if place > zero else zero  # what is no number counts as the first plane
+                    low, high = min(low, place), max(high, place)
+        spans[part, 0], spans[part, 1] = max(int(low) - 2, 0), min(int(high) + 3, planes)
 
 
 @compiled
-def _backward(field, grad, by_field, own, below, ways, start, stop):  # type: ignore[no-untyped-def]
+def _backward(field, vectors, grad, by_field, own, firsts, spans, ways, ends, start, stop):  # type: ignore[no-untyped-def]
+    """The gradient by where the nodes are taken; that by the values there is added to planes of each part's own."""
     size = field.shape[1:]
-    steps = _steps(size)
-    to_x, to_y, to_z = steps
-    flat = field.reshape(3, -1)
-    added = own.reshape(3, -1)
-    first_own = below * size[1] * size[2]
+    to_x, to_y, to_z = steps_of(size, LANES)
+    flat, added = vectors.reshape(-1), own.reshape(-1)
     zero = ways[0] * 0
+    voxels, on = np.empty((3, size[2]), field.dtype), np.empty((3, size[2]), field.dtype)
+    at = np.empty(size[2], np.uint64)
+    for part in range(start, stop):
+        moved = np.uint64((firsts[part] - spans[part, 0]) * (LANES * size[1] * size[2]))
+        for x in range(ends[part], ends[part + 1]):
+            for y in range(size[1]):
+                _fill_places(field, ways, x, y, voxels)
+                find_cells(voxels, size, LANES, size[2], at, on)
+                for z in range(size[2]):
+                    f, g, h = on[0, z], on[1, z], on[2, z]
+                    p, q, r = grad[0, x, y, z], grad[1, x, y, z], grad[2, x, y, z]
+                    add_to_corners(added, at[z] + moved, to_x, to_y, to_z, f, g, h, p, q, r)
+                    p, q, r = slopes_times(flat, at[z], to_x, to_y, to_z, f, g, h, p, q, r)
+                    by_field[0, x, y, z] = p * ways[0] if zero < voxels[0, z] < size[0] - 1 else zero
+                    by_field[1, x, y, z] = q * ways[1] if zero < voxels[1, z] < size[1] - 1 else zero
+                    by_field[2, x, y, z] = r * ways[2] if zero < voxels[2, z] < size[2] - 1 else zero
+
+
+@compiled
+def _add_own(own, firsts, spans, target, start, stop):  # type: ignore[no-untyped-def]
+    """The planes of all parts, in their order."""
     for x in range(start, stop):
-        for y in range(size[1]):
-            for z in range(size[2]):
-                i, f, in_x = _arrival(x, ways[0] * field[0, x, y, z], size[0])
-                j, g, in_y = _arrival(y, ways[1] * field[1, x, y, z], size[1])
-                k, h, in_z = _arrival(z, ways[2] * field[2, x, y, z], size[2])
-                voxel = (i * size[1] + j) * size[2] + k
-                at, a = np.uint64(voxel), np.uint64(voxel - first_own)
-                b, c = a + to_y, a + to_x
-                d = c + to_y
-                by_x = by_y = by_z = zero
-                for axis in range(3):
-                    value = grad[axis, x, y, z]
-                    _, s, t, u = _value_and_slopes(flat[axis], at, steps, f, g, h)
-                    by_x += s * value
-                    by_y += t * value
-                    by_z += u * value
-                    target = added[axis]
-                    high = value * f
-                    low = value - high
-                    p, q, r, v = low * g, high * g, low - low * g, high - high * g
-                    target[a] += r - r * h
-                    target[a + to_z] += r * h
-                    target[b] += p - p * h
-                    target[b + to_z] += p * h
-                    target[c] += v - v * h
-                    target[c + to_z] += v * h
-                    target[d] += q - q * h
-                    target[d + to_z] += q * h
-                by_field[0, x, y, z] = by_x * ways[0] if in_x else zero
-                by_field[1, x, y, z] = by_y * ways[1] if in_y else zero
-                by_field[2, x, y, z] = by_z * ways[2] if in_z else zero
+        for part in range(len(spans)):
+            if not spans[part, 0] <= x < spans[part, 1]:
+                continue
+            plane = own[firsts[part] + x - spans[part, 0]]
+            for y in range(target.shape[2]):
+                for z in range(target.shape[3]):
+                    target[0, x, y, z] += plane[y, z, 0]
+                    target[1, x, y, z] += plane[y, z, 1]
+                    target[2, x, y, z] += plane[y, z, 2]
