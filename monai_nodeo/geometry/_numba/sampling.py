@@ -15,6 +15,7 @@ from torch import Tensor
 
 from monai_nodeo.geometry._numba._threads import as_array, compiled, in_threads
 from monai_nodeo.geometry._numba.cells import find_cells, steps_of
+from monai_nodeo.geometry._numba.rows import add_row
 
 __all__ = ["sample", "sample_gradients", "sample_resized", "sample_resized_gradient"]
 
@@ -287,7 +288,7 @@ def _set_row(offset, x, y, size, halves, within, room):  # type: ignore[no-untyp
         row[axis, columns] = row[axis, columns - 1]
         _spread_row(row[axis], points, ways, voxels[axis])
         if len(offset):
-            _add_row(offset[axis, x, y], voxels[axis])
+            add_row(offset[axis, x, y], voxels[axis])
         _fill_voxels(voxels[axis], halves[axis], within[axis], scales[axis])
     find_cells(voxels, within, 1, len(at), at, on)
 
@@ -333,12 +334,6 @@ def _spread_row(row, points, ways, fine):  # type: ignore[no-untyped-def]
     for z in range(len(fine)):
         here = row[points[z]]
         fine[z] = here + (row[points[z] + 1] - here) * ways[z]
-
-
-@compiled
-def _add_row(added, row):  # type: ignore[no-untyped-def]
-    for z in range(len(row)):
-        row[z] += added[z]
 
 
 @compiled

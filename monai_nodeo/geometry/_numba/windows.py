@@ -1,6 +1,6 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Sums in windows: running sums in double precision.
+"""Sums in windows: of pairs of pairs along rows, running sums in double precision across them.
 
 Images have three axes here; a slice is a volume whose first axis has one voxel.
 """
@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from monai_nodeo.geometry._numba._threads import as_array, compiled, in_threads
+from monai_nodeo.geometry._numba.rows import add_row, clear_row, copy_row, copy_rows
 
-__all__ = ["copy_rows", "room_of_plane", "sum_plane", "three_axes", "window_sum"]
+__all__ = ["room_of_plane", "sum_plane", "three_axes", "window_sum"]
+
+_ROWS = 16  # that are summed together
 
 
 def window_sum(x: Tensor, sides: Sequence[int]) -> Tensor:
@@ -38,51 +41,54 @@ def three_axes(sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 @compiled
-def copy_rows(source, target):  # type: ignore[no-untyped-def]
-    """Written out: an assignment of slices takes Numba seconds to build."""
-    for y in range(source.shape[0]):
-        for z in range(source.shape[1]):
-            target[y, z] = source[y, z]
+def room_of_plane(volume, reach):  # type: ignore[no-untyped-def]
+    """For the sums of a plane along its rows, and twice for some rows with what lies beyond their ends."""
+    rows, columns = volume.shape[1:]
+    return np.empty((rows, columns), volume.dtype), np.empty((2, _ROWS * (columns + 2 * reach)), volume.dtype)
 
 
 @compiled
-def room_of_plane(volume):  # type: ignore[no-untyped-def]
-    """For the sums of a plane along its rows."""
-    return np.empty((volume.shape[1] + 3, volume.shape[2]), volume.dtype)
+def _sum_rows(rows, longer, target, reach):  # type: ignore[no-untyped-def]
+    """Sums in the windows of a few rows, of sums of 1, 2, 4, ... neighbours.
+
+    The rows lie one behind the other with zeros between them, so that each pass goes through all at once. Every window
+    is complete at the place of its first voxel.
+    """
+    count, columns = rows.shape
+    size = columns + 2 * reach
+    sums, others = longer[0], longer[1]
+    for y in range(count):
+        for z in range(size):
+            sums[y * size + z] = 0
+        copy_row(rows[y], sums[y * size + reach : y * size + reach + columns])
+        clear_row(target[y])
+    length, width, done, left = count * size, 1, 0, 2 * reach + 1
+    while left:
+        if left % 2:
+            for y in range(count):
+                add_row(sums[y * size + done : y * size + done + columns], target[y])
+            done += width
+        left //= 2
+        if left:
+            length -= width
+            _fill_sums(sums[:length], sums[width : width + length], others)
+            sums, others = others, sums
+            width *= 2
 
 
 @compiled
-def _sum_rows(one, two, three, four, target, reach):  # type: ignore[no-untyped-def]
-    """Sums along four rows at a time: each waits for its own last sum only."""
-    size = len(one)
-    a = b = c = d = 0.0
-    for ahead in range(size + reach):  # the window of z is complete when the voxel at z + reach is in it
-        if ahead < size:
-            a += one[ahead]
-            b += two[ahead]
-            c += three[ahead]
-            d += four[ahead]
-        z = ahead - reach
-        if z > reach:
-            a -= one[z - reach - 1]
-            b -= two[z - reach - 1]
-            c -= three[z - reach - 1]
-            d -= four[z - reach - 1]
-        if z >= 0:
-            target[0, z] = a
-            target[1, z] = b
-            target[2, z] = c
-            target[3, z] = d
+def _fill_sums(one, other, found):  # type: ignore[no-untyped-def]
+    for z in range(len(one)):
+        found[z] = one[z] + other[z]
 
 
 @compiled
-def sum_plane(plane, between, reach_y, reach_z):  # type: ignore[no-untyped-def]
-    """Sums in the windows of a plane (Y, Z), in place; ``between`` has three rows more, which are not looked at."""
+def sum_plane(plane, room, reach_y, reach_z):  # type: ignore[no-untyped-def]
+    """Sums in the windows of a plane (Y, Z), in place; ``room`` is that of :py:func:`room_of_plane`."""
     rows, columns = plane.shape
-    last = rows - 1
-    for y in range(0, rows, 4):
-        others = plane[min(y + 1, last)], plane[min(y + 2, last)], plane[min(y + 3, last)]
-        _sum_rows(plane[y], *others, between[y : y + 4], reach_z)
+    between, longer = room
+    for y in range(0, rows, _ROWS):
+        _sum_rows(plane[y : y + _ROWS], longer, between[y : y + _ROWS], reach_z)
     sums = np.zeros(columns)
     for y in range(min(reach_y, rows)):
         for z in range(columns):
@@ -100,10 +106,10 @@ def sum_plane(plane, between, reach_y, reach_z):  # type: ignore[no-untyped-def]
 
 @compiled
 def _sum_planes(volume, target, reach_y, reach_z, start, stop):  # type: ignore[no-untyped-def]
-    between = room_of_plane(volume)
+    room = room_of_plane(volume, reach_z)
     for x in range(start, stop):
         copy_rows(volume[x], target[x])
-        sum_plane(target[x], between, reach_y, reach_z)
+        sum_plane(target[x], room, reach_y, reach_z)
 
 
 @compiled

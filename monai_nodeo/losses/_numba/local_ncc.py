@@ -1,14 +1,14 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The local correlation and its gradient: running sums in double precision, some planes at a time.
+"""The local correlation and its gradient: sums across planes run in double precision, some planes at a time.
 
 Images have three axes here; a slice is a volume whose first axis has one voxel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_nodeo.geometry._numba._threads import as_array, compiled, in_threads
-from monai_nodeo.geometry._numba.windows import copy_rows, room_of_plane, sum_plane, three_axes
+from monai_nodeo.geometry._numba.rows import add_row, copy_row, subtract_row
+from monai_nodeo.geometry._numba.windows import room_of_plane, sum_plane, three_axes
 
 if TYPE_CHECKING:
     from monai_nodeo.geometry.windows import Windows
@@ -69,11 +70,14 @@ def squared_correlation(
         slopes = nothing[0] if gradient is None else gradient[number]
         image = p, t, weight, weighted, mean, centres[number]
         statistics = t_mean, t_variance, weight, share, weighted, raised
-        for parts in _planes(image, reach):
-            in_threads(_correlations, shape[1], *parts[:2], *statistics, with_gradient, sums, reach, parts[3])
+        room = _Room.of(shape, reach[0], kind)
+        for first in range(0, shape[0] + reach[0] if with_gradient else shape[0], _AT_A_TIME):
+            new = (first + reach[0] if first else 0), min(first + reach[0] + _AT_A_TIME, shape[0])
+            in_threads(_product_sums, new[1] - new[0], *image, room.products, reach, new[0])
+            in_threads(_correlations, shape[1], *room, *statistics, with_gradient, sums, reach, first)
             if gradient is not None:
-                in_threads(_sum_across_part, shape[1], *parts[1:3], reach[0])
-                in_threads(_gradients, parts[2].shape[1], parts[2], *image, slopes, reach, parts[3] - reach[0])
+                done = max(first - reach[0], 0), min(first - reach[0] + _AT_A_TIME, shape[0])
+                in_threads(_gradients, done[1] - done[0], room.summed, *image, slopes, reach, done[0])
         total[number] = sums[0].sum()
         if gradient is not None:
             by_floor = kind(sums[1].sum() * eps / counts[number])
@@ -82,25 +86,32 @@ def squared_correlation(
     return torch.from_numpy(total).view(pred.shape[:2]), found
 
 
-def _planes(image: tuple[Any, ...], reach: tuple[int, ...]) -> Iterator[tuple[NDArray, NDArray, NDArray, int]]:
-    """Room for the planes that are worked on at a time, so that no sums of the whole image are held.
+class _Room(NamedTuple):
+    """Room for the planes that are worked on, so that no sums of a whole image are held.
 
-    Yields:
-        sums within the planes from x - reach on, (3, planes, Y, Z), complete; room for the derivatives from
-        x - 2 reach on, which hold those of the last time; room for their sums from x - reach on; and x.
+    Plane x lies at the remainder of x by the number of planes that there is room for.
+
+    Attributes:
+        products: sums within planes of the values, their squares and their products with the target, (3, planes, Y, Z).
+        product_sums: of these across planes, (3, Y, Z).
+        derivatives: of the correlations by these sums, (3, planes, Y, Z).
+        derivative_sums: of these across planes, (3, Y, Z).
+        summed: the same of the planes that are complete, (3, planes, Y, Z).
     """
-    p = image[0]
-    ahead, last = 2 * reach[0], p.shape[0] + reach[0]
-    count = min(_AT_A_TIME, last)
-    products, derivatives, sums = (
-        np.zeros((3, planes, *p.shape[1:]), p.dtype) for planes in (count + ahead, count + ahead, count)
-    )
-    for x in range(0, last, count):
-        for of_last_time in (products, derivatives) if x else ():
-            of_last_time[:, :ahead] = of_last_time[:, count : count + ahead]
-        new = ahead if x else reach[0]  # before are those of the last time, or at first what lies outside
-        in_threads(_product_sums, count + ahead - new, *image, products, reach, x - reach[0] + new, new)
-        yield products, derivatives, sums, x
+
+    products: NDArray
+    product_sums: NDArray
+    derivatives: NDArray
+    derivative_sums: NDArray
+    summed: NDArray
+
+    @classmethod
+    def of(cls, shape: Sequence[int], reach: int, kind: Any) -> _Room:
+        """Of an image of a shape, for windows that reach so far across planes."""
+        count = min(_AT_A_TIME, shape[0] + reach)
+        planes = count + 2 * reach, 2 * reach + 1, count
+        products, derivatives, summed = (np.empty((3, n, *shape[1:]), kind) for n in planes)
+        return cls(products, np.zeros((3, *shape[1:])), derivatives, np.zeros((3, *shape[1:])), summed)
 
 
 @compiled
@@ -117,48 +128,20 @@ def _powers(p, weight, weighted, middle, power, start, stop):  # type: ignore[no
 
 
 @compiled
-def _product_sums(p, t, weight, weighted, middle, centre, rows, reach, first, place, start, stop):  # type: ignore[no-untyped-def]
-    """Values, their squares and their products with the target, summed within planes; 0 outside the image."""
-    between = room_of_plane(p)
-    for number in range(start, stop):
-        x, at = first + number, place + number
-        if x >= p.shape[0]:
-            _clear(rows, at)
-            continue
+def _product_sums(p, t, weight, weighted, middle, centre, products, reach, first, start, stop):  # type: ignore[no-untyped-def]
+    """Values, their squares and their products with the target, summed within planes from ``first`` on."""
+    room = room_of_plane(p, reach[2])
+    for x in range(first + start, first + stop):
+        at = x % products.shape[1]
         for y in range(p.shape[1]):
             for z in range(p.shape[2]):
                 value = p[x, y, z] - middle
                 counted = value * weight[x, y, z] if weighted else value
-                rows[0, at, y, z] = counted
-                rows[1, at, y, z] = value * counted
-                rows[2, at, y, z] = (t[x, y, z] - centre) * counted
+                products[0, at, y, z] = counted
+                products[1, at, y, z] = value * counted
+                products[2, at, y, z] = (t[x, y, z] - centre) * counted
         for row in range(3):
-            sum_plane(rows[row, at], between, reach[1], reach[2])
-
-
-@compiled
-def _clear(rows, at):  # type: ignore[no-untyped-def]
-    for row in range(3):
-        for y in range(rows.shape[2]):
-            for z in range(rows.shape[3]):
-                rows[row, at, y, z] = 0
-
-
-@compiled
-def _sum_windows(lines, target, reach):  # type: ignore[no-untyped-def]
-    """Sums of windows of lines (X + 2 reach, Z) along the first axis, (X, Z)."""
-    count, columns = target.shape
-    sums = np.zeros(columns)
-    for x in range(2 * reach):
-        for z in range(columns):
-            sums[z] += lines[x, z]
-    for x in range(count):
-        for z in range(columns):
-            sums[z] += lines[x + 2 * reach, z]
-        for z in range(columns):
-            target[x, z] = sums[z]
-        for z in range(columns):
-            sums[z] -= lines[x, z]
+            sum_plane(products[row, at], room, reach[1], reach[2])
 
 
 @compiled
@@ -198,8 +181,11 @@ def _correlate(means, squares, products, t_mean, t_variance, share, weight, rais
 
 @compiled
 def _correlations(  # type: ignore[no-untyped-def]
-    rows,
+    products,
+    product_sums,
     derivatives,
+    derivative_sums,
+    summed,
     t_mean,
     t_variance,
     weight,
@@ -213,64 +199,57 @@ def _correlations(  # type: ignore[no-untyped-def]
     start,
     stop,
 ):
-    """Sums across planes, the squared correlations, and what the gradient needs of them."""
+    """Sums across planes, the squared correlations, and the sums across planes that the gradient needs of them."""
     shape = t_mean.shape
-    ahead = 2 * reach[0]
-    planes, columns = rows.shape[1] - ahead, shape[2]
-    lines = np.empty((planes + ahead, columns), rows.dtype)
-    found = np.empty((3, planes, columns), rows.dtype)
-    shares = np.empty(columns, rows.dtype)
-    ones = np.ones(columns, rows.dtype)
-    for y in range(start, stop):
-        for row in range(3):
-            copy_rows(rows[row, :, y], lines)
-            _sum_windows(lines, found[row], reach[0])
-        for number in range(planes):
-            x = first + number
-            if x >= shape[0]:
+    far, planes, columns = reach[0], summed.shape[1], shape[2]
+    found = np.empty((3, columns), summed.dtype)
+    shares, ones = np.empty(columns, summed.dtype), np.ones(columns, summed.dtype)
+    for x in range(first, first + planes):
+        ahead, behind = (x + far) % products.shape[1], (x - far) % products.shape[1]
+        here, gone = x % derivatives.shape[1], (x - 2 * far) % derivatives.shape[1]
+        for y in range(start, stop):
+            if x < shape[0]:
                 for row in range(3):
-                    for z in range(columns):
-                        found[row, number, z] = 0
-                continue
-            if not weighted:
-                _fill_shares(shares, x, y, reach, shape)
-            counted, part = (weight[x, y], share[x, y]) if weighted else (ones, shares)
-            sums_of = found[0, number], found[1, number], found[2, number]
-            total, by_floor = _correlate(*sums_of, t_mean[x, y], t_variance[x, y], part, counted, raised)
-            sums[0, y] += total
-            sums[1, y] += by_floor
-        if with_gradient:
-            for row in range(3):
-                copy_rows(found[row], derivatives[row, ahead:, y])
-
-
-@compiled
-def _sum_across_part(derivatives, target, reach, start, stop):  # type: ignore[no-untyped-def]
-    """Their sums across planes, for a range of rows."""
-    lines = np.empty((derivatives.shape[1], derivatives.shape[3]), derivatives.dtype)
-    found = np.empty((target.shape[1], target.shape[3]), derivatives.dtype)
-    for y in range(start, stop):
-        for row in range(3):
-            copy_rows(derivatives[row, :, y], lines)
-            _sum_windows(lines, found, reach)
-            copy_rows(found, target[row, :, y])
+                    if x == 0:
+                        for before in range(min(far, shape[0])):
+                            add_row(products[row, before, y], product_sums[row, y])
+                    if x + far < shape[0]:
+                        add_row(products[row, ahead, y], product_sums[row, y])
+                    copy_row(product_sums[row, y], found[row])
+                    if x >= far:
+                        subtract_row(products[row, behind, y], product_sums[row, y])
+                if not weighted:
+                    _fill_shares(shares, x, y, reach, shape)
+                counted, part = (weight[x, y], share[x, y]) if weighted else (ones, shares)
+                total, by_floor = _correlate(
+                    found[0], found[1], found[2], t_mean[x, y], t_variance[x, y], part, counted, raised
+                )
+                sums[0, y] += total
+                sums[1, y] += by_floor
+            if with_gradient:
+                for row in range(3):
+                    if x < shape[0]:
+                        add_row(found[row], derivative_sums[row, y])
+                        copy_row(found[row], derivatives[row, here, y])
+                    if x >= far:
+                        copy_row(derivative_sums[row, y], summed[row, (x - far) % planes, y])
+                    if x >= 2 * far:
+                        subtract_row(derivatives[row, gone, y], derivative_sums[row, y])
 
 
 @compiled
 def _gradients(rows, p, t, weight, weighted, middle, centre, gradient, reach, first, start, stop):  # type: ignore[no-untyped-def]
     """What is left to sum, within planes, and the gradient as if the floor of the variances were fixed."""
-    between = room_of_plane(p)
+    room = room_of_plane(p, reach[2])
     two = rows.dtype.type(2)
-    for number in range(start, stop):
-        x = first + number
-        if x < 0 or x >= p.shape[0]:
-            continue
+    for x in range(first + start, first + stop):
+        at = x % rows.shape[1]
         for row in range(3):
-            sum_plane(rows[row, number], between, reach[1], reach[2])
+            sum_plane(rows[row, at], room, reach[1], reach[2])
         for y in range(p.shape[1]):
             for z in range(p.shape[2]):
-                value = two * rows[1, number, y, z] * (p[x, y, z] - middle)
-                value += rows[2, number, y, z] * (t[x, y, z] - centre) - rows[0, number, y, z]
+                value = two * rows[1, at, y, z] * (p[x, y, z] - middle)
+                value += rows[2, at, y, z] * (t[x, y, z] - centre) - rows[0, at, y, z]
                 gradient[x, y, z] = value * weight[x, y, z] if weighted else value
 
 

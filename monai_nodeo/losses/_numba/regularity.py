@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from monai_nodeo.geometry._numba._threads import as_array, compiled, in_threads
+from monai_nodeo.geometry._numba.rows import add_row
 
 __all__ = ["folding_sum", "log_jacobian_sum", "roughness_sum"]
 
@@ -123,46 +124,71 @@ def _determinants_2d(ddf, gradient, limit, logarithm, sums, first, start, stop):
 
 @compiled
 def _determinants_3d(ddf, gradient, limit, logarithm, sums, first, start, stop):  # type: ignore[no-untyped-def]
-    one = limit * 0 + 1
     columns = ddf.shape[3] - 1
-    slopes = np.empty(columns, ddf.dtype)
+    slopes, parts = np.empty(columns, ddf.dtype), np.empty((9, columns), ddf.dtype)
     for number in range(start, stop):
         x = 2 * number + first
         total = 0.0
         for y in range(ddf.shape[2] - 1):
-            for z in range(columns):
-                u, v, w = ddf[0, x, y, z], ddf[1, x, y, z], ddf[2, x, y, z]
-                a, b, c = ddf[0, x + 1, y, z] - u + one, ddf[1, x + 1, y, z] - v, ddf[2, x + 1, y, z] - w
-                d, e, f = ddf[0, x, y + 1, z] - u, ddf[1, x, y + 1, z] - v + one, ddf[2, x, y + 1, z] - w
-                g, h, i = ddf[0, x, y, z + 1] - u, ddf[1, x, y, z + 1] - v, ddf[2, x, y, z + 1] - w + one
-                slopes[z] = a * (e * i - f * h) + b * (f * g - d * i) + c * (d * h - e * g)
+            here, in_x, in_y = ddf[:, x, y], ddf[:, x + 1, y], ddf[:, x, y + 1]
+            _fill_determinants(here, in_x, in_y, slopes)
             for z in range(columns):
                 value, slopes[z] = _penalty(slopes[z], limit, logarithm)
                 total += value
-            for z in range(columns):
-                slope = slopes[z]
-                if slope == 0:
-                    continue
-                u, v, w = ddf[0, x, y, z], ddf[1, x, y, z], ddf[2, x, y, z]
-                a, b, c = ddf[0, x + 1, y, z] - u + one, ddf[1, x + 1, y, z] - v, ddf[2, x + 1, y, z] - w
-                d, e, f = ddf[0, x, y + 1, z] - u, ddf[1, x, y + 1, z] - v + one, ddf[2, x, y + 1, z] - w
-                g, h, i = ddf[0, x, y, z + 1] - u, ddf[1, x, y, z + 1] - v, ddf[2, x, y, z + 1] - w + one
-                by_a, by_b, by_c = slope * (e * i - f * h), slope * (f * g - d * i), slope * (d * h - e * g)
-                by_d, by_e, by_f = slope * (c * h - b * i), slope * (a * i - c * g), slope * (b * g - a * h)
-                by_g, by_h, by_i = slope * (b * f - c * e), slope * (c * d - a * f), slope * (a * e - b * d)
-                gradient[0, x + 1, y, z] += by_a
-                gradient[1, x + 1, y, z] += by_b
-                gradient[2, x + 1, y, z] += by_c
-                gradient[0, x, y + 1, z] += by_d
-                gradient[1, x, y + 1, z] += by_e
-                gradient[2, x, y + 1, z] += by_f
-                gradient[0, x, y, z + 1] += by_g
-                gradient[1, x, y, z + 1] += by_h
-                gradient[2, x, y, z + 1] += by_i
-                gradient[0, x, y, z] -= by_a + by_d + by_g
-                gradient[1, x, y, z] -= by_b + by_e + by_h
-                gradient[2, x, y, z] -= by_c + by_f + by_i
+            _fill_derivatives(here, in_x, in_y, slopes, parts)
+            for axis in range(3):
+                by_x, by_y, by_z = parts[axis], parts[3 + axis], parts[6 + axis]
+                add_row(by_x, gradient[axis, x + 1, y])
+                add_row(by_y, gradient[axis, x, y + 1])
+                add_row(by_z, gradient[axis, x, y, 1:])
+                _take_sum(by_x, by_y, by_z, gradient[axis, x, y])
         sums[x] = total
+
+
+@compiled
+def _differences(here, in_x, in_y, z):  # type: ignore[no-untyped-def]
+    """The Jacobian at a place of a row: derivatives of the three components by x, by y and by z."""
+    one = here.dtype.type(1)
+    u, v, w = here[0, z], here[1, z], here[2, z]
+    by_x = in_x[0, z] - u + one, in_x[1, z] - v, in_x[2, z] - w
+    by_y = in_y[0, z] - u, in_y[1, z] - v + one, in_y[2, z] - w
+    return (*by_x, *by_y, here[0, z + 1] - u, here[1, z + 1] - v, here[2, z + 1] - w + one)
+
+
+@compiled
+def _fill_determinants(here, in_x, in_y, found):  # type: ignore[no-untyped-def]
+    for z in range(len(found)):
+        a, b, c, d, e, f, g, h, i = _differences(here, in_x, in_y, z)
+        found[z] = a * (e * i - f * h) + b * (f * g - d * i) + c * (d * h - e * g)
+
+
+@compiled
+def _fill_derivatives(here, in_x, in_y, slopes, parts):  # type: ignore[no-untyped-def]
+    """Of the penalty by the nine differences, (9, Z)."""
+    for z in range(len(slopes)):
+        slope = slopes[z]
+        a, b, c, d, e, f, g, h, i = _differences(here, in_x, in_y, z)
+        parts[0, z], parts[1, z], parts[2, z] = (
+            slope * (e * i - f * h),
+            slope * (f * g - d * i),
+            slope * (d * h - e * g),
+        )
+        parts[3, z], parts[4, z], parts[5, z] = (
+            slope * (c * h - b * i),
+            slope * (a * i - c * g),
+            slope * (b * g - a * h),
+        )
+        parts[6, z], parts[7, z], parts[8, z] = (
+            slope * (b * f - c * e),
+            slope * (c * d - a * f),
+            slope * (a * e - b * d),
+        )
+
+
+@compiled
+def _take_sum(one, two, three, target):  # type: ignore[no-untyped-def]
+    for z in range(len(one)):
+        target[z] -= one[z] + two[z] + three[z]
 
 
 @compiled
