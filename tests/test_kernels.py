@@ -218,7 +218,7 @@ def test_the_kernels_are_used_on_the_device():
 
 def test_nothing_is_read_from_memory_that_was_not_written(monkeypatch):
     """Memory that a kernel asks for holds what was freed there: here no numbers."""
-    kernels = import_module("monai_nodeo.geometry._numba.sampling")
+    kernels = import_module("monai_nodeo.geometry._numba.resized_sampling")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # the thread that freed it
     image, phi, grad = torch.rand(1, 1, 9, 9, 150), torch.rand(1, 3, 5, 5, 100), torch.rand(1, 1, 9, 9, 150)
 

@@ -28,8 +28,8 @@ def kernels_for(x: Tensor, part: str, room: str = "geometry") -> ModuleType | No
 
     Args:
         x: what they are to work on.
-        part: of geometry "flow", "folds", "sampling", "self_sampling", "separable" or "windows"; of losses "intensity",
-            "local_ncc" or "regularity".
+        part: of geometry "flow", "folds", "resized_sampling", "sampling", "self_sampling", "separable" or "windows"; of
+            losses "intensity", "local_ncc" or "regularity".
         room: folder of the package whose `_numba` and `_triton` hold them.
 
     Returns:

@@ -69,7 +69,7 @@ def sample_resized(image: Tensor, phi: Tensor, size: Sequence[int], offset: Tens
     Returns:
         (B, C, *size).
     """
-    kernels = kernels_for(phi, "sampling") if phi.ndim == 5 and not image.requires_grad else None
+    kernels = kernels_for(phi, "resized_sampling") if phi.ndim == 5 and not image.requires_grad else None
     if kernels and tuple(size) != phi.shape[2:]:
         return _ResizedSamples.apply(image, phi, tuple(size), offset, kernels)
     positions = resize(phi, size)

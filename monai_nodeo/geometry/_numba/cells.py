@@ -16,8 +16,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+from torch import Tensor
 
-from monai_nodeo.geometry._numba._threads import compiled, in_threads
+from monai_nodeo.geometry._numba._threads import as_array, compiled, in_threads
 
 __all__ = ["LANES", "add_to_corners", "find_cells", "interpolate", "packed", "slopes_times", "steps_of"]
 
@@ -25,6 +26,12 @@ LANES = 4  # numbers of a padded vector
 _FAST = ("contract", "nsz", "arcp", "reassoc")  # as other kernels are compiled
 _INDEX = types.uint64
 _written: Callable[[Callable[..., Any]], Callable[..., Any]] = intrinsic
+
+
+def halves_of(image: Tensor) -> NDArray:
+    """Half the length of the axes of volumes (B, C, *spatial) in voxels."""
+    halves: NDArray = np.array([(n - 1) / 2 for n in image.shape[2:]], as_array(image[:0]).dtype)
+    return halves
 
 
 def packed(field: NDArray) -> NDArray:
@@ -80,6 +87,49 @@ def find_cells(voxels, size, lanes, count, at, ways):  # type: ignore[no-untyped
         ways[0, n] = a - kind(i) if x == x else x
         ways[1, n] = b - kind(j) if y == y else y
         ways[2, n] = c - kind(k) if z == z else z
+
+
+@compiled
+def fill_voxels(row, half, count, scales):  # type: ignore[no-untyped-def]
+    """Positions in voxels in place of those in [-1, 1], and by what a slope in voxels is multiplied: 0 outside."""
+    kind = row.dtype.type
+    zero, end = kind(0), kind(count - 1)
+    for z in range(len(row)):
+        voxel = (row[z] + kind(1)) * half
+        row[z] = voxel
+        scales[z] = half if zero < voxel < end else zero
+
+
+@compiled
+def value_and_slopes(voxels, a, steps, f, g, h):  # type: ignore[no-untyped-def]
+    """Linear interpolation in the cell that begins at index a, and its derivatives along the axes in voxels."""
+    x, y, z = steps
+    b, c = a + y, a + x
+    d = c + y
+    low_0, low_1, low_2, low_3 = voxels[a], voxels[b], voxels[c], voxels[d]
+    by_0, by_1 = voxels[a + z] - low_0, voxels[b + z] - low_1
+    by_2, by_3 = voxels[c + z] - low_2, voxels[d + z] - low_3
+    low_0, low_1, low_2, low_3 = low_0 + by_0 * h, low_1 + by_1 * h, low_2 + by_2 * h, low_3 + by_3 * h
+    by_y_0, by_y_1 = low_1 - low_0, low_3 - low_2
+    below, above = low_0 + by_y_0 * g, low_2 + by_y_1 * g
+    by_0, by_2 = by_0 + (by_1 - by_0) * g, by_2 + (by_3 - by_2) * g
+    return below + (above - below) * f, above - below, by_y_0 + (by_y_1 - by_y_0) * f, by_0 + (by_2 - by_0) * f
+
+
+@compiled
+def fill_values(flat, at, on, steps, values):  # type: ignore[no-untyped-def]
+    for z in range(len(values)):
+        values[z], _, _, _ = value_and_slopes(flat, at[z], steps, on[0, z], on[1, z], on[2, z])
+
+
+@compiled
+def add_slopes(flat, at, on, steps, grad, found):  # type: ignore[no-untyped-def]
+    """Slopes times the gradient of the values, (3, Z)."""
+    for z in range(len(grad)):
+        _, x, y, w = value_and_slopes(flat, at[z], steps, on[0, z], on[1, z], on[2, z])
+        found[0, z] += x * grad[z]
+        found[1, z] += y * grad[z]
+        found[2, z] += w * grad[z]
 
 
 class _Vectors:

@@ -18,10 +18,9 @@ from monai_nodeo.geometry._numba.cells import (
     slopes_times,
     steps_of,
 )
+from monai_nodeo.geometry._numba.parts import Parts
 
 __all__ = ["sample_at_itself", "sample_at_itself_gradient"]
-
-_PARTS = 8  # of the planes, each of which adds to voxels of its own
 
 
 def sample_at_itself(field: Tensor, way: float) -> Tensor:
@@ -49,16 +48,11 @@ def sample_at_itself_gradient(field: Tensor, way: float, grad: Tensor) -> Tensor
     fields, grads = as_array(field), as_array(grad)
     found = np.empty_like(fields)
     for image, g, target in zip(fields, grads, found, strict=True):
-        planes = image.shape[1]
-        parts = min(planes, _PARTS)
-        ends = np.linspace(0, planes, parts + 1).astype(int)
-        spans = np.empty((parts, 2), np.int64)
-        ways, vectors = _ways(field, way), packed(image)
-        in_threads(_spans, parts, image, ways, ends, spans)
-        firsts = np.cumsum([0, *(spans[:, 1] - spans[:, 0])])
-        own = np.zeros((firsts[-1], *image.shape[2:], LANES), image.dtype)
-        in_threads(_backward, parts, image, vectors, g, target, own, firsts, spans, ways, ends)
-        in_threads(_add_own, planes, own, firsts, spans, target)
+        parts, ways = Parts.of(image.shape[1], image.shape[1]), _ways(field, way)
+        in_threads(_spans, len(parts.spans), image, ways, *parts)
+        own = parts.room(image.shape[2:], image.dtype)
+        in_threads(_backward, len(parts.spans), image, packed(image), g, target, *own, parts.spans, ways, parts.ends)
+        parts.add(own, target)
     return torch.from_numpy(found)
 
 
@@ -136,18 +130,3 @@ def _backward(field, vectors, grad, by_field, own, firsts, spans, ways, ends, st
                     by_field[0, x, y, z] = p * ways[0] if zero < voxels[0, z] < size[0] - 1 else zero
                     by_field[1, x, y, z] = q * ways[1] if zero < voxels[1, z] < size[1] - 1 else zero
                     by_field[2, x, y, z] = r * ways[2] if zero < voxels[2, z] < size[2] - 1 else zero
-
-
-@compiled
-def _add_own(own, firsts, spans, target, start, stop):  # type: ignore[no-untyped-def]
-    """The planes of all parts, in their order."""
-    for x in range(start, stop):
-        for part in range(len(spans)):
-            if not spans[part, 0] <= x < spans[part, 1]:
-                continue
-            plane = own[firsts[part] + x - spans[part, 0]]
-            for y in range(target.shape[2]):
-                for z in range(target.shape[3]):
-                    target[0, x, y, z] += plane[y, z, 0]
-                    target[1, x, y, z] += plane[y, z, 1]
-                    target[2, x, y, z] += plane[y, z, 2]
