@@ -158,11 +158,12 @@ def test_intensity_and_its_gradient(monkeypatch, dtype, weighted):
 
 
 @pytest.mark.parametrize("size", [(13, 17, 11), (3, 47, 1)])
-@pytest.mark.parametrize("cloud", [(9, 5, 7), (2, 3, 1)])
+@pytest.mark.parametrize("cloud", [(9, 5, 7), (2, 3, 1), (12, 11, 10)])
 @pytest.mark.parametrize("away", [None, 0.1])
-def test_samples_and_their_gradients(monkeypatch, size, cloud, away):
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_samples_and_their_gradients(monkeypatch, size, cloud, away, channels):
     """In float64, away from the voxel centres, where slopes jump; some positions outside."""
-    image = torch.rand(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    image = torch.rand(2, channels, *size, dtype=torch.float64, requires_grad=True)
     phi = (torch.rand(2, 3, *cloud, dtype=torch.float64) * 2.4 - 1.2).requires_grad_()
     finer = [2 * n for n in cloud]
     offset = away and away * torch.randn(2, 3, *finer, dtype=torch.float64)
@@ -189,14 +190,27 @@ def test_samples_of_a_field_at_itself(monkeypatch, size):
         torch.testing.assert_close(by_kernels, plain, rtol=0, atol=1e-10)
 
 
+def test_single_precision_is_as_exact_as_it_can_be():
+    image, phi = torch.rand(1, 3, 13, 17, 11), torch.rand(1, 3, 12, 11, 10) * 2 - 1
+    for values in (sampling.sample(image, phi), sampling.sample(image[:, :1], phi)):
+        exact = sampling.sample(image.double(), phi.double())
+        torch.testing.assert_close(values.double(), exact[:, : values.shape[1]], rtol=0, atol=1e-5)
+    field = 0.2 * image - 0.1
+    exact = sampling.sample_at_itself(field.double(), 0.7)
+    torch.testing.assert_close(sampling.sample_at_itself(field, 0.7).double(), exact, rtol=0, atol=1e-5)
+
+
 def test_results_do_not_depend_on_the_threads():
     pred, target = torch.rand(1, 1, 33, 21, 17, requires_grad=True), torch.rand(1, 1, 33, 21, 17)
+    field, phi = torch.rand(1, 3, 33, 21, 17, requires_grad=True), torch.rand(1, 3, 33, 21, 17) * 2 - 1
     threads, found = torch.get_num_threads(), []
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
             value = LocalNCCLoss(3, 5)(pred, target)
-            found.append((value.detach(), *torch.autograd.grad(value, pred)))
+            samples = sampling.sample(field, phi).square().sum() + sampling.sample_at_itself(field, 0.1).square().sum()
+            gradients = (*torch.autograd.grad(value, pred), *torch.autograd.grad(samples, field))
+            found.append((value.detach(), samples.detach(), *gradients))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
