@@ -346,5 +346,5 @@ def test_what_the_moving_image_does_not_show_does_not_pull(shape, preset):
     settings = Settings.preset(preset, len(shape), initial_transform="none", self_tuning=False)
     found = register(*images, settings, device="cpu", handlers=())
     error = torch.linalg.vector_norm(found.displacement - ddf, dim=0)
-    assert error[: half - 2].mean() < 0.45 * torch.linalg.vector_norm(ddf, dim=0)[: half - 2].mean()
+    assert error[: half - 2].mean() < 0.5 * torch.linalg.vector_norm(ddf, dim=0)[: half - 2].mean()
     assert error[half:].mean() < 1.5

@@ -20,7 +20,21 @@ from torch import Tensor
 
 from monai_nodeo.geometry._numba._threads import as_array, compiled, in_threads
 
-__all__ = ["LANES", "add_to_corners", "find_cells", "interpolate", "packed", "slopes_times", "steps_of"]
+__all__ = [
+    "LANES",
+    "add_slopes",
+    "add_to_corners",
+    "fill_values",
+    "fill_voxels",
+    "find_cells",
+    "halves_of",
+    "interpolate",
+    "pack",
+    "packed",
+    "slopes_times",
+    "steps_of",
+    "value_and_slopes",
+]
 
 LANES = 4  # numbers of a padded vector
 _FAST = ("contract", "nsz", "arcp", "reassoc")  # as other kernels are compiled
@@ -37,18 +51,20 @@ def halves_of(image: Tensor) -> NDArray:
 def packed(field: NDArray) -> NDArray:
     """The vectors of a field (3, X, Y, Z), each padded to four numbers, (X, Y, Z, 4)."""
     found: NDArray = np.empty((*field.shape[1:], LANES), field.dtype)
-    in_threads(_pack, field.shape[1], field, found)
+    in_threads(pack, field.shape[1], field, found)
     return found
 
 
 @compiled
-def _pack(field, found, start, stop):  # type: ignore[no-untyped-def]
+def pack(field, found, start, stop):  # type: ignore[no-untyped-def]
+    """The vectors of a field of 2 or 3 components, (D, X, Y, Z), padded; the last ones are those of the last axes."""
+    missing = 3 - len(field)
     for x in range(start, stop):
         for y in range(field.shape[2]):
             for z in range(field.shape[3]):
-                for axis in range(3):
-                    found[x, y, z, axis] = field[axis, x, y, z]
-                found[x, y, z, 3] = 0
+                for axis in range(LANES):
+                    there = missing <= axis < 3
+                    found[x, y, z, axis] = field[axis - missing, x, y, z] if there else 0
 
 
 @compiled

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from monai_nodeo.geometry._numba._threads import as_array, compiled, in_threads
-from monai_nodeo.geometry._numba.cells import LANES, find_cells, interpolate, steps_of
+from monai_nodeo.geometry._numba.cells import LANES, find_cells, interpolate, pack, steps_of
 
 __all__ = ["integrate"]
 
@@ -45,7 +45,7 @@ def integrate(
         shape = (*[1] * (3 - dims), *images[0].shape[1:])
         field = np.zeros((len(images), *shape, LANES), kind)
         for target, image in zip(field, images, strict=True):
-            target[..., 3 - dims : 3] = np.moveaxis(image, 0, -1).reshape(*shape, dims)
+            in_threads(pack, shape[0], image.reshape(dims, *shape), target)
         changes = np.full(shape, -1, kind)  # not known; threads that find the same one find the same
         parts = -(-states.shape[-1] // _TOGETHER)
         for number, (start, end) in enumerate(pairwise(times)):

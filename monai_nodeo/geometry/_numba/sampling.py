@@ -27,7 +27,7 @@ from monai_nodeo.geometry._numba.cells import (
     slopes_times,
     steps_of,
 )
-from monai_nodeo.geometry._numba.parts import Parts
+from monai_nodeo.geometry._numba.parts import Parts, clear_planes
 
 __all__ = ["sample", "sample_gradients"]
 
@@ -204,6 +204,7 @@ def _add(size, points, halves, grad, ends, spans, own, firsts, start, stop):  # 
     to_x, to_y, to_z = steps_of(size, LANES)
     _, on, _, at = room
     for part in range(start, stop):
+        clear_planes(own, firsts, part)
         moved = np.uint64((firsts[part] - spans[part, 0]) * (LANES * size[1] * size[2]))
         for first in range(ends[part], ends[part + 1], _TOGETHER):
             count = min(_TOGETHER, ends[part + 1] - first)

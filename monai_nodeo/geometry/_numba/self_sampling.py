@@ -18,7 +18,7 @@ from monai_nodeo.geometry._numba.cells import (
     slopes_times,
     steps_of,
 )
-from monai_nodeo.geometry._numba.parts import Parts
+from monai_nodeo.geometry._numba.parts import Parts, clear_planes
 
 __all__ = ["sample_at_itself", "sample_at_itself_gradient"]
 
@@ -117,6 +117,7 @@ def _backward(field, vectors, grad, by_field, own, firsts, spans, ways, ends, st
     voxels, on = np.empty((3, size[2]), field.dtype), np.empty((3, size[2]), field.dtype)
     at = np.empty(size[2], np.uint64)
     for part in range(start, stop):
+        clear_planes(own, firsts, part)
         moved = np.uint64((firsts[part] - spans[part, 0]) * (LANES * size[1] * size[2]))
         for x in range(ends[part], ends[part + 1]):
             for y in range(size[1]):
