@@ -89,7 +89,7 @@ def find_cells(voxels, size, lanes, count, at, ways):  # type: ignore[no-untyped
         at: is filled with the places of the first numbers of the cells, (N,).
         ways: is filled, (3, N), voxels.
     """
-    kind = voxels.dtype.type
+    kind = voxels.dtype.type  # double where a voxel's own place matters, see :py:func:`fill_voxels`
     zero = kind(0)
     end_x, end_y, end_z = kind(size[0] - 1), kind(size[1] - 1), kind(size[2] - 1)
     last_x, last_y, last_z = np.int32(max(size[0] - 2, 0)), np.int32(max(size[1] - 2, 0)), np.int32(max(size[2] - 2, 0))
@@ -106,14 +106,18 @@ def find_cells(voxels, size, lanes, count, at, ways):  # type: ignore[no-untyped
 
 
 @compiled
-def fill_voxels(row, half, count, scales):  # type: ignore[no-untyped-def]
-    """Positions in voxels in place of those in [-1, 1], and by what a slope in voxels is multiplied: 0 outside."""
-    kind = row.dtype.type
-    zero, end = kind(0), kind(count - 1)
-    for z in range(len(row)):
-        voxel = (row[z] + kind(1)) * half
-        row[z] = voxel
-        scales[z] = half if zero < voxel < end else zero
+def fill_voxels(positions, half, count, voxels, scales):  # type: ignore[no-untyped-def]
+    """Positions in [-1, 1] in voxels of an axis, and by what a slope in voxels is multiplied: 0 outside.
+
+    In double precision: a grid of positions is rounded a little to one side of the voxels or the other one. In single
+    precision all would fall on the voxels themselves, and all slopes be those to the next voxel: a registration that
+    starts there is pulled to one side, and liver 18 of the domains ended at 7.3 mm instead of 2.2.
+    """
+    middle, end = np.float64(half), np.float64(count - 1)
+    for z in range(len(positions)):
+        voxel = (np.float64(positions[z]) + 1) * middle
+        voxels[z] = voxel
+        scales[z] = half if 0 < voxel < end else half * 0
 
 
 @compiled

@@ -86,7 +86,7 @@ def _room_of_row(cloud, columns):  # type: ignore[no-untyped-def]
     """Room for a plane of the cloud, and for what is known of a row of voxels."""
     kind = cloud.dtype
     plane, row = np.empty((3, *cloud.shape[2:]), kind), np.empty((3, cloud.shape[3] + 1), kind)
-    voxels, on, scales = np.empty((3, columns), kind), np.empty((3, columns), kind), np.empty((3, columns), kind)
+    voxels, on, scales = np.empty((3, columns)), np.empty((3, columns), kind), np.empty((3, columns), kind)
     points, ways, at = np.empty(columns, np.int32), np.empty(columns, kind), np.empty(columns, np.uint64)
     _fill_between(columns, cloud.shape[3], points, ways)
     return plane, row, voxels, on, scales, points, ways, at
@@ -112,7 +112,7 @@ def _set_row(offset, x, y, size, halves, within, room):  # type: ignore[no-untyp
         _spread_row(row[axis], points, ways, voxels[axis])
         if len(offset):
             add_row(offset[axis, x, y], voxels[axis])
-        fill_voxels(voxels[axis], halves[axis], within[axis], scales[axis])
+        fill_voxels(voxels[axis], halves[axis], within[axis], voxels[axis], scales[axis])
     find_cells(voxels, within, 1, len(at), at, on)
 
 

@@ -108,7 +108,7 @@ def _parts(points: NDArray) -> int:
 @compiled
 def _room(points):  # type: ignore[no-untyped-def]
     """For positions in voxels, the ways on from the cells, the scales of slopes, and the places of the cells."""
-    voxels, on = np.empty((3, _TOGETHER), points.dtype), np.empty((3, _TOGETHER), points.dtype)
+    voxels, on = np.empty((3, _TOGETHER)), np.empty((3, _TOGETHER), points.dtype)
     return voxels, on, np.empty((3, _TOGETHER), points.dtype), np.empty(_TOGETHER, np.uint64)
 
 
@@ -117,10 +117,7 @@ def _find(points, first, count, size, halves, lanes, room):  # type: ignore[no-u
     """The cells of some points, the ways on and the scales of slopes."""
     voxels, on, scales, at = room
     for axis in range(3):
-        row = voxels[axis]
-        for n in range(count):
-            row[n] = points[axis, first + n]
-        fill_voxels(row, halves[axis], size[axis], scales[axis])
+        fill_voxels(points[axis, first : first + count], halves[axis], size[axis], voxels[axis], scales[axis])
     find_cells(voxels, size, lanes, count, at, on)
 
 
