@@ -16,6 +16,7 @@ from torch import Tensor
 
 from monai_nodeo.geometry import sampling, windows
 from monai_nodeo.geometry._kernels import kernels_for
+from monai_nodeo.geometry.coordinates import identity_grid
 from monai_nodeo.losses import (
     FoldingLoss,
     IntensityLoss,
@@ -198,6 +199,21 @@ def test_single_precision_is_as_exact_as_it_can_be():
     field = 0.2 * image - 0.1
     exact = sampling.sample_at_itself(field.double(), 0.7)
     torch.testing.assert_close(sampling.sample_at_itself(field, 0.7).double(), exact, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("resized", [False, True])
+def test_slopes_at_the_voxels_are_not_all_those_to_the_next_one(axis, resized):
+    """A registration that starts there would be pulled to one side: in single precision they were."""
+    size = (57, 90, 29)
+    place = torch.arange(size[axis], dtype=torch.float32).view(*[-1 if a == axis else 1 for a in range(3)])
+    image = (place**2).expand(1, 1, *size).contiguous()
+    phi = identity_grid(tuple(n // 2 for n in size) if resized else size).requires_grad_()
+    values = sampling.sample_resized(image, phi, size) if resized else sampling.sample(image, phi)
+    (slopes,) = torch.autograd.grad(values.sum(), phi)
+    inner = place.flatten()[1:-1]
+    to_next_or_last = slopes[0, axis].sum() / (size[axis] - 1) * 2 / (size[0] * size[1] * size[2] / size[axis])
+    assert abs(float(to_next_or_last - 2 * inner.sum()) / (size[axis] - 2)) < 0.25
 
 
 def test_results_do_not_depend_on_the_threads():

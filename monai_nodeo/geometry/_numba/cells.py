@@ -111,7 +111,7 @@ def fill_voxels(positions, half, count, voxels, scales):  # type: ignore[no-unty
 
     In double precision: a grid of positions is rounded a little to one side of the voxels or the other one. In single
     precision all would fall on the voxels themselves, and all slopes be those to the next voxel: a registration that
-    starts there is pulled to one side, and liver 18 of the domains ended at 7.3 mm instead of 2.2.
+    starts there is pulled to one side (docs/decisions/vectors-at-corners.md).
     """
     middle, end = np.float64(half), np.float64(count - 1)
     for z in range(len(positions)):
