@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from monai_nodeo.geometry._numba._threads import as_array, compiled, in_threads
-from monai_nodeo.geometry._numba.cells import LANES, find_cells, interpolate, pack, steps_of
+from monai_nodeo.geometry._numba.cells import find_cells, steps_of
+from monai_nodeo.geometry._numba.vectors import LANES, interpolate, pack
 
 __all__ = ["integrate"]
 

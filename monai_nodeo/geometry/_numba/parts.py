@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_nodeo.geometry._numba._threads import compiled, in_threads
-from monai_nodeo.geometry._numba.cells import LANES
+from monai_nodeo.geometry._numba.vectors import LANES
 
 __all__ = ["Parts", "clear_planes"]
 

@@ -43,7 +43,7 @@ def sample_resized_gradient(
 ) -> Tensor:
     """Gradient of :py:func:`sample_resized` by the cloud, (B, 3, *cloud).
 
-    The positions are worked out once more: that takes less time than to write and read the slopes, three fields.
+    The positions are worked out once more: slopes that were kept would take 12 bytes a voxel, in a third less time.
 
     Args:
         image: as there.

@@ -14,20 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_nodeo.geometry._numba._threads import as_array, compiled, in_threads
-from monai_nodeo.geometry._numba.cells import (
-    LANES,
-    add_slopes,
-    add_to_corners,
-    fill_values,
-    fill_voxels,
-    find_cells,
-    halves_of,
-    interpolate,
-    packed,
-    slopes_times,
-    steps_of,
-)
+from monai_nodeo.geometry._numba.cells import add_slopes, fill_values, fill_voxels, find_cells, halves_of, steps_of
 from monai_nodeo.geometry._numba.parts import Parts, clear_planes
+from monai_nodeo.geometry._numba.vectors import LANES, add_to_corners, interpolate, packed, slopes_times
 
 __all__ = ["sample", "sample_gradients"]
 

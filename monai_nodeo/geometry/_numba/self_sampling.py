@@ -9,16 +9,9 @@ import torch
 from torch import Tensor
 
 from monai_nodeo.geometry._numba._threads import as_array, compiled, in_threads
-from monai_nodeo.geometry._numba.cells import (
-    LANES,
-    add_to_corners,
-    find_cells,
-    interpolate,
-    packed,
-    slopes_times,
-    steps_of,
-)
+from monai_nodeo.geometry._numba.cells import find_cells, steps_of
 from monai_nodeo.geometry._numba.parts import Parts, clear_planes
+from monai_nodeo.geometry._numba.vectors import LANES, add_to_corners, interpolate, packed, slopes_times
 
 __all__ = ["sample_at_itself", "sample_at_itself_gradient"]
 

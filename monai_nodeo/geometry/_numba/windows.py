@@ -58,8 +58,7 @@ def _sum_rows(rows, longer, target, reach):  # type: ignore[no-untyped-def]
     size = columns + 2 * reach
     sums, others = longer[0], longer[1]
     for y in range(count):
-        for z in range(size):
-            sums[y * size + z] = 0
+        clear_row(sums[y * size : (y + 1) * size])
         copy_row(rows[y], sums[y * size + reach : y * size + reach + columns])
         clear_row(target[y])
     length, width, done, left = count * size, 1, 0, 2 * reach + 1
