@@ -368,6 +368,10 @@ def test_mistakes_are_told_in_one_line(folder):
     [
         (["apply", "-i", "a.nii.gz", "-t", "t.h5", "-o", "o.nii.gz"], "give it with -r"),
         (["evaluate", "-t", "t.h5", "--fixed-label", "a.nii.gz"], "--moving-label come together"),
+        (["register", "-f", "a", "-o", "c"], "two images are needed: monai-nodeo register FIXED MOVING"),
+        (["register", "a"], "1 of 2 images"),
+        (["register", "a", "b", "c"], "3 of 2 images"),
+        (["register", "a", "b", "-m", "c"], "by their place or by -f and -m, not by both"),
         (["register", "-f", "a", "-m", "b", "-o", "c", "--preset", "slow"], "'slow' is not one of"),
         (["register", "-f", "a", "-m", "b", "-o", "c", "--set", "iterations"], "is not of the form NAME=VALUE"),
         (
@@ -435,6 +439,18 @@ def values(path: Path | str) -> np.ndarray:
 
 def points_of(path: Path | str) -> np.ndarray:
     return np.loadtxt(path, delimiter=",", skiprows=1)
+
+
+def test_register_needs_two_images_and_nothing_else(runs, tmp_path, monkeypatch):
+    """The results are those of the options; without a name their folder has that of both images, and is never one
+    that is there."""
+    folder, _ = runs["slice"]
+    for name in ("fixed", "moving"):
+        shutil.copy(folder / f"{name}.nii.gz", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    succeed("register", "fixed.nii.gz", "moving.nii.gz", *FEW, *WORDS["slice"])
+    assert (values("moving_to_fixed/warped.nii.gz") == values(folder / "out/warped.nii.gz")).all()
+    assert "moving_to_fixed is there already; name a folder" in fail("register", "fixed.nii.gz", "moving.nii.gz")
 
 
 def test_register_says_what_it_did(runs):

@@ -34,11 +34,15 @@ _NOT_DEFENDED = 4
 
 
 @click.command()
+@click.argument("images", nargs=-1, metavar="FIXED MOVING")
+@click.option("-f", "--fixed", multiple=True, help="Image whose grid stays; repeat it for its contrasts.")
+@click.option("-m", "--moving", multiple=True, help="Image that is warped; as many as fixed ones.")
 @click.option(
-    "-f", "--fixed", required=True, multiple=True, help="Image whose grid stays; repeat it for its contrasts."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder for the results; by default a new one with the names of both images.",
 )
-@click.option("-m", "--moving", required=True, multiple=True, help="Image that is warped; as many as fixed ones.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @PRESET
 @click.option("--init", "initial_transform", metavar=f"[{'|'.join(STARTS)}|FILE]", help="Affine start.")
 @click.option("--similarity", metavar="NAME[,NAME...]", help="Instead of what the images choose; see Settings.")
@@ -84,7 +88,8 @@ _NOT_DEFENDED = 4
 @click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
 @SET
 def command(
-    output: Path,
+    images: tuple[str, ...],
+    output: Path | None,
     preset: str | None,
     initial_transform: str | None,
     similarity: str | None,
@@ -106,14 +111,19 @@ def command(
     moving: tuple[str, ...],
     **others: str | None,
 ) -> None:
-    """Register MOVING to FIXED and write the results to a folder.
+    """Register the image MOVING to the image FIXED and write the results to a folder.
 
-    Several contrasts of one side, such as T1 and T2, are -f t1.nii.gz -f t2.nii.gz -m t1.nii.gz -m t2.nii.gz.
+    The two may be named by -f and -m instead. Several contrasts of one side, such as T1 and T2, are
+    -f t1.nii.gz -f t2.nii.gz -m t1.nii.gz -m t2.nii.gz.
     --set changes any setting, as in --set learning_rate=0.2. Whether the images are volumes or slices is read from
     the fixed image's header.
     """
     started = time.perf_counter()
     configure_logging(quiet)
+    if images:
+        fixed, moving = _fixed_and_moving(images, fixed + moving)
+    if not fixed or not moving:
+        raise click.UsageError("two images are needed: monai-nodeo register FIXED MOVING, or -f FIXED -m MOVING.")
     paths: dict[str, Any] = {"fixed": _one_or_all(fixed), "moving": _one_or_all(moving), **others}
     check_files(**paths, init=None if initial_transform in STARTS else initial_transform)
     if use_labels and None in (others["fixed_label"], others["moving_label"]):
@@ -126,6 +136,9 @@ def command(
     from monai_nodeo.data.lists import single_pair
     from monai_nodeo.files import ImageGrid, check_no_file, check_output_dir, no_empty_folder
 
+    (row,) = single_pair(**paths)
+    if output is None:
+        output = _new_folder(row)
     check_no_file(output)  # before torch is imported, by `needed_room`
     _check_headers(paths)
     grid = ImageGrid.from_file(fixed[0])
@@ -147,7 +160,6 @@ def command(
         settings, cost = fitting_settings(settings, grid.spatial_shape, memory, len(fixed))
         if cost:
             click.echo(f"to stay within {memory / 1e9:.3g} GB: {cost}.", err=True)
-    (row,) = single_pair(**paths)
     with no_empty_folder(output):
         folder = check_output_dir(output, needed_room([row]))
         registration, figures, interrupted = _register(
@@ -160,6 +172,28 @@ def command(
         sys.exit(INTERRUPTED)
     if strict and not _to_be_trusted(registration, figures):
         sys.exit(_NOT_DEFENDED)
+
+
+def _fixed_and_moving(images: tuple[str, ...], named: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    if named:
+        raise click.UsageError(f"{images[0]!r}: images are named by their place or by -f and -m, not by both.")
+    if len(images) != 2:
+        raise click.UsageError(
+            f"{len(images)} of 2 images: monai-nodeo register FIXED MOVING. Several contrasts are named by -f and -m."
+        )
+    return images[:1], images[1:]
+
+
+def _new_folder(row: dict[str, Any]) -> Path:
+    """In the working directory, with the names of both images.
+
+    Raises:
+        FileExistsError: the user did not name it, so what is there stays.
+    """
+    folder = Path(row["id"])
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already; name a folder for the results with -o.")
+    return folder
 
 
 def _to_be_trusted(registration: Any, figures: dict[str, Any]) -> bool:
