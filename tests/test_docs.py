@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands and the Python of the documentation are run as they stand."""
 
+import doctest
+import importlib
 import json
 import os
 import re
@@ -24,9 +26,12 @@ from dicom import write_series
 from grids import VOLUME, make_image
 from scipy.spatial.transform import Rotation
 
+from monai_nodeo import register
 from monai_nodeo.apps.cli import main
+from monai_nodeo.data import as_image
 from monai_nodeo.data.examples import example_pair
 from monai_nodeo.files import ImageGrid, write_affine, write_image, write_labels
+from monai_nodeo.losses import LocalNCCLoss
 from monai_nodeo.registration import Settings, presets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +42,13 @@ APART = {f"docs/{name}.md" for name in ("first_registration", "cohort", "atlases
 # Pages that hold commands of other tools beside ours.
 BESIDE = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/coming_from/*.md"))]
 LONG = ["docs/channels.md", "docs/sequences.md"]  # they take many seconds
+SMALL = ImageGrid(VOLUME.affine, (16, 18, 14))
+# Modules whose docstrings hold examples; that of `apps.physio` is in test_physio.py.
+EXAMPLES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in ROOT.glob("monai_nodeo/**/*.py")
+    if ">>> " in path.read_text(encoding="utf-8") and path.stem != "physio"
+)
 TEXTS = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in sorted(
@@ -80,6 +92,29 @@ def run(words: list[str]) -> None:
     assert result.exit_code == 0, f"{words}: {result.output}"
 
 
+def write_files(folder: Path) -> None:
+    """Small images, labels, points, series and a list, under the names that the documentation has."""
+    for seed, name in enumerate(("fixed", "moving", "t2", "fixed_t2", "moving_t2")):
+        write_image(folder / f"{name}.nii.gz", make_image(SMALL, seed), SMALL)
+        write_labels(folder / f"{name}_labels.nii.gz", np.digitize(make_image(SMALL, seed), [500]), SMALL)
+    middle = SMALL.affine @ [8, 9, 7, 1] * [-1, -1, 1, 1]
+    for side in ("fixed", "moving"):
+        (folder / f"{side}_points.csv").write_text("x,y,z\n" + ",".join(map(str, middle[:3])))
+    (folder / "fixed_points.txt").write_text("point\n1\n" + " ".join(map(str, middle[:3])))
+    ras = (middle[:3] * [-1, -1, 1])[None].astype(np.float32)
+    nib.streamlines.save(nib.streamlines.Tractogram([ras], affine_to_rasmm=np.eye(4)), folder / "moving_tracts.tck")
+    surface = nib.GiftiImage(darrays=[nib.gifti.GiftiDataArray(ras, "NIFTI_INTENT_POINTSET")])
+    surface.to_filename(folder / "moving_surface.gii")
+    write_affine(folder / "t2_to_t1_0GenericAffine.mat", np.eye(4))
+    frames = np.stack([np.roll(make_image(SMALL, 0), shift, 0) for shift in (0, 1, 0)], -1)
+    for name in ("cine.nii.gz", "bold.nii.gz"):
+        nib.Nifti1Image(frames.astype(np.float32), SMALL.affine).to_filename(folder / name)
+    shutil.copy(folder / "fixed_labels.nii.gz", folder / "cine_label.nii.gz")
+    shutil.copy(folder / "moving_labels.nii.gz", folder / "labels.nii.gz")
+    shutil.copy(folder / "fixed_points.csv", folder / "points.csv")
+    (folder / "pairs.json").write_text(json.dumps([{"fixed": "fixed.nii.gz", "moving": "moving.nii.gz"}]))
+
+
 @pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")  # MONAI's BendingEnergyLoss
 @pytest.mark.parametrize(
     "page",
@@ -90,29 +125,11 @@ def run(words: list[str]) -> None:
     ],
 )
 def test_page(page, tmp_path):
-    """Its commands, then all its Python as one script, beside some small images, labels, points and a list."""
-    grid = ImageGrid(VOLUME.affine, (16, 18, 14))
-    for seed, name in enumerate(("fixed", "moving", "t2", "fixed_t2", "moving_t2")):
-        write_image(tmp_path / f"{name}.nii.gz", make_image(grid, seed), grid)
-        write_labels(tmp_path / f"{name}_labels.nii.gz", np.digitize(make_image(grid, seed), [500]), grid)
-    middle = grid.affine @ [8, 9, 7, 1] * [-1, -1, 1, 1]
-    for side in ("fixed", "moving"):
-        (tmp_path / f"{side}_points.csv").write_text("x,y,z\n" + ",".join(map(str, middle[:3])))
-    (tmp_path / "fixed_points.txt").write_text("point\n1\n" + " ".join(map(str, middle[:3])))
-    ras = (middle[:3] * [-1, -1, 1])[None].astype(np.float32)
-    nib.streamlines.save(nib.streamlines.Tractogram([ras], affine_to_rasmm=np.eye(4)), tmp_path / "moving_tracts.tck")
-    nib.GiftiImage(darrays=[nib.gifti.GiftiDataArray(ras, "NIFTI_INTENT_POINTSET")]).to_filename("moving_surface.gii")
-    write_affine(tmp_path / "t2_to_t1_0GenericAffine.mat", np.eye(4))
-    frames = np.stack([np.roll(make_image(grid, 0), shift, 0) for shift in (0, 1, 0)], -1)
-    for name in ("cine.nii.gz", "bold.nii.gz"):
-        nib.Nifti1Image(frames.astype(np.float32), grid.affine).to_filename(name)
+    """Its commands, then all its Python as one script, beside some small files."""
+    write_files(tmp_path)
     if "_series" in TEXTS[page]:
         for number, side in enumerate(("fixed", "moving")):
-            write_series(tmp_path / f"{side}_series", make_image(grid, number), grid.affine, number + 1)
-    shutil.copy("fixed_labels.nii.gz", "cine_label.nii.gz")
-    shutil.copy("moving_labels.nii.gz", "labels.nii.gz")
-    shutil.copy("fixed_points.csv", "points.csv")
-    (tmp_path / "pairs.json").write_text(json.dumps([{"fixed": "fixed.nii.gz", "moving": "moving.nii.gz"}]))
+            write_series(tmp_path / f"{side}_series", make_image(SMALL, number), SMALL.affine, number + 1)
 
     for words in commands(page):
         run(words)
@@ -125,6 +142,43 @@ def test_page(page, tmp_path):
 
     outputs = {words[words.index("-o") + 1] for words in commands(page) if "-o" in words}
     assert [name for name in outputs if not (tmp_path / name).exists()] == []
+
+
+class _Shown(doctest.OutputChecker):
+    """What an example shows has to come out; it need not show all."""
+
+    def check_output(self, want: str, got: str, optionflags: int) -> bool:
+        return not want or super().check_output(want, got, optionflags)
+
+
+@pytest.mark.parametrize("module", EXAMPLES)
+def test_examples_of_the_reference(module, tmp_path):
+    """They run as they stand, beside some small files and with what they leave to the reader."""
+    write_files(tmp_path)
+    image = as_image("fixed.nii.gz")
+    given = {
+        "torch": torch,
+        "np": np,
+        "register": register,
+        "Settings": Settings,
+        "points": torch.zeros(1, 3),
+        "image": image,
+        "fixed": image,
+        "moving": as_image("moving.nii.gz"),
+        "frames": as_image("fixed.nii.gz").repeat(3, 1, 1, 1),
+        "times": [0.0, 0.25, 0.5],
+        "MyLoss": lambda: LocalNCCLoss(3, 5),
+    }
+    if "atlases" in module:
+        (tmp_path / "atlases" / "anna").mkdir(parents=True)
+        shutil.copy("moving.nii.gz", "atlases/anna/image.nii.gz")
+        shutil.copy("moving_labels.nii.gz", "atlases/anna/label.nii.gz")
+    runner = doctest.DocTestRunner(_Shown())
+    found = doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(module), extraglobs=given)
+    assert sum(len(test.examples) for test in found)
+    for test in found:
+        runner.run(test)
+    assert not runner.failures
 
 
 def test_no_text_holds_both_sides_of_a_conflict():

@@ -77,9 +77,9 @@ def label_volumes(
         ValueError: when no voxel has a label.
 
     Example:
-        >>> registration = register("visit1.nii.gz", "visit2.nii.gz", Settings.preset(symmetric=True))
-        >>> changes = {item.label: item.change for item in label_volumes(registration, "visit1_labels.nii.gz")}
-        >>> print(f"hippocampus {changes[14]:.2f} %")
+        >>> registration = register("fixed.nii.gz", "moving.nii.gz", Settings.preset(symmetric=True))
+        >>> changes = {item.label: item.change for item in label_volumes(registration, "fixed_labels.nii.gz")}
+        >>> print(f"the structure with label 1: {changes[1]:.2f} %")
     """
     grid = registration.flow.grid
     nothing = torch.zeros(1).expand(1, *grid.spatial_shape)

@@ -73,7 +73,8 @@ def landmark_metrics(errors: NdarrayOrTensor, voxel_to_mm: NdarrayOrTensor) -> d
         ``{"tre_mm": [value of each point], "tre_mm_mean"}``.
 
     Example:
-        >>> landmark_metrics([[3.0, 2.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+        >>> errors, voxel_to_mm = np.array([[3.0, 2.0], [0.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+        >>> landmark_metrics(errors, voxel_to_mm)
         {'tre_mm': [5.0, 0.0], 'tre_mm_mean': 2.5}
     """
     vectors, matrix = (convert_to_tensor(x, dtype=torch.float64, track_meta=False) for x in (errors, voxel_to_mm))

@@ -72,7 +72,7 @@ class PairInferer(Inferer):
 
     Example:
         >>> inferer = PairInferer(Settings.preset("fast"), loss=RegistrationLoss(MyLoss()))
-        >>> registration = inferer.register([load_pair({"fixed": "a.nii.gz", "moving": "b.nii.gz"})])[0]
+        >>> registration = inferer.register([load_pair({"fixed": "fixed.nii.gz", "moving": "moving.nii.gz"})])[0]
     """
 
     def __init__(

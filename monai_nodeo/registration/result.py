@@ -182,8 +182,7 @@ class Registration:
             ValueError: without the pair.
 
         Example:
-            >>> registration.verdict.headline
-            'Aligned, without folds, and converged.'
+            >>> registration.verdict.headline  # such as "Aligned, without folds, and converged."
         """
         history = {name: values.numpy() for name, values in self.history.items()}
         return judge(self.figures(), history, self.evidence)

@@ -56,7 +56,7 @@ class NodeoWorkflow(ConfigWorkflow):
 
     Example:
         >>> workflow = NodeoWorkflow(output_dir="out")
-        >>> workflow.fixed, workflow.moving = "a.nii.gz", "b.nii.gz"
+        >>> workflow.fixed, workflow.moving = "fixed.nii.gz", "moving.nii.gz"
         >>> workflow.initialize()
         >>> workflow.run()
     """

@@ -79,7 +79,9 @@ class ODESolver:
 
     Example:
         >>> solver = ODESolver("rk4", num_steps=4)
-        >>> trajectory = solver(network, identity_grid((160, 192, 144)))  # (2, 1, 3, 160, 192, 144)
+        >>> trajectory = solver(lambda phi, t: -phi, torch.rand(1, 3, 32, 40, 24))
+        >>> trajectory.shape
+        torch.Size([2, 1, 3, 32, 40, 24])
     """
 
     def __init__(

@@ -84,7 +84,7 @@ def register_sequence(
         SettingsError: when something is wrong with the settings.
 
     Example:
-        >>> sequence = register_sequence("cine.nii.gz", label="cine_label_of_frame_0.nii.gz")
+        >>> sequence = register_sequence("cine.nii.gz", label="cine_label.nii.gz")
         >>> there = sequence.flow(points, 0.12, 0.47)
         >>> sequence.save("out")
     """
