@@ -48,9 +48,19 @@ def oasis() -> Path:
 @pytest.fixture(scope="session")
 def inputs() -> Path:
     """Folder of small files that break tools, a class each."""
-    folder = Path(os.environ.get(DATA_VARIABLE, DATA_BESIDE_CHECKOUT)) / "inputs"
+    return _part_of_the_data("inputs")
+
+
+@pytest.fixture(scope="session")
+def domains() -> Path:
+    """Folder of real pairs of other anatomies than brains."""
+    return _part_of_the_data("domains")
+
+
+def _part_of_the_data(name: str) -> Path:
+    folder = Path(os.environ.get(DATA_VARIABLE, DATA_BESIDE_CHECKOUT)) / name
     if not folder.is_dir():
-        pytest.skip(f"there is no {folder}: set {DATA_VARIABLE} to the folder that holds inputs/")
+        pytest.skip(f"there is no {folder}: set {DATA_VARIABLE} to the folder that holds {name}/")
     return folder
 
 

@@ -188,6 +188,7 @@ def test_what_is_set_is_what_is_used():
         "num_steps": 4,
         "similarity": "local_correlation_ratio",
         "similarity_window": 5,
+        "similarity_floor": 0.5,
         "intensity": "mapped",
         "intensity_weight": 1.0,
         "folding_weight": 50.0,

@@ -61,7 +61,7 @@ _KERNELS: dict[str, Callable[[Settings], SeparableSmoothing]] = {
     "averaging": lambda s: AveragingSmoothing(s.spatial_dims, int(s.kernel_size), s.kernel_passes),
 }
 _SIMILARITIES: dict[str, Callable[[Settings], nn.Module]] = {
-    "local_ncc": lambda s: LocalNCCLoss(s.spatial_dims, s.similarity_window),
+    "local_ncc": lambda s: LocalNCCLoss(s.spatial_dims, s.similarity_window, eps=s.similarity_floor),
     "local_correlation_ratio": lambda s: LocalCorrelationRatioLoss(s.spatial_dims, s.similarity_window),
     "mind_ssc": lambda s: MINDSSCLoss(s.spatial_dims, radius=1, dilation=2),
     "mutual_information": lambda s: GlobalMutualInformationLoss(num_bins=32),

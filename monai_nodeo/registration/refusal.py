@@ -11,6 +11,7 @@ import torch
 
 from monai_nodeo.data.pair import Pair, source_name
 from monai_nodeo.flows import Flow, VelocityField
+from monai_nodeo.geometry.coordinates import lengths
 from monai_nodeo.geometry.sampling import warp
 from monai_nodeo.metrics.certificate import certify_flow
 from monai_nodeo.registration.choice import Choice, coarse_level, information
@@ -24,14 +25,16 @@ logger = logging.getLogger(__name__)
 UNDEFENDED = "no deformation can be defended: the images may not fit together."  # who needs the flow goes without
 
 _KEPT = 0.99  # share of what the images say about one another that is no less than all of it
+_MOVED = 0.25  # how far a place is moved that counts, in voxels of the coarse grid
 
 
 @torch.no_grad()
 def defended(task: Task, choice: Choice, flow: Flow) -> bool:
     """Whether the images agree that a deformation does no harm.
 
-    Registrations there and back do not contradict each other, and the images say no less about one another than before,
-    but for rounding.
+    Registrations there and back do not contradict each other, and where the flow moves something the images say no less
+    about one another than before, but for rounding. Elsewhere it can do no harm, and frames of one series lose a little
+    of what they say there by interpolation alone.
     """
     level = coarse_level(task.tensors, task.prepared.spacing)
     ways = [(task.tensors, flow)]
@@ -43,9 +46,11 @@ def defended(task: Task, choice: Choice, flow: Flow) -> bool:
     for tensors, way in ways:
         seen = tensors.at(level)
         ddf = way.displacement(task.domain(level))[None].to(seen.moving)
+        far = (lengths(ddf, 1)[:, None] > _MOVED).to(seen.fixed)
+        before = replace(seen, fixed_mask=far if seen.fixed_mask is None else far * seen.fixed_mask)
         mask = None if seen.moving_mask is None else warp(seen.moving_mask, ddf)
-        moved = replace(seen, moving=warp(seen.moving, ddf), moving_mask=mask)
-        kept.append(information(moved)[0] >= _KEPT * information(seen)[0])
+        after = replace(before, moving=warp(seen.moving, ddf), moving_mask=mask)
+        kept.append(not bool(far.any()) or information(after)[0] >= _KEPT * information(before)[0])
     return not choice.hopeless and all(kept)
 
 

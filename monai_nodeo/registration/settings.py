@@ -79,6 +79,8 @@ class Settings:
         similarity: "local_ncc", "local_correlation_ratio", "mind_ssc" or "mutual_information"; of images with channels
             perhaps one each, as in "local_ncc,mind_ssc".
         similarity_window: side of local windows, odd, in smallest voxel sides of a level.
+        similarity_floor: share of each image's variance that is added to the variances in the windows of "local_ncc":
+            where there is little but noise, less is asked.
         intensity: how intensities are compared beside it: after a "linear" fit, or as "mapped" by any function.
         intensity_weight: of that term.
         folding_weight: of the penalty on determinants below ``folding_margin``.
@@ -131,6 +133,7 @@ class Settings:
     adjoint: bool
     similarity: str
     similarity_window: int
+    similarity_floor: float
     intensity: str
     intensity_weight: float
     folding_weight: float
