@@ -26,7 +26,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-long test-judges fuzz bundle bench bench-scaling reproduce oasis tutorials docs package lint format clean
+.PHONY: help venv demo test test-long test-judges fuzz bundle bench bench-scaling reproduce oasis tutorials docs package release lint format clean
 
 help: ## Explain every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,6 +105,15 @@ docs: $(STAMP) ## Build the documentation site in site/; any warning is an error
 package: $(STAMP) ## Build and check sdist and wheel, try the wheel in a fresh environment: HOME_URL=https://github.com/OWNER/NAME
 	$(BIN)/python release/package.py $(if $(HOME_URL),--home $(HOME_URL))
 	release/try_wheel.sh "$(abspath $(BIN))/python" "$(abspath build/try_wheel)"
+
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' monai_nodeo/__init__.py)
+
+release: $(STAMP) ## Check what is committed and tag its version; git push --tags publishes it
+	@test -z "$$(git status --porcelain)" || { echo "commit what is changed first"; exit 1; }
+	@grep -q '^## \[$(VERSION)\]' CHANGELOG.md || { echo "CHANGELOG.md has no heading [$(VERSION)]"; exit 1; }
+	@! git rev-parse --quiet --verify v$(VERSION) || { echo "v$(VERSION) is tagged already"; exit 1; }
+	$(MAKE) lint test package
+	git tag -a v$(VERSION) -m "Version $(VERSION)"
 
 lint: $(STAMP) ## Check style, formatting and types
 	$(BIN)/ruff check .

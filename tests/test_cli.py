@@ -352,7 +352,7 @@ def test_mistakes_are_told_in_one_line(folder):
     transform, moving = folder / "transform.h5", folder / "moving.nii.gz"
     apply = ["apply", "-i", moving, "-r", moving]
     assert "absent.h5: there is no such file" in fail(*apply, "-t", folder / "absent.h5", "-o", folder / "o.nii.gz")
-    assert "results are NIfTI files" in fail(*apply, "-t", transform, "-o", folder / "o.jpg")
+    assert "images are .nii.gz, .nii, .ome.zarr, or" in fail(*apply, "-t", transform, "-o", folder / "o.jpg")
     assert "make it first" in fail(*apply, "-t", transform, "-o", folder / "no" / "o.nii.gz")
     register = ["register", "-f", moving, "-m", moving, "-o"]
     for place in (moving, moving / "below"):

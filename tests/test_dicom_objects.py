@@ -191,6 +191,24 @@ def test_spatial_registration_of_plastimatch_is_read(series, tmp_path):
     np.testing.assert_allclose(step.matrix, Affine.from_itk(affine).matrix, atol=1e-4)  # it writes 6 decimals
 
 
+@pytest.mark.skipif(shutil.which("plastimatch") is None, reason="plastimatch, a package of Debian, is not installed")
+def test_deformable_object_of_plastimatch_is_read(series, tmp_path):
+    """Made of a field that we write, by all that it knows of such objects: it reads none."""
+    grid = ImageGrid(OBLIQUE, VOLUME.shape)
+    field = registration(grid)
+    write_transform(tmp_path / "field.nii.gz", field, grid)
+    sitk.WriteImage(sitk.ReadImage(tmp_path / "field.nii.gz"), tmp_path / "field.mha")
+    command = ["plastimatch", "xf-convert", "--input", tmp_path / "field.mha", "--output-dicom", tmp_path / "out"]
+    command += ["--fixed-rcs", series[0], "--moving-rcs", series[1], "--filenames-without-uids"]
+    subprocess.run(command, check=True, capture_output=True)
+    (file,) = (tmp_path / "out").iterdir()
+    assert "Deformable" in pydicom.dcmread(file).SOPClassUID.name
+    points = world(grid, INDEX)
+    expected = field.map_points(points)
+    assert np.abs(expected - points).max() > 1
+    np.testing.assert_allclose(read_transform(file).map_points(points), expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools, a package of Debian, is not installed")
 @pytest.mark.parametrize("of", ["DeformableSpatialRegistration", "SpatialRegistration", "MRImage"])
 def test_dciodvfy_finds_nothing_that_it_does_not_find_in_the_series(of, series, tmp_path):

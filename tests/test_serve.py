@@ -152,7 +152,7 @@ def test_one_server_is_enough_and_stops_when_asked(environment, tmp_path):
 def test_a_served_registration_writes_the_same_files(threads, environment, tmp_path):
     for name in ("fixed", "moving"):
         write_image(tmp_path / f"{name}.nii.gz", make_image(SLICE, seed=len(name)), SLICE)
-    environment = environment | {"OMP_NUM_THREADS": threads}
+    environment = environment | {"OMP_NUM_THREADS": threads, "XDG_RUNTIME_DIR": str(tmp_path)}  # a socket of its own
     command = [*PROGRAM, "register", "-f", "fixed.nii.gz", "-m", "moving.nii.gz", "--set", "iterations=[5,5]", "-o"]
 
     def start(folder: str, **env: str) -> subprocess.Popen[str]:

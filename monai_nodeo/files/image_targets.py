@@ -13,6 +13,8 @@ name                        format
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 
 from monai_nodeo.files.dicom_series_writer import check_series_target, is_series_target, write_series
@@ -41,6 +43,8 @@ def check_warped_target(output: PathLike, image: PathLike, reference: PathLike) 
         check_zarr_target(output)
     elif is_series_target(output):
         check_series_target(output, reference, image)
+    elif not os.fspath(output).endswith((".nii", ".nii.gz")):
+        raise ValueError(f"{output}: images are .nii.gz, .nii, .ome.zarr, or FOLDER/ for DICOM; rename it.")
     else:
         check_image_target(output)
 
