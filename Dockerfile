@@ -23,7 +23,7 @@ RUN pip install --no-cache-dir -c constraints.txt '.[all]'
 # Any user may run it (docker run -u): what Numba and Triton build and what matplotlib keeps goes to /tmp, and MONAI, which
 # asks for the user's name, finds one.
 RUN useradd --create-home --uid 1000 nodeo
-ENV HOME=/tmp USER=nodeo NUMBA_CACHE_DIR=/tmp/numba TRITON_CACHE_DIR=/tmp/triton MPLCONFIGDIR=/tmp/matplotlib GOMP_SPINCOUNT=300
+ENV HOME=/tmp USER=nodeo NUMBA_CACHE_DIR=/tmp/numba TRITON_CACHE_DIR=/tmp/triton MPLCONFIGDIR=/tmp/matplotlib GOMP_SPINCOUNT=300 THP_MEM_ALLOC_ENABLE=1
 USER 1000
 WORKDIR /data
 ENTRYPOINT ["monai-nodeo"]

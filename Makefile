@@ -18,6 +18,7 @@ HOME_URL ?=
 
 # Threads of OpenMP that wait for work give their core away soon, as the command line sets it: docs/decisions/cpu-threads.md.
 export GOMP_SPINCOUNT ?= 300
+export THP_MEM_ALLOC_ENABLE ?= 1
 
 JUDGED := $(addprefix tests/test_,$(addsuffix .py,ants bids dicom_objects fsl napari ome_zarr physio point_readers \
 	reading report_pages transform_files))

@@ -48,6 +48,8 @@ COMMANDS = (
 # Threads of OpenMP that wait for work give their core away soon. torch reads it when it is imported first; see
 # docs/decisions/cpu-threads.md.
 os.environ.setdefault("GOMP_SPINCOUNT", "300")
+# Large arrays in huge pages, where the system leaves that to the program; see docs/decisions/kept-memory.md.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _NO_MEMORY = re.compile("out of memory|can't allocate memory", re.IGNORECASE)  # as torch says it
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")

@@ -33,7 +33,7 @@ TAKEN = b"!"
 _NEVER = ("serve", "view")
 # What is read when Python or a library is loaded, and the job that a process belongs to.
 _AT_LOAD = ("CUDA", "GOMP", "ITK", "KMP", "LANG", "LC_", "LD_", "MKL", "MONAI", "MPL", "NUMBA", "OMP", "OPENBLAS")
-_TOGETHER = (*_AT_LOAD, "PYTHON", "PYTORCH", "TORCH", "SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
+_TOGETHER = (*_AT_LOAD, "PYTHON", "PYTORCH", "THP", "TORCH", "SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 _PATIENCE = 5  # seconds until a server says that it takes a command
 _LIMITS = ("RLIMIT_AS", "RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_FSIZE", "RLIMIT_STACK")
 
