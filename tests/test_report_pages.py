@@ -305,6 +305,10 @@ def test_the_planes_of_the_viewer_are_linked_and_tell_values(visit, volumes):
     red = before[..., 0].astype(int) - before[..., 1] > 60
     for plane in planes:  # both lines of the cross
         assert all(red[plane].sum(axis).max() > 100 for axis in (0, 1))
+    told = page.locator("#place").inner_text()
+    page.mouse.wheel(0, 100)  # through the plane below the pointer
+    assert difference(drawn(page), after) > 0
+    assert page.locator("#place").inner_text() != told
     solid = drawn(page, layout="render")
     assert difference(solid, after) > 1
     for name in ("grid", "jacobian"):  # they are everywhere: in 3D they would hide the image
@@ -332,7 +336,7 @@ def test_the_viewer_flickers(visit, volumes):
     assert any(difference(shot, fixed) == 0 for shot in shots)
 
 
-def test_a_run_is_served_to_those_who_know_the_address(pair):
+def test_a_run_is_served_to_those_who_know_the_address(pair, browser):
     folder = pair.parent.parent
     write_table(folder, [row_of(json.loads((pair.parent / "metrics.json").read_text(encoding="utf-8")))])
     with RunServer(folder) as server:
@@ -350,6 +354,12 @@ def test_a_run_is_served_to_those_who_know_the_address(pair):
         for url in (root, f"{server.url}{name}", f"{server.url}../{name}", f"{server.url}%2e%2e/x/view.html"):
             with pytest.raises(urllib.error.HTTPError, match="404"):
                 get(url)
+        page = browser.new_page()
+        page.goto(server.url)
+        page.get_by_role("link", name="view").click()
+        page.wait_for_selector("#stage[aria-busy=false]")
+        assert pixels(page, "#canvas").std() > 10
+        page.close()
         server.shutdown()
 
 
