@@ -1,16 +1,20 @@
 # Copyright (c) monai_nodeo contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Time and memory of ``monai-nodeo register`` for large images: whole process, files written, no report.
+"""Time and memory of ``monai-nodeo register`` and ``sequence`` for what is large: whole process, all but the report.
 
-    python benchmarks/large.py DATA --cases 256x256x256,512x512x300,10000x10000 --output large.json
+    python benchmarks/large.py DATA --cases 256x256x256,512x512x300,10000x10000,144x144x9x100 --output large.json
 
-DATA holds ``oasis3d/SUBJECT/aligned_norm.nii.gz`` with ``aligned_seg35.nii.gz``, and ``domains/histo_ratkidney``.
+DATA holds ``oasis3d/SUBJECT/aligned_norm.nii.gz`` with ``aligned_seg35.nii.gz``, ``domains/histo_ratkidney`` and
+``domains/cine3d_hfi05``.
 
 - A volume is made of two real heads: the box around the brains (136x168x156 voxels of 1 mm) is interpolated linearly to
   the size, and noise of 1.5 % of the range is added to each voxel. So there is hardly any air, and the smallest voxels
   are as noisy as those of a scanner. Labels go the same way by nearest neighbours: mean Dice.
 - A section is a real one of a kidney, interpolated to the size, with noise; the moving one is the same, moved by a
   smooth known field of up to 1 % of the side: distance of 5,000 points in the tissue from where they should be, pixels.
+- A series is the middle of a real heart in thick slices, interpolated to the size in the plane, that a smooth known
+  field of up to 6 % of the side moves there and back three times, with noise: distance of the tissue of ten frames from
+  where it was in the first one, voxels.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates, zoom
+
+from monai_nodeo import Flow
 
 _BOX = (slice(12, 148), slice(12, 180), slice(40, 196))
 _ROWS = 500  # that are made at a time
@@ -75,22 +81,32 @@ def make_sections(data: Path, shape: tuple[int, ...], folder: Path) -> None:
         nib.save(nib.Nifti1Image(noisy[..., None], np.diag([0.001, 0.001, 0.001, 1])), folder / f"{name}.nii.gz")
 
 
+def make_series(data: Path, shape: tuple[int, ...], folder: Path) -> None:
+    """Frames of a heart, and where the tissue of each was in the first one."""
+    rng = np.random.default_rng(0)
+    heart = np.asarray(nib.load(data / "domains" / "cine3d_hfi05" / "fixed.nii.gz").dataobj, np.float32)
+    middle = heart[64:192, 64:192]
+    image = zoom(middle, [n / m for n, m in zip(shape, middle.shape, strict=False)], order=1)
+    field = np.stack([gaussian_filter(rng.normal(size=image.shape), [0.1 * n for n in image.shape]) for _ in range(2)])
+    field *= 0.06 * shape[0] / np.linalg.norm(field, axis=0).max()
+    strengths = np.sin(3 * np.pi * np.arange(shape[3]) / (shape[3] - 1)) ** 2
+    places = np.stack(np.mgrid[tuple(slice(n) for n in image.shape)]).astype(np.float32)
+    frames = np.empty(shape, np.int16)
+    for number, strength in enumerate(strengths):
+        moved = places.copy()
+        moved[:2] += strength * field
+        seen = map_coordinates(image, moved, order=1, mode="nearest")
+        frames[..., number] = seen + rng.normal(0, 0.01 * np.ptp(image), image.shape)
+    series = nib.Nifti1Image(frames, np.diag([1.0, 1.0, 8.0, 1.0]))
+    series.header.set_xyzt_units("mm", "sec")
+    nib.save(series, folder / "series.nii.gz")
+    np.savez(folder / "motion.npz", field=field, strengths=strengths, tissue=image > 0.1 * image.max())
+
+
 def measured(folder: Path, words: list[str]) -> dict[str, float]:
-    """Seconds, CPU seconds and peak memory of the command."""
-    command = [
-        sys.executable,
-        "-m",
-        "monai_nodeo",
-        "register",
-        "-f",
-        "fixed.nii.gz",
-        "-m",
-        "moving.nii.gz",
-        "-o",
-        "out",
-    ]
+    """Seconds, CPU seconds and peak memory of a command."""
     started = time.perf_counter()
-    process = subprocess.Popen([*command, "--no-report", "--quiet", *words], cwd=folder)
+    process = subprocess.Popen([sys.executable, "-m", "monai_nodeo", *words], cwd=folder)
     _, status, used = os.wait4(process.pid, 0)
     if status:
         raise RuntimeError(f"the registration ended with status {os.waitstatus_to_exitcode(status)}.")
@@ -116,8 +132,21 @@ def mean_dice(folder: Path) -> float:
     return float(np.mean(2 * both[known[known > 0]] / sizes[known[known > 0]]))
 
 
+def judged_series(folder: Path) -> dict[str, Any]:
+    """How well a series went."""
+    known, flow = np.load(folder / "motion.npz"), Flow.load(folder / "out" / "flow.safetensors")
+    frames = json.loads((folder / "out" / "metrics.json").read_text(encoding="utf-8"))["frames"]
+    errors, motion = [], []
+    for number in range(0, len(known["strengths"]), len(known["strengths"]) // 10):
+        back = flow.displacement(None, frames[number]["time"], frames[0]["time"]).numpy()
+        back[:2] -= known["strengths"][number] * known["field"]
+        errors.append(np.linalg.norm(back, axis=0)[known["tissue"]].mean())
+        motion.append(known["strengths"][number] * np.linalg.norm(known["field"], axis=0)[known["tissue"]].mean())
+    return {"motion": float(np.mean(motion)), "error": float(np.mean(errors)), "error_max": float(np.max(errors))}
+
+
 def judged(folder: Path) -> dict[str, Any]:
-    """How well it went."""
+    """How well a pair went."""
     figures = json.loads((folder / "out" / "metrics.json").read_text(encoding="utf-8"))
     found = {name: figures[name] for name in ("sd_log_jacobian", "folded_cells", "seconds_optimisation")}
     if (folder / "fixed_label.nii.gz").exists():
@@ -142,11 +171,15 @@ def main(data: Path, cases: str, presets: tuple[str, ...], memory: str | None, o
         shape = tuple(int(n) for n in case.split("x"))
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            (make_volumes if len(shape) == 3 else make_sections)(data, shape, folder)
+            {2: make_sections, 3: make_volumes, 4: make_series}[len(shape)](data, shape, folder)
             for preset in presets:
-                words = [] if preset == "default" else ["--preset", preset]
-                words += ["--memory", memory] if memory else []
-                row = {"size": case, "preset": preset, **measured(folder, words), **judged(folder)}
+                words = ["-o", "out", "--quiet"] + ([] if preset == "default" else ["--preset", preset])
+                if len(shape) == 4:
+                    command, judge = ["sequence", "series.nii.gz", "--no-report", *words], judged_series
+                else:
+                    command = ["register", "fixed.nii.gz", "moving.nii.gz", "--no-report", *words]
+                    command, judge = command + (["--memory", memory] if memory else []), judged
+                row = {"size": case, "preset": preset, **measured(folder, command), **judge(folder)}
                 rows.append(row)
                 print(json.dumps(row), flush=True)
                 if output:

@@ -52,7 +52,7 @@ def test_a_known_deformation_is_recovered_by_default(shape, spacing, start, erro
     fixed, moving, ddf = deformed_pair(shape)
     settings = Settings.preset(spatial_dims=len(shape), point_spacing=spacing, initial_transform=start)
     (result,) = PairInferer(settings, handlers=()).register([pair_of_tensors(fixed, moving)])
-    assert result.similarity[1] < 0.1 * result.similarity[0]
+    assert result.similarity[1] < 0.15 * result.similarity[0]  # equal images have some, by similarity_floor
     inside = (slice(None), *[slice(4, -4)] * len(shape))  # what lies at the border may have left the image
     found, true = result.ddf[inside], ddf[inside]
     assert torch.corrcoef(torch.stack([found.flatten(), true.flatten()]))[0, 1] > (0.96 if spacing == 1 else 0.95)
