@@ -13,7 +13,7 @@ DATA holds ``oasis3d/SUBJECT/aligned_norm.nii.gz`` with ``aligned_seg35.nii.gz``
 - A section is a real one of a kidney, interpolated to the size, with noise; the moving one is the same, moved by a
   smooth known field of up to 1 % of the side: distance of 5,000 points in the tissue from where they should be, pixels.
 - A series is the middle of a real heart in thick slices, interpolated to the size in the plane, that a smooth known
-  field of up to 6 % of the side moves there and back three times, with noise: distance of the tissue of ten frames from
+  field of up to 6 % of the side moves there and back, with noise: distance of the tissue of ten frames from
   where it was in the first one, voxels.
 """
 
@@ -89,7 +89,7 @@ def make_series(data: Path, shape: tuple[int, ...], folder: Path) -> None:
     image = zoom(middle, [n / m for n, m in zip(shape, middle.shape, strict=False)], order=1)
     field = np.stack([gaussian_filter(rng.normal(size=image.shape), [0.1 * n for n in image.shape]) for _ in range(2)])
     field *= 0.06 * shape[0] / np.linalg.norm(field, axis=0).max()
-    strengths = np.sin(3 * np.pi * np.arange(shape[3]) / (shape[3] - 1)) ** 2
+    strengths = np.sin(np.pi * np.arange(shape[3]) / (shape[3] - 1)) ** 2
     places = np.stack(np.mgrid[tuple(slice(n) for n in image.shape)]).astype(np.float32)
     frames = np.empty(shape, np.int16)
     for number, strength in enumerate(strengths):
