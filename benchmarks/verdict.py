@@ -470,7 +470,7 @@ def look(path: Path) -> dict | None:
     }
     evidence = gather(images, flow, affine, masks)
     row = {name: case[name] for name in ("number", "kind", "half", "broken")}
-    row["preset"] = "fast" if case["settings"]["iterations"] in ([12, 8], [30, 15, 5]) else "other"
+    row["preset"] = "fast" if case["settings"]["iterations"] in ([12, 8], [30, 15, 5], [30, 15, 6]) else "other"
     row["searched"], row["defended"] = case["start"]["kind"] != "headers", case["start"]["defended"]
     row |= {name: round(case[name], 2) if name in case else None for name in ("mm", "voxels")}
     row["back"] = round(case["back"][1], 2) if "back" in case else None

@@ -140,6 +140,11 @@ def test_pairs_of_a_batch_choose_for_themselves():
     assert torch.equal(alone.ddf, together[1].ddf)
 
 
+def test_what_moves_nothing_does_no_harm():
+    fixed, _, _ = deformed_pair(SHAPES[2])
+    assert RegisterPair(settings(2), handlers=())(fixed, fixed).accepted
+
+
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_deformation_that_cannot_be_defended_is_not_given(strict, tmp_path, monkeypatch):
     monkeypatch.setattr("monai_nodeo.registration.choice._HOPELESS", -1.0)

@@ -128,7 +128,8 @@ def information(pair: PairBatch) -> tuple[float, float]:
     """What one image of a batch of one says about the other, and the agreement of the signs; see :py:class:`Choice`.
 
     In each Gaussian window both are taken as jointly normal with a correlation r: ``-log(1 - r^2) / 2`` nats, the mean
-    over the voxels that count and the channels. The agreement is the mean sign of r, weighted by the information.
+    over the voxels that count and the channels, 0 where none does. The agreement is the mean sign of r, weighted by the
+    information.
     """
     smooth = GaussianSmoothing(pair.fixed.ndim - 2, _WINDOW)
     counts = torch.ones_like(pair.fixed[:, :1])
@@ -148,7 +149,7 @@ def information(pair: PairBatch) -> tuple[float, float]:
     nats = -0.5 * rest.log() * weight
     total = nats.sum()
     agreement = (nats * fm.sign()).sum() / total.clamp_min(1e-9)
-    return float(total / (weight.sum() * f.shape[1])), float(agreement)
+    return float(total / (weight.sum().clamp_min(1e-9) * f.shape[1])), float(agreement)
 
 
 def _with_strength(settings: Settings, strength: float) -> Settings:

@@ -50,7 +50,7 @@ def defended(task: Task, choice: Choice, flow: Flow) -> bool:
         before = replace(seen, fixed_mask=far if seen.fixed_mask is None else far * seen.fixed_mask)
         mask = None if seen.moving_mask is None else warp(seen.moving_mask, ddf)
         after = replace(before, moving=warp(seen.moving, ddf), moving_mask=mask)
-        kept.append(not bool(far.any()) or information(after)[0] >= _KEPT * information(before)[0])
+        kept.append(information(after)[0] >= _KEPT * information(before)[0])
     return not choice.hopeless and all(kept)
 
 
