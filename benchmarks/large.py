@@ -162,7 +162,7 @@ def judged(folder: Path) -> dict[str, Any]:
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
 @click.option("--cases", default="256x256x256", help="Sizes, with commas.")
 @click.option("--preset", "presets", multiple=True, default=("default", "fast"), show_default=True)
-@click.option("--memory", help="Passed on.")
+@click.option("--memory", help="Passed on to register.")
 @click.option("--output", type=click.Path(path_type=Path), help="Figures as JSON.")
 def main(data: Path, cases: str, presets: tuple[str, ...], memory: str | None, output: Path | None) -> None:
     """Measure, print a line each."""
@@ -173,11 +173,11 @@ def main(data: Path, cases: str, presets: tuple[str, ...], memory: str | None, o
             folder = Path(temporary)
             {2: make_sections, 3: make_volumes, 4: make_series}[len(shape)](data, shape, folder)
             for preset in presets:
-                words = ["-o", "out", "--quiet"] + ([] if preset == "default" else ["--preset", preset])
+                words = ["-o", "out", "--quiet", "--no-report"] + ([] if preset == "default" else ["--preset", preset])
                 if len(shape) == 4:
-                    command, judge = ["sequence", "series.nii.gz", "--no-report", *words], judged_series
+                    command, judge = ["sequence", "series.nii.gz", *words], judged_series
                 else:
-                    command = ["register", "fixed.nii.gz", "moving.nii.gz", "--no-report", *words]
+                    command = ["register", "fixed.nii.gz", "moving.nii.gz", *words]
                     command, judge = command + (["--memory", memory] if memory else []), judged
                 row = {"size": case, "preset": preset, **measured(folder, command), **judge(folder)}
                 rows.append(row)

@@ -64,7 +64,7 @@ def test_a_registration_comes_back_and_convert_asks_for_the_images(images, tmp_p
     def convert(source, target, *options):
         return CliRunner().invoke(main, ["convert", str(tmp_path / source), str(tmp_path / target), *options]).stderr
 
-    assert "give both, as the reference (-r) and" in convert("t.h5", "w.nii.gz", "--to", "afni")
+    assert "give both, as the reference and as the moving image" in convert("t.h5", "w.nii.gz", "--to", "afni")
     assert "AFNI has affines" in convert("t.h5", "w.h5", "--to", "afni", *both)
     assert not convert("t.h5", "w.nii.gz", "--to", "afni", *both)
     assert "--from afni -r FIXED -m MOVING" in convert("w.nii.gz", "back.h5")

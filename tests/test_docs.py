@@ -93,7 +93,7 @@ def run(words: list[str]) -> None:
 
 
 def write_files(folder: Path) -> None:
-    """Small images, labels, points, series and a list, under the names that the documentation has."""
+    """Small images, labels, points, series, an atlas and a list, under the names that the documentation has."""
     for seed, name in enumerate(("fixed", "moving", "t2", "fixed_t2", "moving_t2")):
         write_image(folder / f"{name}.nii.gz", make_image(SMALL, seed), SMALL)
         write_labels(folder / f"{name}_labels.nii.gz", np.digitize(make_image(SMALL, seed), [500]), SMALL)
@@ -112,6 +112,9 @@ def write_files(folder: Path) -> None:
     shutil.copy(folder / "fixed_labels.nii.gz", folder / "cine_label.nii.gz")
     shutil.copy(folder / "moving_labels.nii.gz", folder / "labels.nii.gz")
     shutil.copy(folder / "fixed_points.csv", folder / "points.csv")
+    (folder / "atlases" / "anna").mkdir(parents=True)
+    shutil.copy(folder / "moving.nii.gz", folder / "atlases" / "anna" / "image.nii.gz")
+    shutil.copy(folder / "moving_labels.nii.gz", folder / "atlases" / "anna" / "label.nii.gz")
     (folder / "pairs.json").write_text(json.dumps([{"fixed": "fixed.nii.gz", "moving": "moving.nii.gz"}]))
 
 
@@ -169,10 +172,6 @@ def test_examples_of_the_reference(module, tmp_path):
         "times": [0.0, 0.25, 0.5],
         "MyLoss": lambda: LocalNCCLoss(3, 5),
     }
-    if "atlases" in module:
-        (tmp_path / "atlases" / "anna").mkdir(parents=True)
-        shutil.copy("moving.nii.gz", "atlases/anna/image.nii.gz")
-        shutil.copy("moving_labels.nii.gz", "atlases/anna/label.nii.gz")
     runner = doctest.DocTestRunner(_Shown())
     found = doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(module), extraglobs=given)
     assert sum(len(test.examples) for test in found)

@@ -99,7 +99,7 @@ def test_convert_asks_for_what_the_tools_need(images, tmp_path):
         result = CliRunner().invoke(main, ["convert", str(tmp_path / source), str(tmp_path / target), *options])
         return result.stderr
 
-    assert "give both, as the reference (-r) and" in convert("t.h5", "f.mat", "--to", "fsl", "-r", fixed)
+    assert "give both, as the reference and as the moving image" in convert("t.h5", "f.mat", "--to", "fsl", "-r", fixed)
     assert "give one of these names" in convert("t.h5", "f.x5", "--to", "fsl", *both)
     assert not convert("t.h5", "f.mat", "--to", "fsl", *both)
     assert not convert("f.mat", "greedy.mat", "--from", "fsl", "--to", "greedy", *both)

@@ -13,14 +13,12 @@ name                        format
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 
 from monai_nodeo.files.dicom_series_writer import check_series_target, is_series_target, write_series
 from monai_nodeo.files.grid import ImageGrid, PathLike
 from monai_nodeo.files.images import StoredImage
-from monai_nodeo.files.nifti import check_image_target, save_nifti
+from monai_nodeo.files.nifti import check_image_target, has_nifti_name, save_nifti
 from monai_nodeo.files.ome_zarr import check_zarr_target, is_zarr_target, write_zarr
 
 __all__ = ["check_warped_target", "write_warped"]
@@ -43,7 +41,7 @@ def check_warped_target(output: PathLike, image: PathLike, reference: PathLike) 
         check_zarr_target(output)
     elif is_series_target(output):
         check_series_target(output, reference, image)
-    elif not os.fspath(output).endswith((".nii", ".nii.gz")):
+    elif not has_nifti_name(output):
         raise ValueError(f"{output}: images are .nii.gz, .nii, .ome.zarr, or FOLDER/ for DICOM; rename it.")
     else:
         check_image_target(output)

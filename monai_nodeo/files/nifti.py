@@ -30,6 +30,7 @@ __all__ = [
     "check_image_target",
     "displacement_error",
     "intent_code",
+    "has_nifti_name",
     "read_displacement",
     "read_values",
     "save_nifti",
@@ -169,6 +170,11 @@ def intent_code(image: SpatialImage) -> int:
     return int(image.header["intent_code"]) if isinstance(image, Nifti1Pair) else 0
 
 
+def has_nifti_name(path: PathLike) -> bool:
+    """Whether a file is NIfTI by its name."""
+    return os.fspath(path).endswith((".nii", ".nii.gz"))
+
+
 def check_image_target(path: PathLike) -> None:
     """Refuse a target that no image can be written to, before there is one.
 
@@ -176,7 +182,7 @@ def check_image_target(path: PathLike) -> None:
         FileNotFoundError: when its folder does not exist.
         ValueError: when the path is not a NIfTI name.
     """
-    if not os.fspath(path).endswith((".nii", ".nii.gz")):
+    if not has_nifti_name(path):
         raise ValueError(f"{path}: results are NIfTI files, expected a name that ends with .nii.gz or .nii.")
     check_folder(path)
 

@@ -14,6 +14,7 @@ import SimpleITK as sitk
 
 from monai_nodeo.files.grid import ImageGrid, PathLike, itk_geometry, vectors_of
 from monai_nodeo.files.lps import RAS_TO_LPS
+from monai_nodeo.files.nifti import has_nifti_name
 from monai_nodeo.files.transform import Transform
 
 __all__ = ["check_reorientable", "reoriented"]
@@ -37,7 +38,7 @@ def check_reorientable(name: PathLike, shape: tuple[int, ...], grid: ImageGrid) 
         raise ValueError(
             f"{name}: shape {shape} holds no vectors or tensors, expected (X, Y, Z, 1, C) with 3 or 6 components."
         )
-    if shape[4] == _TENSOR and not str(name).endswith((".nii", ".nii.gz")):  # ITK has another order in its own files
+    if shape[4] == _TENSOR and not has_nifti_name(name):  # ITK has another order in its own files
         raise ValueError(f"{name}: tensors are turned in NIfTI, where their order is known; convert it.")
     if grid.spatial_dims != 3:
         raise ValueError(f"{name}: directions are turned in volumes, and the reference has shape {grid.shape}.")

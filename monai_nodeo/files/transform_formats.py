@@ -295,7 +295,7 @@ def _named_affine(path: PathLike, matrix: np.ndarray) -> Affine:
 
 def _both(path: PathLike, images: tuple[PathLike, PathLike] | None, asks: str) -> tuple[PathLike, PathLike]:
     if images is None:
-        raise ValueError(f"{path}: {asks}, as the reference (-r) and the moving image (-m).")
+        raise ValueError(f"{path}: {asks}, as the reference and as the moving image.")
     return images
 
 
